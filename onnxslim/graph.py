@@ -1,0 +1,637 @@
+"""`Graph`: a model as one bipartite networkx graph, and the only place that edits it.
+
+Vertices are `Node`s (an op application) and `Value`s (a tensor), keyed by integer id; an edge's
+key is the slot it fills. A subgraph body's captured values are edges too, in slots from `CAPTURE`
+on. Ids grow in file order, and `nodes()` keeps that order wherever the topology allows it, so
+reading and writing a model preserves its layout and equal inputs give equal bytes.
+
+Passes read structure through `view` (a frozen networkx graph) or the accessors here, and edit
+through methods of `Graph` only; each edit is journalled, so that a verifier can check what a
+pass touched instead of everything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from onnxslim.errors import ModelError
+
+__all__ = ["CAPTURE", "Array", "DType", "Dim", "Graph", "Node", "Role", "Shape", "Use", "Value"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Dim: TypeAlias = int | str | None
+Shape: TypeAlias = tuple[Dim, ...]
+
+CAPTURE = 1 << 20
+"""First slot of the values that an If/Loop/Scan body captures from outside."""
+
+
+class DType(IntEnum):
+    """ONNX element types (TensorProto.DataType)."""
+
+    UNDEFINED = 0
+    FLOAT = 1
+    UINT8 = 2
+    INT8 = 3
+    UINT16 = 4
+    INT16 = 5
+    INT32 = 6
+    INT64 = 7
+    STRING = 8
+    BOOL = 9
+    FLOAT16 = 10
+    DOUBLE = 11
+    UINT32 = 12
+    UINT64 = 13
+    COMPLEX64 = 14
+    COMPLEX128 = 15
+    BFLOAT16 = 16
+    FLOAT8E4M3FN = 17
+    FLOAT8E4M3FNUZ = 18
+    FLOAT8E5M2 = 19
+    FLOAT8E5M2FNUZ = 20
+    UINT4 = 21
+    INT4 = 22
+    FLOAT4E2M1 = 23
+    FLOAT8E8M0 = 24
+    UINT2 = 25
+    INT2 = 26
+
+    @classmethod
+    def of(cls, array: Array) -> DType:
+        """The ONNX type of a numpy array (object arrays are strings)."""
+        if array.dtype == object or array.dtype.kind in "SU":
+            return cls.STRING
+        return cls(helper.np_dtype_to_tensor_dtype(array.dtype))
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The numpy type that holds this one (ml_dtypes for bfloat16, float8 and sub-byte types)."""
+        return np.dtype(helper.tensor_dtype_to_np_dtype(int(self)))
+
+    @property
+    def is_float(self) -> bool:
+        return self in (DType.FLOAT, DType.FLOAT16, DType.DOUBLE, DType.BFLOAT16)
+
+
+class Role(Enum):
+    """What a value is for; state that follows a parameter also names it as `owner`."""
+
+    ACTIVATION = "activation"
+    CONSTANT = "constant"
+    PARAMETER = "parameter"
+    STATISTIC = "statistic"
+    SCALE = "scale"
+    MOMENT = "moment"
+    GRADIENT = "gradient"
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """A tensor: `shape` has ints, symbols or None per axis, and is None where the rank is unknown.
+
+    `array` is the payload of an initialiser (read-only, possibly memory-mapped).
+    """
+
+    id: int
+    name: str
+    dtype: DType = DType.UNDEFINED
+    shape: Shape | None = None
+    array: Array | None = None
+    role: Role = Role.ACTIVATION
+    owner: str = ""
+    type_proto: onnx.TypeProto | None = None  # kept for sequences, optionals and maps
+    doc: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def static_shape(self) -> tuple[int, ...]:
+        """The shape, every axis known; raises ModelError naming the value otherwise."""
+        if self.shape is None or not all(isinstance(d, int) for d in self.shape):
+            raise ModelError(f"Value '{self.name}' needs a static shape, but has {self.shape}")
+        return tuple(d for d in self.shape if isinstance(d, int))
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One application of an op. `inputs` and `outputs` are found through the graph."""
+
+    id: int
+    op: str
+    name: str = ""
+    domain: str = ""
+    attributes: dict[str, onnx.AttributeProto] = field(default_factory=dict)
+    arity: tuple[int, int] = (0, 0)  # slots, empty ones included
+    doc: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    overload: str = ""
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """The attribute as a Python value (bytes decoded to str where they are text)."""
+        proto = self.attributes.get(name)
+        if proto is None:
+            return default
+        value = helper.get_attribute_value(proto)
+        if isinstance(value, bytes):
+            return value.decode("utf-8", "surrogateescape")
+        if isinstance(value, list) or type(value).__name__ == "RepeatedScalarContainer":
+            return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in value]
+        return value
+
+    def __str__(self) -> str:
+        kind = f"{self.domain}.{self.op}" if self.domain else self.op
+        return f"node '{self.name}' ({kind})"
+
+
+class Use(NamedTuple):
+    """A place that reads a value."""
+
+    node: Node
+    slot: int
+
+
+def _attribute(name: str, value: Any) -> onnx.AttributeProto:
+    if isinstance(value, onnx.AttributeProto):
+        return value
+    return helper.make_attribute(name, value)
+
+
+class Graph:
+    """A model. See the module's docstring for the representation."""
+
+    def __init__(self, name: str = "graph", opset: int = 18, ir_version: int = 9) -> None:
+        self.name = name
+        self.doc = ""
+        self.ir_version = ir_version
+        self.opsets: dict[str, int] = {"": opset}
+        self.metadata: dict[str, str] = {}
+        self.functions: list[onnx.FunctionProto] = []
+        self.header = onnx.ModelProto()  # producer, version, training info: carried through untouched
+        self._net: nx.MultiDiGraph[int] = nx.MultiDiGraph()
+        self._items: dict[int, Node | Value] = {}
+        self._by_name: dict[str, int] = {}
+        self._inputs: list[int] = []
+        self._outputs: list[int] = []
+        self._next_id = 0
+        self._order: list[Node] | None = None
+        self._journal: list[int] = []
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def opset(self) -> int:
+        """Version of the default ONNX domain."""
+        return self.opsets.get("", 0)
+
+    @property
+    def view(self) -> nx.MultiDiGraph[int]:
+        """The structure as a frozen networkx graph over ids; look items up with `item`."""
+        frozen: nx.MultiDiGraph[int] = nx.freeze(self._net.copy(as_view=True))
+        return frozen
+
+    def item(self, id: int) -> Node | Value:
+        return self._items[id]
+
+    @property
+    def inputs(self) -> list[Value]:
+        return [self._value(i) for i in self._inputs]
+
+    @property
+    def outputs(self) -> list[Value]:
+        return [self._value(i) for i in self._outputs]
+
+    def nodes(self) -> list[Node]:
+        """All nodes, in topological order, original file order where that is possible."""
+        if self._order is None:
+            items = self._items
+
+            def rank(id: int) -> int:
+                return id if isinstance(items[id], Node) else -1
+
+            try:
+                order = list(nx.lexicographical_topological_sort(self._net, key=rank))
+            except nx.NetworkXUnfeasible:
+                cycle = [self._items[a] for a, *_ in nx.find_cycle(self._net)]
+                names = " → ".join(str(n) for n in cycle if isinstance(n, Node))
+                raise ModelError(f"The graph '{self.name}' has a cycle: {names}") from None
+            self._order = [n for n in (items[i] for i in order) if isinstance(n, Node)]
+        return list(self._order)
+
+    def values(self) -> list[Value]:
+        """All values, by id."""
+        return [v for v in self._items.values() if isinstance(v, Value)]
+
+    def initializers(self) -> list[Value]:
+        """All values that carry an array, by id."""
+        return [v for v in self.values() if v.array is not None]
+
+    def value(self, name: str) -> Value:
+        """The value of that name; KeyError otherwise."""
+        return self._value(self._by_name[name])
+
+    def find(self, name: str) -> Value | None:
+        id = self._by_name.get(name)
+        return None if id is None else self._value(id)
+
+    def node_named(self, name: str) -> Node:
+        """The first node of that name; KeyError otherwise."""
+        for node in self.nodes():
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def producer(self, value: Value) -> Node | None:
+        for source in self._net.predecessors(value.id):
+            return self._node(source)
+        return None
+
+    def uses(self, value: Value) -> list[Use]:
+        """Every node and slot that reads the value, in node order (graph outputs not included)."""
+        edges = self._net.out_edges(value.id, keys=True)
+        return [Use(self._node(n), slot) for _, n, slot in sorted(edges)]
+
+    def consumers(self, value: Value) -> list[Node]:
+        """The distinct nodes that read the value."""
+        return [self._node(n) for n in sorted(set(self._net.successors(value.id)))]
+
+    def node_inputs(self, node: Node) -> list[Value | None]:
+        """One entry a slot; None where an optional input is left out."""
+        slots: list[Value | None] = [None] * node.arity[0]
+        for source, _, slot in self._net.in_edges(node.id, keys=True):
+            if slot < CAPTURE:
+                slots[slot] = self._value(source)
+        return slots
+
+    def node_outputs(self, node: Node) -> list[Value | None]:
+        slots: list[Value | None] = [None] * node.arity[1]
+        for _, target, slot in self._net.out_edges(node.id, keys=True):
+            slots[slot] = self._value(target)
+        return slots
+
+    def input(self, node: Node, slot: int) -> Value | None:
+        """The value in an input slot; None where there is none."""
+        return self.node_inputs(node)[slot] if slot < node.arity[0] else None
+
+    def operand(self, node: Node, slot: int) -> Value:
+        """The value in an input slot that must be there."""
+        value = self.input(node, slot)
+        if value is None:
+            raise ModelError(f"{node} has no input {slot}")
+        return value
+
+    def result(self, node: Node, slot: int = 0) -> Value:
+        """The value of an output slot that must be there."""
+        value = self.node_outputs(node)[slot] if slot < node.arity[1] else None
+        if value is None:
+            raise ModelError(f"{node} has no output {slot}")
+        return value
+
+    def captures(self, node: Node) -> dict[str, Value]:
+        """Values that the node's subgraph bodies read from outside, by the name the bodies use."""
+        edges: Any = self._net.in_edges(node.id, keys=True, data="name")
+        found = [(slot, name, source) for source, _, slot, name in edges if slot >= CAPTURE]
+        return {name: self._value(source) for _, name, source in sorted(found)}
+
+    def is_input(self, value: Value) -> bool:
+        return value.id in self._inputs
+
+    def is_output(self, value: Value) -> bool:
+        return value.id in self._outputs
+
+    def is_used(self, value: Value) -> bool:
+        return value.id in self._outputs or self._net.out_degree(value.id) > 0
+
+    def constant_of(self, value: Value | None) -> Array | None:
+        """The array of an initialiser that nothing from outside can override; None otherwise."""
+        if value is None or value.array is None or value.id in self._inputs:
+            return None
+        return value.array
+
+    def fresh_name(self, base: str) -> str:
+        """`base`, or `base_2`, `base_3` … where it is taken."""
+        if base and base not in self._by_name:
+            return base
+        count = 2
+        while f"{base}_{count}" in self._by_name:
+            count += 1
+        return f"{base}_{count}"
+
+    # ------------------------------------------------------------------ editing
+
+    def add_value(
+        self,
+        name: str,
+        dtype: DType = DType.UNDEFINED,
+        shape: Iterable[Dim] | None = None,
+        *,
+        role: Role = Role.ACTIVATION,
+        owner: str = "",
+    ) -> Value:
+        """A value with no producer yet; the name must be free."""
+        if name in self._by_name:
+            raise ModelError(f"The name '{name}' is already used in graph '{self.name}'")
+        value = Value(self._id(), name, dtype, None if shape is None else tuple(shape), role=role, owner=owner)
+        self._insert(value)
+        self._by_name[name] = value.id
+        return value
+
+    def add_input(self, name: str, dtype: DType, shape: Iterable[Dim] | None, *, role: Role = Role.ACTIVATION) -> Value:
+        value = self.find(name) or self.add_value(name, dtype, shape, role=role)
+        self._inputs.append(value.id)
+        self._touch(value)
+        return value
+
+    def add_output(self, value: Value) -> None:
+        self._outputs.append(value.id)
+        self._touch(value)
+
+    def remove_output(self, value: Value) -> None:
+        self._outputs.remove(value.id)
+        self._touch(value)
+
+    def remove_input(self, value: Value) -> None:
+        """The value is no longer fed from outside; the value itself stays."""
+        self._inputs.remove(value.id)
+        self._touch(value)
+
+    def add_constant(self, name: str, array: npt.ArrayLike, *, role: Role = Role.CONSTANT, owner: str = "") -> Value:
+        """An initialiser. The name is made unique; the array is not copied, and becomes read-only."""
+        value = self.add_value(self.fresh_name(name), role=role, owner=owner)
+        self.set_array(value, np.asarray(array))
+        return value
+
+    def set_array(self, value: Value, array: Array | None) -> None:
+        """Gives a value its payload (and with it dtype and shape), or takes it away."""
+        if array is not None:
+            array = array.view()
+            array.flags.writeable = False
+            value.dtype, value.shape = DType.of(array), tuple(array.shape)
+            if value.role is Role.ACTIVATION:
+                value.role = Role.CONSTANT
+        value.array = array
+        self._touch(value)
+
+    def set_type(self, value: Value, dtype: DType | None = None, shape: Iterable[Dim] | None = None) -> None:
+        if dtype is not None:
+            value.dtype = dtype
+        if shape is not None:
+            value.shape = tuple(shape)
+        self._touch(value)
+
+    def set_role(self, value: Value, role: Role, owner: str = "") -> None:
+        value.role, value.owner = role, owner
+        self._touch(value)
+
+    def add_node(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        outputs: Sequence[str | Value | None] | int = 1,
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        domain: str = "",
+        name: str = "",
+    ) -> Node:
+        """Adds a node. `outputs` names new values (made unique), or gives existing ones without a
+        producer, or is how many to make. Attributes that are None are left out."""
+        node = Node(self._id(), op, name, domain)
+        for key, value in (attributes or {}).items():
+            if value is not None:
+                node.attributes[key] = _attribute(key, value)
+        self._insert(node)
+        node.arity = (len(inputs), 0)
+        for slot, source in enumerate(inputs):
+            if source is not None:
+                self._net.add_edge(source.id, node.id, key=slot)
+        base = name or op
+        wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
+        node.arity = (len(inputs), len(wanted))
+        for slot, target in enumerate(wanted):
+            if isinstance(target, str):
+                target = self.add_value(self.fresh_name(target))
+            if target is not None:
+                self._claim(target, node)
+                self._net.add_edge(node.id, target.id, key=slot)
+        return node
+
+    def op(
+        self, op: str, *inputs: Value | None, name: str = "", domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> Value:
+        """Adds a node and returns its first output: the shorthand in which rewrites are written."""
+        node = self.add_node(op, inputs, outputs, attributes, domain=domain, name=name)
+        return self.result(node)
+
+    def add_capture(self, node: Node, value: Value, name: str) -> None:
+        """Declares that a body of `node` reads `value`, under `name`."""
+        slot = CAPTURE + len(self.captures(node))
+        self._net.add_edge(value.id, node.id, key=slot, name=name)
+        self._touch(node)
+
+    def set_attribute(self, node: Node, name: str, value: Any) -> None:
+        """Sets an attribute, or removes it where `value` is None."""
+        node.attributes.pop(name, None)
+        if value is not None:
+            node.attributes[name] = _attribute(name, value)
+        self._touch(node)
+
+    def set_op(self, node: Node, op: str, domain: str = "") -> None:
+        node.op, node.domain = op, domain
+        self._touch(node)
+
+    def set_input(self, node: Node, slot: int, value: Value | None) -> None:
+        """Rewires one input slot, appending empty slots where needed."""
+        for source, _, key in list(self._net.in_edges(node.id, keys=True)):
+            if key == slot:
+                self._net.remove_edge(source, node.id, key)
+        if slot < CAPTURE:
+            node.arity = (max(node.arity[0], slot + 1), node.arity[1])
+        if value is not None:
+            self._net.add_edge(value.id, node.id, key=slot)
+        self._touch(node)
+
+    def set_output(self, node: Node, slot: int, value: Value) -> None:
+        """Puts an existing value without a producer into an output slot."""
+        self._claim(value, node)
+        for _, target, key in list(self._net.out_edges(node.id, keys=True)):
+            if key == slot:
+                self._net.remove_edge(node.id, target, key)
+        node.arity = (node.arity[0], max(node.arity[1], slot + 1))
+        self._net.add_edge(node.id, value.id, key=slot)
+        self._touch(node)
+
+    def replace_uses(self, old: Value, new: Value, *, only: Iterable[Use] | None = None) -> None:
+        """Everything that reads `old` reads `new`.
+
+        Where `old` is a graph output, `new` takes over its name and place; where it cannot (it is an
+        input, an initialiser or an output itself), an Identity node stands between.
+        """
+        moved: Any = self._net.out_edges(old.id, keys=True, data="name")
+        chosen = None if only is None else {(use.node.id, use.slot) for use in only}
+        for _, node, slot, capture in list(moved):
+            if chosen is None or (node, slot) in chosen:
+                self._net.remove_edge(old.id, node, slot)
+                self._net.add_edge(new.id, node, key=slot, **({"name": capture} if capture else {}))
+                self._touch(self._items[node])
+        if only is None and old.id in self._outputs:
+            place = self._outputs.index(old.id)
+            if new.array is not None or self.is_input(new) or self.is_output(new) or self.producer(new) is None:
+                new = self.op("Identity", new, name=f"{old.name}_identity")
+            name = old.name
+            self.rename(old, self.fresh_name(f"{name}_replaced"))
+            self.rename(new, name)
+            if new.shape is None:
+                new.shape = old.shape
+            if new.dtype is DType.UNDEFINED:
+                new.dtype = old.dtype
+            self._outputs[place] = new.id
+        self._touch(old, new)
+
+    def rename(self, value: Value, name: str) -> None:
+        if name == value.name:
+            return
+        if name in self._by_name:
+            raise ModelError(f"Cannot rename '{value.name}' to '{name}': that name is taken")
+        del self._by_name[value.name]
+        self._by_name[name] = value.id
+        value.name = name
+        self._touch(value)
+
+    def remove_node(self, node: Node) -> None:
+        """Removes a node with its outputs, which nothing may read any more."""
+        for value in self.node_outputs(node):
+            if value is None:
+                continue
+            if self.is_used(value):
+                raise ModelError(f"Cannot remove {node}: its output '{value.name}' is still read")
+            self._drop(value)
+        for source in list(self._net.predecessors(node.id)):
+            self._touch(self._items[source])
+        self._drop(node)
+
+    def detach(self, node: Node) -> None:
+        """Removes a node but keeps its outputs, now without a producer."""
+        for value in self.node_outputs(node):
+            if value is not None:
+                self._touch(value)
+        self._drop(node)
+
+    def remove_value(self, value: Value) -> None:
+        """Removes a value that nothing produces or reads (it may be an input)."""
+        if self.is_used(value) or self.producer(value) is not None:
+            raise ModelError(f"Cannot remove value '{value.name}': it is still produced or read")
+        if value.id in self._inputs:
+            self._inputs.remove(value.id)
+        self._drop(value)
+
+    def copy(self) -> Graph:
+        """An independent copy that shares the arrays; ids stay the same."""
+        twin = Graph.__new__(Graph)
+        twin.__dict__.update(self.__dict__)
+        twin.opsets, twin.metadata, twin.functions = dict(self.opsets), dict(self.metadata), list(self.functions)
+        twin._net = self._net.copy()
+        twin._items = {
+            id: dataclasses.replace(item, attributes=dict(item.attributes))
+            if isinstance(item, Node)
+            else dataclasses.replace(item)
+            for id, item in self._items.items()
+        }
+        twin._by_name = dict(self._by_name)
+        twin._inputs, twin._outputs = list(self._inputs), list(self._outputs)
+        twin._order, twin._journal = None, []
+        return twin
+
+    def merge(self, other: Graph, prefix: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Copies `other` into this graph, every name prefixed; `feeds` gives this graph's values
+        for the other's inputs. Returns this graph's value for each value name of the other.
+
+        Both must use the same opset of each domain they share.
+        """
+        for domain, version in other.opsets.items():
+            if self.opsets.setdefault(domain, version) != version:
+                raise ModelError(
+                    f"Cannot merge '{other.name}' (opset {version} of domain '{domain or 'ai.onnx'}') into "
+                    f"'{self.name}' (opset {self.opsets[domain]}): convert both to one opset first"
+                )
+        mapped: dict[int, Value] = {}
+        for value in other.inputs:
+            if value.name in feeds:
+                mapped[value.id] = feeds[value.name]
+            elif value.array is None:
+                raise ModelError(f"Merging '{other.name}': nothing feeds its input '{value.name}'")
+        for value in other.values():
+            if value.id not in mapped:
+                twin = self.add_value(self.fresh_name(prefix + value.name), value.dtype, value.shape, role=value.role)
+                twin.array, twin.owner, twin.type_proto = value.array, value.owner and prefix + value.owner, value.type_proto
+                mapped[value.id] = twin
+        for node in other.nodes():
+            ins = [None if v is None else mapped[v.id] for v in other.node_inputs(node)]
+            outs = [None if v is None else mapped[v.id] for v in other.node_outputs(node)]
+            twin_node = self.add_node(
+                node.op, ins, outs, node.attributes, domain=node.domain, name=node.name and prefix + node.name
+            )
+            twin_node.overload = node.overload
+            for name, value in other.captures(node).items():
+                self.add_capture(twin_node, mapped[value.id], name)
+        known = {(f.domain, f.name, f.overload) for f in self.functions}
+        self.functions += [f for f in other.functions if (f.domain, f.name, f.overload) not in known]
+        return {other._value(id).name: value for id, value in mapped.items()}
+
+    # ------------------------------------------------------------------ journal
+
+    def mark(self) -> int:
+        """A point in the journal of edits."""
+        return len(self._journal)
+
+    def touched(self, mark: int = 0) -> Iterator[Node | Value]:
+        """Each item edited since `mark` that still exists, once, in order of first edit."""
+        for id in dict.fromkeys(self._journal[mark:]):
+            if id in self._items:
+                yield self._items[id]
+
+    # ------------------------------------------------------------------ private
+
+    def _id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    def _value(self, id: int) -> Value:
+        item = self._items[id]
+        assert isinstance(item, Value)
+        return item
+
+    def _node(self, id: int) -> Node:
+        item = self._items[id]
+        assert isinstance(item, Node)
+        return item
+
+    def _insert(self, item: Node | Value) -> None:
+        self._items[item.id] = item
+        self._net.add_node(item.id)
+        self._touch(item)
+
+    def _drop(self, item: Node | Value) -> None:
+        self._net.remove_node(item.id)
+        del self._items[item.id]
+        if isinstance(item, Value):
+            del self._by_name[item.name]
+        self._order = None
+
+    def _claim(self, value: Value, node: Node) -> None:
+        other = self.producer(value)
+        if other is not None or value.array is not None or value.id in self._inputs:
+            what = f"already produced by {other}" if other else "an input or an initialiser"
+            raise ModelError(f"{node} cannot produce '{value.name}': it is {what}")
+
+    def _touch(self, *items: Node | Value) -> None:
+        self._journal.extend(item.id for item in items)
+        self._order = None

@@ -1,0 +1,135 @@
+"""What a pass is: `Pass → Outcome`, the `Context` it runs in, and the `Pipeline` that strings passes.
+
+A pass is a frozen dataclass whose fields are its options; the same declaration serves Python, the
+recipe and the command line. It fetches nothing: what it needs is in the `Context`, and statistics
+are requested first, gathered in one run for all passes, and then applied.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
+
+from onnxslim.errors import VerifyError
+from onnxslim.graph import Array, Graph
+from onnxslim.targets import Target
+from onnxslim.verify import verify
+
+__all__ = ["Checker", "Context", "Outcome", "Pass", "Pipeline", "Refusal", "StatisticRequest"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A place where a pass did not fire, and why: what a user needs to know to change that."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did. `rewrites == 0` is the fixed point.
+
+    `survivors` maps a parameter's name to the indices that survived on each cut axis, so that
+    state which follows a parameter (moments, scales, statistics) can follow the cut.
+    """
+
+    rewrites: int = 0
+    refused: tuple[Refusal, ...] = ()
+    survivors: Mapping[str, Mapping[int, Array]] = field(default_factory=dict)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        merged = {name: dict(axes) for name, axes in self.survivors.items()}
+        for name, axes in other.survivors.items():
+            mine = merged.setdefault(name, {})
+            for axis, kept in axes.items():
+                mine[axis] = mine[axis][kept] if axis in mine else kept
+        refused = tuple(dict.fromkeys(self.refused + other.refused))
+        return Outcome(self.rewrites + other.rewrites, refused, merged)
+
+
+@dataclass(frozen=True)
+class StatisticRequest:
+    """A statistic of one value, over calibration batches.
+
+    kind: "range" → float32 [2], the minimum and maximum over everything;
+          "channel_moments" → float32 [2, C], mean and biased variance over all axes but 1.
+    """
+
+    value: str
+    kind: str
+
+
+class Checker(Protocol):
+    """Compares the model before and after a pass by running both; raises VerifyError on a difference."""
+
+    def check(self, before: Graph, after: Graph, what: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes may need and must not fetch."""
+
+    statistics: Mapping[StatisticRequest, Array] = field(default_factory=dict)
+    target: Target | None = None
+    graphs: Mapping[str, Graph] = field(default_factory=dict)
+    seed: int = 0
+    checker: Checker | None = None
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One rewrite of a graph. The docstring of each opens with its algebra: before → after,
+    when it refuses, and the numerical contract."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        """Rewrites `graph` in place."""
+
+    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
+        """Statistics that `run` wants to find in the context."""
+        return ()
+
+    def __call__(self, graph: Graph, context: Context | None = None) -> Outcome:
+        """`run`, then the verifier; the graph's error names this pass."""
+        context = context or Context()
+        before = graph.copy() if context.checker else None
+        mark = graph.mark()
+        outcome = self.run(graph, context)
+        try:
+            verify(graph, since=mark)
+            if before is not None and context.checker is not None and outcome.rewrites:
+                context.checker.check(before, graph, self.name)
+        except VerifyError as error:
+            raise VerifyError(f"After pass '{self.name}': {error}") from error
+        return outcome
+
+
+@dataclass(frozen=True)
+class Pipeline(Pass):
+    """Passes in order; with `to_fixed_point`, again and again until none rewrites anything."""
+
+    steps: tuple[Pass, ...] = ()
+    to_fixed_point: bool = False
+    name: ClassVar[str] = "pipeline"
+
+    _ROUNDS: ClassVar[int] = 50
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        total = Outcome()
+        for _ in range(self._ROUNDS if self.to_fixed_point else 1):
+            once = Outcome()
+            for step in self.steps:
+                once += step(graph, context)
+            # Refusals of an earlier round may be obsolete; the last round's are what remains true.
+            total = replace(total + once, refused=once.refused)
+            if not once.rewrites:
+                break
+        return total
+
+    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
+        return tuple(dict.fromkeys(r for step in self.steps for r in step.requests(graph, context)))

@@ -1,0 +1,5 @@
+"""Target profiles as data: what a device's int8 kernels take, one TOML file a target."""
+
+from onnxslim.targets.profile import Target, load_target, target_names
+
+__all__ = ["Target", "load_target", "target_names"]

@@ -1,0 +1,1 @@
+"""The passes of onnxslim: everything that rewrites a graph."""
