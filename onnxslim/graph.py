@@ -100,7 +100,8 @@ class Role(Enum):
 class Value:
     """A tensor: `shape` has ints, symbols or None per axis, and is None where the rank is unknown.
 
-    `array` is the payload of an initialiser (read-only, possibly memory-mapped).
+    `array` is the payload of an initialiser (read-only, possibly memory-mapped), `sparse` that of a
+    sparse one, which is only carried through.
     """
 
     id: int
@@ -113,6 +114,7 @@ class Value:
     type_proto: onnx.TypeProto | None = None  # kept for sequences, optionals and maps
     doc: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    sparse: onnx.SparseTensorProto | None = None
 
     @property
     def static_shape(self) -> tuple[int, ...]:
@@ -135,6 +137,7 @@ class Node:
     doc: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     overload: str = ""
+    extra: onnx.NodeProto | None = None  # fields that have no place here, carried through
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The attribute as a Python value (bytes decoded to str where they are text)."""
@@ -177,12 +180,15 @@ class Graph:
         self.metadata: dict[str, str] = {}
         self.functions: list[onnx.FunctionProto] = []
         self.header = onnx.ModelProto()  # producer, version, training info: carried through untouched
+        self.annotations: list[tuple[int, tuple[tuple[str, int], ...]]] = []  # quantisation parameters, by ids
         self._net: nx.MultiDiGraph[int] = nx.MultiDiGraph()
         self._items: dict[int, Node | Value] = {}
         self._by_name: dict[str, int] = {}
         self._inputs: list[int] = []
         self._outputs: list[int] = []
         self._next_id = 0
+        self._reserved: dict[str, None] = {}  # names inside subgraph bodies
+        self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
         self._order: list[Node] | None = None
         self._journal: list[int] = []
 
@@ -311,6 +317,12 @@ class Graph:
     def is_used(self, value: Value) -> bool:
         return value.id in self._outputs or self._net.out_degree(value.id) > 0
 
+    def has_source(self, value: Value) -> bool:
+        """Whether something gives the value: a node, an initialiser or the caller."""
+        if value.array is not None or value.sparse is not None:
+            return True
+        return self._net.in_degree(value.id) > 0 or value.id in self._inputs
+
     def constant_of(self, value: Value | None) -> Array | None:
         """The array of an initialiser that nothing from outside can override; None otherwise."""
         if value is None or value.array is None or value.id in self._inputs:
@@ -318,13 +330,18 @@ class Graph:
         return value.array
 
     def fresh_name(self, base: str) -> str:
-        """`base`, or `base_2`, `base_3` … where it is taken."""
-        if base and base not in self._by_name:
+        """`base`, or `base_2`, `base_3` … where it is taken, here or in a subgraph's body."""
+        if base and not self._taken(base):
             return base
-        count = 2
-        while f"{base}_{count}" in self._by_name:
+        count = self._counts.get(base, 1) + 1
+        while self._taken(f"{base}_{count}"):
             count += 1
+        self._counts[base] = count
         return f"{base}_{count}"
+
+    def reserve_names(self, names: Iterable[str]) -> None:
+        """Keeps `fresh_name` off these: a body defines them, and an outer value must not be hidden."""
+        self._reserved.update(dict.fromkeys(names))
 
     # ------------------------------------------------------------------ editing
 
@@ -388,6 +405,11 @@ class Graph:
             value.shape = tuple(shape)
         self._touch(value)
 
+    def clear_shape(self, value: Value) -> None:
+        """Forgets a value's shape, so that it can be inferred anew."""
+        value.shape = None
+        self._touch(value)
+
     def set_role(self, value: Value, role: Role, owner: str = "") -> None:
         value.role, value.owner = role, owner
         self._touch(value)
@@ -405,6 +427,7 @@ class Graph:
         """Adds a node. `outputs` names new values (made unique), or gives existing ones without a
         producer, or is how many to make. Attributes that are None are left out."""
         node = Node(self._id(), op, name, domain)
+        self.opsets.setdefault(domain, 1)
         for key, value in (attributes or {}).items():
             if value is not None:
                 node.attributes[key] = _attribute(key, value)
@@ -433,8 +456,8 @@ class Graph:
 
     def add_capture(self, node: Node, value: Value, name: str) -> None:
         """Declares that a body of `node` reads `value`, under `name`."""
-        slot = CAPTURE + len(self.captures(node))
-        self._net.add_edge(value.id, node.id, key=slot, name=name)
+        taken = [slot for _, _, slot in self._net.in_edges(node.id, keys=True)]
+        self._net.add_edge(value.id, node.id, key=max([CAPTURE - 1, *taken]) + 1, name=name)
         self._touch(node)
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
@@ -446,17 +469,21 @@ class Graph:
 
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
         node.op, node.domain = op, domain
+        self.opsets.setdefault(domain, 1)
         self._touch(node)
 
     def set_input(self, node: Node, slot: int, value: Value | None) -> None:
-        """Rewires one input slot, appending empty slots where needed."""
-        for source, _, key in list(self._net.in_edges(node.id, keys=True)):
+        """Rewires one input slot, appending empty slots where needed; a captured value's slot too."""
+        edges: Any = self._net.in_edges(node.id, keys=True, data="name")
+        capture = None
+        for source, _, key, name in list(edges):
             if key == slot:
+                capture = name
                 self._net.remove_edge(source, node.id, key)
         if slot < CAPTURE:
             node.arity = (max(node.arity[0], slot + 1), node.arity[1])
         if value is not None:
-            self._net.add_edge(value.id, node.id, key=slot)
+            self._net.add_edge(value.id, node.id, key=slot, **({"name": capture} if capture else {}))
         self._touch(node)
 
     def set_output(self, node: Node, slot: int, value: Value) -> None:
@@ -538,13 +565,15 @@ class Graph:
         twin = Graph.__new__(Graph)
         twin.__dict__.update(self.__dict__)
         twin.opsets, twin.metadata, twin.functions = dict(self.opsets), dict(self.metadata), list(self.functions)
+        twin.annotations = list(self.annotations)
         twin._net = self._net.copy()
         twin._items = {
-            id: dataclasses.replace(item, attributes=dict(item.attributes))
+            id: dataclasses.replace(item, attributes=dict(item.attributes), metadata=dict(item.metadata))
             if isinstance(item, Node)
-            else dataclasses.replace(item)
+            else dataclasses.replace(item, metadata=dict(item.metadata))
             for id, item in self._items.items()
         }
+        twin._reserved, twin._counts = dict(self._reserved), dict(self._counts)
         twin._by_name = dict(self._by_name)
         twin._inputs, twin._outputs = list(self._inputs), list(self._outputs)
         twin._order, twin._journal = None, []
@@ -571,7 +600,9 @@ class Graph:
         for value in other.values():
             if value.id not in mapped:
                 twin = self.add_value(self.fresh_name(prefix + value.name), value.dtype, value.shape, role=value.role)
-                twin.array, twin.owner, twin.type_proto = value.array, value.owner and prefix + value.owner, value.type_proto
+                twin.array, twin.sparse, twin.type_proto = value.array, value.sparse, value.type_proto
+                twin.owner = value.owner and prefix + value.owner
+                twin.doc, twin.metadata = value.doc, dict(value.metadata)
                 mapped[value.id] = twin
         for node in other.nodes():
             ins = [None if v is None else mapped[v.id] for v in other.node_inputs(node)]
@@ -579,9 +610,12 @@ class Graph:
             twin_node = self.add_node(
                 node.op, ins, outs, node.attributes, domain=node.domain, name=node.name and prefix + node.name
             )
-            twin_node.overload = node.overload
+            twin_node.overload, twin_node.extra = node.overload, node.extra
+            twin_node.doc, twin_node.metadata = node.doc, dict(node.metadata)
             for name, value in other.captures(node).items():
                 self.add_capture(twin_node, mapped[value.id], name)
+        self.annotations += [(mapped[a].id, tuple((k, mapped[v].id) for k, v in e)) for a, e in other.annotations]
+        self.reserve_names(other._reserved)
         known = {(f.domain, f.name, f.overload) for f in self.functions}
         self.functions += [f for f in other.functions if (f.domain, f.name, f.overload) not in known]
         return {other._value(id).name: value for id, value in mapped.items()}
@@ -603,6 +637,9 @@ class Graph:
     def _id(self) -> int:
         self._next_id += 1
         return self._next_id
+
+    def _taken(self, name: str) -> bool:
+        return name in self._by_name or name in self._reserved
 
     def _value(self, id: int) -> Value:
         item = self._items[id]

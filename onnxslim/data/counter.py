@@ -21,7 +21,8 @@ def _mix(state: Array) -> Array:
     """SplitMix64's finaliser; uint64 arrays in and out, wrapping."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    out: Array = state ^ (state >> np.uint64(31))
+    return out
 
 
 def bits(count: int, *coordinates: int | Array) -> Array:

@@ -75,7 +75,7 @@ class ArrayDataset:
             raise DataError(f"{source}: expected arrays with one first axis, the samples; got {_shapes(self._arrays)}")
         if size == 0:
             raise DataError(f"{source}: empty, there is no sample")
-        self._size = size
+        self._size = int(size)
         for name in inputs:
             self._arrays[name] = _as_samples(name, self._arrays[name], layout, source)
         if LABEL in self._arrays:
@@ -101,7 +101,7 @@ class ArrayDataset:
             for name in sorted(self._arrays):
                 array = self._arrays[name]
                 state.update(f"{name} {array.dtype.str} {array.shape}".encode())
-                state.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+                state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             self._digest = state.hexdigest()
         return self._digest
 
@@ -147,7 +147,8 @@ def input_array(arrays: Mapping[str, Array], input_name: str) -> Array:
     inputs = [name for name in arrays if name != LABEL]
     if len(inputs) != 1:
         raise DataError(
-            f"The model's input is '{input_name}', the data have {', '.join(sorted(inputs)) or 'no inputs'}: name one after it"
+            f"The model's input is '{input_name}', the data have {', '.join(sorted(inputs)) or 'no inputs'}: "
+            "name one after it"
         )
     return arrays[inputs[0]]
 

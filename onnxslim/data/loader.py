@@ -81,7 +81,7 @@ class Loader:
         self.steps_per_epoch = len(dataset) // batch if drop_last else -(-len(dataset) // batch)
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"The data have {len(dataset)} samples, less than one batch of {batch}: use a smaller batch or more data"
+                f"The data have {len(dataset)} samples, less than one batch of {batch}: take a smaller batch"
             )
 
     def order(self, epoch: int) -> Array:
@@ -103,9 +103,7 @@ class Loader:
         if self.augment is not None:
             images = made.feeds[self.input_name]
             when = epoch if view is None else view
-            made.feeds[self.input_name] = self.augment(
-                images, self.augment_seed, when, indices, self.preprocess.layout
-            )
+            made.feeds[self.input_name] = self.augment(images, self.augment_seed, when, indices, self.preprocess.layout)
         made.view = view
         return made
 

@@ -38,11 +38,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
-            raise DataError(f"Normalisation needs one std per mean: got {len(self.mean)} means and {len(self.std)} stds")
+            raise DataError(f"Normalisation needs a std per mean: got {len(self.mean)} means, {len(self.std)} stds")
         if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or not all(s > 0 for s in self.std):
-            raise DataError(
-                f"Normalisation needs finite means and positive stds: got mean {self.mean}, std {self.std}"
-            )
+            raise DataError(f"Normalisation needs finite means and positive stds: got mean {self.mean}, std {self.std}")
         if self.layout not in ("NCHW", "NHWC"):
             raise DataError(f"Layout is NCHW or NHWC: got '{self.layout}'")
 
@@ -91,10 +89,8 @@ class Augment:
         """Whether it changes anything."""
         return (self.crop and self.pad > 0) or self.flip or self.cutout > 0
 
-    def __call__(
-        self, images: Array, seed: int, epoch: int | Array, indices: Array, layout: Layout = "NCHW"
-    ) -> Array:
-        """Augments normalised images float32 [n, C, H, W] (or [n, H, W, C]); may write into `images`.
+    def __call__(self, images: Array, seed: int, epoch: int | Array, indices: Array, layout: Layout = "NCHW") -> Array:
+        """Augments normalised images float32 [n, C, H, W] (or [n, H, W, C]); returns new ones.
 
         epoch: number of the epoch, or of the view per image (int64 [n]); indices: int64 [n].
         """
@@ -106,6 +102,8 @@ class Augment:
         height_axis = 2 if layout == "NCHW" else 1
         if self.crop and self.pad > 0:
             images = self._crop(images, random, height_axis)
+        else:
+            images = images.copy()
         if self.flip:
             _flip(images, (random[:, 2] >> np.uint64(63)).astype(bool), height_axis + 1)
         if self.cutout > 0:
@@ -118,7 +116,7 @@ class Augment:
         border = [(0, 0)] * 4
         border[axes[0]] = border[axes[1]] = (self.pad, self.pad)
         size = (images.shape[axes[0]], images.shape[axes[1]])
-        windows = sliding_window_view(np.pad(images, border), size, axis=axes)  # type: ignore[call-overload]
+        windows = sliding_window_view(np.pad(images, border), size, axis=axes)
         row, column = (counter.below(random[:, k], 2 * self.pad + 1) for k in (0, 1))
         out = np.empty_like(images)
         for i, (r, c) in enumerate(zip(row.tolist(), column.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""Target profiles as data: what a device's int8 kernels take, one TOML file a target."""
+"""Target profiles as data: what a device's int8 kernels take, one YAML file a target."""
 
 from onnxslim.targets.profile import Target, load_target, target_names
 

@@ -5,6 +5,7 @@ Sources of the facts: ONNX Runtime's quantisation guide, and probes of its kerne
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from dataclasses import dataclass
 from importlib import resources
@@ -20,10 +21,14 @@ __all__ = ["Target", "load_target", "target_names"]
 class Target:
     """One deployment target.
 
-    activation_signed: int8 (zero point 0..) or uint8 activations.
-    weight_per_channel: per-channel scales for these ops; others are per-tensor.
-    quantized_ops: ops with an integer kernel (inputs and weights quantised).
-    passthrough_ops: ops that compute on quantised data unchanged: one scale on both sides.
+    activation_signed: int8 or uint8 activations. The grids coincide: zp_u8 = zp_s8 + 128.
+    weight_per_channel: one weight scale an output channel; else one a tensor.
+    reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose u8·s8 sums saturate in 16 bits.
+    quantized_ops: ops with an integer kernel that multiply by weights: inputs and weights quantised.
+    float_output_ops: those of them whose kernel can write float, so that the last layer's output stays float.
+    integer_ops: other ops with an integer kernel; on integers where what they read and feed is.
+    shared_scale_ops: ops that hand integers on unchanged: one scale on both sides (Concat: on all sides).
+    ort_platform: `target_platform` of ONNX Runtime's ORT-format converter.
     """
 
     name: str
@@ -34,16 +39,31 @@ class Target:
     weight_per_channel: bool
     reduce_range: bool
     quantized_ops: tuple[str, ...]
+    float_output_ops: tuple[str, ...]
+    integer_ops: tuple[str, ...]
     shared_scale_ops: tuple[str, ...]
     ort_platform: str
 
     @classmethod
     def parse(cls, text: str, source: str) -> Target:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in yaml.safe_load(text).items()}
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise RecipeError(f"Target profile {source}: {error}") from error
+        """A profile from YAML; RecipeError naming `source` and the key where one is wrong."""
+        loaded = yaml.safe_load(text)
+        if not isinstance(loaded, dict):
+            raise RecipeError(f"Target profile {source}: expected keys and values, got {type(loaded).__name__}")
+        kinds = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        for key in loaded:
+            if key not in kinds:
+                near = difflib.get_close_matches(str(key), list(kinds), n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise RecipeError(f"Target profile {source}: unknown key '{key}'{hint}")
+        for key, kind in kinds.items():
+            if key not in loaded:
+                raise RecipeError(f"Target profile {source}: key '{key}' is missing")
+            expected = {"str": str, "bool": bool, "int": int}.get(kind, list)
+            if type(loaded[key]) is not expected:
+                got = type(loaded[key]).__name__
+                raise RecipeError(f"Target profile {source}: key '{key}' expects {expected.__name__}, got {got}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()})
 
 
 def target_names() -> list[str]:

@@ -1,0 +1,244 @@
+"""Element types and shapes, by onnx's own inference rules with constant propagation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, shape_inference
+
+from onnxslim.analysis.shape_values import LIMIT, evaluate
+from onnxslim.errors import ModelError, UnsupportedError
+from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
+from onnxslim.onnx_io import node_proto, tensor_type, type_proto
+
+__all__ = ["infer_shapes", "inferred_types", "with_batch"]
+
+
+def infer_shapes(graph: Graph) -> int:
+    """Fills in what can be known about every produced value's element type and shape.
+
+    An axis is overwritten where inference finds a number, and kept where it finds nothing; values
+    after ops without a rule keep what they have. Returns how many values changed. Raises ModelError
+    where inference cannot take the graph at all.
+    """
+    nodes = graph.nodes()
+    found = inferred_types(graph, nodes)
+    missed = [v for n in nodes for v in graph.node_outputs(n) if v is not None and v.shape is not None]
+    missed = [v for v in missed if found.get(v.name, (v.dtype, None))[1] is None]
+    if missed:  # the graph knows ranks that inference does not: go on from there
+        found = inferred_types(graph, nodes, missed)
+    changed = _apply(graph, found)
+    if any(not _is_complete(graph, node) for node in nodes):
+        changed.update(_sweep(graph, nodes))
+    return len(changed)
+
+
+def _apply(graph: Graph, found: Mapping[str, tuple[DType, Shape | None]]) -> dict[str, None]:
+    changed: dict[str, None] = {}
+    for name, (dtype, shape) in found.items():
+        value = graph.value(name)
+        new_dtype = value.dtype if dtype is DType.UNDEFINED else dtype
+        new_shape = _merged(value.shape, shape)
+        if (new_dtype, new_shape) != (value.dtype, value.shape):
+            graph.set_type(value, new_dtype, new_shape)
+            changed[name] = None
+    return changed
+
+
+def _is_complete(graph: Graph, node: Node) -> bool:
+    return all(v is None or (v.shape is not None and None not in v.shape) for v in graph.node_outputs(node))
+
+
+def _sweep(graph: Graph, nodes: Sequence[Node]) -> dict[str, None]:
+    """Node by node, with what shape arithmetic computes as further constants."""
+    changed: dict[str, None] = {}
+    known: dict[int, Array] = {}
+    for node in nodes:
+        if not _is_complete(graph, node):
+            found = inferred_types(graph, [node], constants=known)
+            changed.update(_apply(graph, found))
+            target = graph.input(node, 1)
+            if node.op == "Reshape" and not node.domain and target is not None and target.id in known:
+                changed.update(_apply(graph, _named_axes(graph.result(node), known[target.id])))
+        elements = evaluate(graph, node, known)
+        if elements is not None:
+            known[graph.result(node).id] = elements
+    return changed
+
+
+def _named_axes(value: Value, target: Array) -> dict[str, tuple[DType, Shape | None]]:
+    """A Reshape's axes that take over a symbol."""
+    if value.shape is None or target.shape != (len(value.shape),):
+        return {}
+    axes = tuple(b if a is None and isinstance(b, str) else a for a, b in zip(value.shape, target))
+    return {value.name: (value.dtype, axes)}
+
+
+def with_batch(graph: Graph, batch: int) -> Graph:
+    """A copy whose graph inputs all have `batch` on their first axis, shapes inferred anew.
+
+    Initialisers, parameters and scalars among the inputs keep their shapes. Raises UnsupportedError
+    where the model only works with another batch size: an exporter wrote one into a constant.
+    """
+    if batch < 1:
+        raise ModelError(f"The batch size must be at least 1, got {batch}")
+    twin = graph.copy()
+    symbols: dict[str, int] = {}
+    before = {v.name: v.shape for v in graph.values()}
+    for value in twin.inputs:
+        if value.array is None and value.role is Role.ACTIVATION and value.shape:
+            old = value.shape[0]
+            if isinstance(old, str):
+                symbols[old] = batch
+            twin.set_type(value, shape=(batch, *value.shape[1:]))
+    for value in twin.values():
+        if value.array is None and value.shape is not None and not twin.is_input(value):
+            producer = twin.producer(value)
+            if producer is not None and not _has_rule(twin, producer):
+                twin.set_type(value, shape=[symbols.get(d, d) if isinstance(d, str) else d for d in value.shape])
+            else:
+                twin.clear_shape(value)
+    infer_shapes(twin)
+    _refuse_other_batch(twin, before, batch)
+    return twin
+
+
+def inferred_types(
+    graph: Graph,
+    nodes: Sequence[Node],
+    declared: Iterable[Value] = (),
+    *,
+    constants: Mapping[int, Array] | None = None,
+    strict: bool = False,
+) -> dict[str, tuple[DType, Shape | None]]:
+    """What inference says about the tensors that `nodes` (in topological order) produce.
+
+    What they read from outside is taken as the graph declares it; of what they produce themselves,
+    only `declared` and the outputs of ops without a rule. `constants` has elements of shape arithmetic by
+    value id (see `shape_values`). Large constants are replaced by their types.
+    Raises ModelError where inference cannot take the graph; with `strict`, where any op cannot take its inputs.
+    """
+    model = _skeleton(graph, nodes, {v.id for v in declared}, constants or {})
+    try:
+        result = shape_inference.infer_shapes(model, data_prop=True, strict_mode=strict)
+    except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise ModelError(f"Shape inference cannot take graph '{graph.name}': {error}") from error
+    symbols = {d for v in graph.values() if v.shape is not None for d in v.shape if isinstance(d, str)}
+    infos = {info.name: info for info in (*result.graph.value_info, *result.graph.output)}
+    found: dict[str, tuple[DType, Shape | None]] = {}
+    for node in nodes:
+        for value in graph.node_outputs(node):
+            info = infos.get(value.name) if value is not None else None
+            if value is not None and info is not None and info.type.HasField("tensor_type"):
+                dtype, shape = tensor_type(info.type, value.name)
+                if shape is not None:  # symbols that inference made up mean nothing outside of this call
+                    shape = tuple(None if isinstance(d, str) and d not in symbols else d for d in shape)
+                found[value.name] = (dtype, shape)
+    return found
+
+
+def _skeleton(
+    graph: Graph, nodes: Sequence[Node], declared: set[int], constants: Mapping[int, Array]
+) -> onnx.ModelProto:
+    model = onnx.ModelProto(ir_version=max(graph.ir_version, 4))
+    for domain, version in graph.opsets.items():
+        model.opset_import.add(domain=domain, version=version)
+    model.functions.extend(graph.functions)
+    body = model.graph
+    body.name = graph.name or "graph"
+    produced = {v.id for n in nodes for v in graph.node_outputs(n) if v is not None}
+    seen: set[int] = set()
+    for node in nodes:
+        for value in (*graph.node_inputs(node), *graph.captures(node).values()):
+            if value is not None and value.id not in produced and value.id not in seen:
+                seen.add(value.id)
+                _declare_source(body, graph, value, constants)
+        rule = _has_rule(graph, node)
+        for value in graph.node_outputs(node):
+            if value is None:
+                continue
+            proto = type_proto(value)
+            if proto.WhichOneof("value") and (value.id in declared or not rule):
+                body.value_info.add(name=value.name).type.CopyFrom(proto)
+        body.node.append(_rule_node(graph, node))
+    return model
+
+
+def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants: Mapping[int, Array]) -> None:
+    array = _integers(constants[value.id]) if value.id in constants else graph.constant_of(value)
+    small = {"i": LIMIT, "u": LIMIT, "f": 16}
+    if array is not None and array.size <= small.get(array.dtype.kind, -1) and array.dtype.itemsize >= 4:
+        tensor = numpy_helper.from_array(np.asarray(array, value.dtype.numpy), value.name)
+        body.initializer.append(tensor)
+        return
+    proto = type_proto(value)
+    if proto.WhichOneof("value"):
+        body.input.add(name=value.name).type.CopyFrom(proto)
+
+
+def _integers(elements: Array) -> Array | None:
+    """Elements as integers; one unknown may be -1, which a Reshape infers from the others."""
+    unknown = [not isinstance(e, (int, np.integer)) for e in elements.flat]
+    if sum(unknown) > 1 or (any(unknown) and -1 in elements.flat):
+        return None
+    return np.array([-1 if u else e for u, e in zip(unknown, elements.flat)], np.int64).reshape(elements.shape)
+
+
+def _is_fake_quant(node: Node) -> bool:
+    return node.op == "FakeQuant" and node.domain == "onnxslim"
+
+
+def _rule_node(graph: Graph, node: Node) -> onnx.NodeProto:
+    if _is_fake_quant(node):  # same type and shape as its first input
+        names = [graph.operand(node, 0).name], [graph.result(node).name]
+        return onnx.NodeProto(op_type="Identity", input=names[0], output=names[1])
+    return node_proto(graph, node)
+
+
+def _has_rule(graph: Graph, node: Node) -> bool:
+    if _is_fake_quant(node) or any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions):
+        return True
+    return bool(onnx.defs.has(node.op, node.domain))
+
+
+def _merged(old: Shape | None, new: Shape | None) -> Shape | None:
+    if old is None or new is None or len(old) != len(new):
+        return old if new is None else new
+
+    def axis(a: Dim, b: Dim) -> Dim:
+        if isinstance(b, int) or a is None:
+            return b
+        return a
+
+    return tuple(axis(a, b) for a, b in zip(old, new))
+
+
+def _refuse_other_batch(graph: Graph, before: Mapping[str, Shape | None], batch: int) -> None:
+    advice = "export the model again with a dynamic batch axis, or use the batch size it was exported with"
+    for node in graph.nodes():
+        if node.op != "Reshape" or node.domain:
+            continue
+        source, result = graph.input(node, 0), graph.result(node)
+        sizes = [_volume(v.shape) if v is not None else None for v in (source, result)]
+        if source is not None and None not in sizes and sizes[0] != sizes[1]:
+            raise UnsupportedError(
+                f"With batch {batch}, {node} cannot reshape {source.shape} to {result.shape}: "
+                f"a batch size is written into its shape; {advice}"
+            )
+    olds = [s[0] for v in graph.inputs if v.array is None and (s := before[v.name])]
+    for value in graph.outputs:
+        old, new = before[value.name], value.shape
+        if new and isinstance(new[0], int) and new[0] != batch and old and old[0] in olds:
+            raise UnsupportedError(
+                f"Output '{value.name}' has shape {new} where the inputs have batch {batch}: "
+                f"a batch size is written into the model; {advice}"
+            )
+
+
+def _volume(shape: Shape | None) -> int | None:
+    if shape is None or not all(isinstance(d, int) for d in shape):
+        return None
+    return math.prod(d for d in shape if isinstance(d, int))

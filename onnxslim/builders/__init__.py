@@ -1,0 +1,23 @@
+"""Networks written directly as ONNX graphs, with seeded He-initialised weights: opset 18, IR 9, batch axis `N`."""
+
+from onnxslim.builders.mobilenet import InvertedStage, mobilenet_v1, mobilenet_v2
+from onnxslim.builders.network import Network
+from onnxslim.builders.resnet import resnet
+from onnxslim.builders.small import mlp, small_cnn
+from onnxslim.builders.vgg import VGG9, VGG11, VGG13, VGG16, VGG19, vgg
+
+__all__ = [
+    "VGG9",
+    "VGG11",
+    "VGG13",
+    "VGG16",
+    "VGG19",
+    "InvertedStage",
+    "Network",
+    "mlp",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "resnet",
+    "small_cnn",
+    "vgg",
+]

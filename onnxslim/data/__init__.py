@@ -1,0 +1,30 @@
+"""Data: image folders, zips, npz and iterables as `Dataset`s; transforms; the prefetching loader."""
+
+from onnxslim.data.dataset import LABEL, ArrayDataset, Dataset, Subset, input_array
+from onnxslim.data.iterables import from_iterable
+from onnxslim.data.loader import Batch, Loader, evaluation_batches, prefetch
+from onnxslim.data.opening import ModelInput, Source, check_fits, open_dataset
+from onnxslim.data.progress import ProgressBar, ProgressCallback
+from onnxslim.data.transforms import Augment, Layout, Preprocess
+
+__all__ = [
+    "LABEL",
+    "ArrayDataset",
+    "Augment",
+    "Batch",
+    "Dataset",
+    "Layout",
+    "Loader",
+    "ModelInput",
+    "Preprocess",
+    "ProgressBar",
+    "ProgressCallback",
+    "Source",
+    "Subset",
+    "check_fits",
+    "evaluation_batches",
+    "from_iterable",
+    "input_array",
+    "open_dataset",
+    "prefetch",
+]

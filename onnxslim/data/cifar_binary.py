@@ -1,0 +1,82 @@
+"""The original CIFAR-10 binary archive: https://www.cs.toronto.edu/~kriz/cifar.html.
+
+Each record is one label byte and 3,072 pixel bytes (red, green, blue planes of 32×32).
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from onnxslim.data.dataset import LABEL, ArrayDataset
+from onnxslim.errors import DataError
+
+__all__ = ["is_cifar_binary", "open_cifar_binary"]
+
+_RECORD = 1 + 3 * 32 * 32
+_META = "batches.meta.txt"
+_WANTED = (_META, "test_batch.bin", *(f"data_batch_{i}.bin" for i in range(1, 6)))
+
+
+def is_cifar_binary(path: Path) -> bool:
+    """A .tar.gz/.tgz file, or a folder that holds (or whose one subfolder holds) the batch files."""
+    if path.is_dir():
+        return _folder(path) is not None
+    return path.name.endswith((".tar.gz", ".tgz", ".tar"))
+
+
+def open_cifar_binary(path: Path, split: str | None = None) -> ArrayDataset:
+    """Split "train" (data_batch_1…5) or "test" (test_batch) as {"image": uint8 [n, 32, 32, 3], "label"}.
+
+    Raises DataError: unreadable or incomplete archive, no such split, truncated or damaged batch.
+    """
+    if split not in ("train", "test"):
+        what = f"no such split '{split}'; the splits there are" if split else "say which split to read:"
+        raise DataError(f"{path} (CIFAR-10 binary): {what} train, test")
+    files = _read_folder(path) if path.is_dir() else _read_tar(path)
+    if _META not in files:
+        raise DataError(f"{path}: not the CIFAR-10 binary archive: it has no {_META}")
+    classes = tuple(files[_META].decode("utf-8", "replace").split())
+    wanted = [n for n in _WANTED if n.startswith("data_batch" if split == "train" else "test_batch")]
+    parts = []
+    for name in wanted:
+        content = files.get(name)
+        if content is None:
+            raise DataError(f"{path}: incomplete CIFAR-10 binary archive: {name} is missing")
+        if not content or len(content) % _RECORD:
+            raise DataError(f"{path}: {name} is truncated: expected a multiple of {_RECORD} bytes, got {len(content)}")
+        parts.append(np.frombuffer(content, np.uint8).reshape(-1, _RECORD))
+    records = np.concatenate(parts)
+    images = np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    return ArrayDataset({"image": images, LABEL: records[:, 0]}, classes, layout="NHWC", source=str(path))
+
+
+def _folder(path: Path) -> Path | None:
+    for folder in (path, path / "cifar-10-batches-bin"):
+        if (folder / _META).is_file():
+            return folder
+    return None
+
+
+def _read_folder(path: Path) -> Mapping[str, bytes]:
+    folder = _folder(path) or path
+    return {name: (folder / name).read_bytes() for name in _WANTED if (folder / name).is_file()}
+
+
+def _read_tar(path: Path) -> Mapping[str, bytes]:
+    """The wanted members, read in memory: nothing is extracted to disk."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                if member.isfile() and name in _WANTED:
+                    stream = archive.extractfile(member)
+                    if stream is not None:
+                        found[name] = stream.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a readable tar archive: {error}") from error
+    return found

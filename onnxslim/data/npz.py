@@ -1,0 +1,69 @@
+"""`.npz` archives of named arrays, as numpy.savez writes them."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from onnxslim.data.dataset import LABEL, ArrayDataset
+from onnxslim.data.transforms import Layout
+from onnxslim.errors import DataError
+from onnxslim.graph import Array
+
+__all__ = ["open_npz"]
+
+_LABELS = (LABEL, "labels", "y")
+_IMAGES = {"images": "image", "x": "image"}
+
+
+def open_npz(
+    path: Path, split: str | None = None, *, label_name: str = LABEL, layout: Layout | None = None
+) -> ArrayDataset:
+    """The arrays of an archive: inputs by name, labels under `label_name` (or "labels", "y").
+
+    Splits are name parts: with split "train", `train_image`, `image_train` and `x_train` count.
+    An array `classes` of strings names the classes. Pickled objects are never loaded.
+
+    Raises DataError: not an archive, no such split, what `ArrayDataset` raises.
+    """
+    arrays = _load(path)
+    classes = arrays.pop("classes", None)
+    splits = sorted({s for name in arrays if (s := _split_of(name)[0])})
+    if split is None and splits:
+        raise DataError(f"{path} has the splits {', '.join(splits)}: say which one to read")
+    if split is not None and split not in splits:
+        there = f"the splits there are {', '.join(splits)}" if splits else "its arrays are not split; leave split out"
+        raise DataError(f"{path}: no such split '{split}'; {there} (arrays: {', '.join(sorted(arrays))})")
+    chosen = {base: arrays[name] for name in arrays for s, base in [_split_of(name)] if s == (split or "")}
+    named: dict[str, Array] = {}
+    for name, array in chosen.items():
+        is_label = name == label_name or (label_name not in chosen and name in _LABELS)
+        named[LABEL if is_label else _IMAGES.get(name, name)] = array
+    names = None if classes is None else [str(c) for c in classes.tolist()]
+    return ArrayDataset(named, names, layout=layout, source=str(path))
+
+
+def _load(path: Path) -> dict[str, Array]:
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} holds one array without a name: save it with numpy.savez(image=…, label=…)")
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not a readable .npz archive of plain arrays: {error}") from error
+
+
+def _split_of(name: str) -> tuple[str, str]:
+    """'train_image' or 'image_train' → ('train', 'image'); no split → ('', name)."""
+    splits = "train|val|valid|validation|test"
+    if match := re.fullmatch(rf"({splits})[_./-](.+)", name):
+        return match[1], match[2]
+    if match := re.fullmatch(rf"(.+)[_./-]({splits})", name):
+        return match[2], match[1]
+    return "", name

@@ -1,0 +1,30 @@
+"""Accuracy, latency and size of models; one, several side by side, or many variants."""
+
+from onnxslim.evaluation.compare import Row, compare
+from onnxslim.evaluation.evaluate import Evaluation, evaluate
+from onnxslim.evaluation.latency import Latency, measure_latency
+from onnxslim.evaluation.many import Point, Result, Variant, evaluate_many
+from onnxslim.evaluation.metrics import Interval, McNemar, mcnemar, top_k, wilson_interval
+from onnxslim.evaluation.models import Model, digest_of, open_session, size_of
+
+__all__ = [
+    "Evaluation",
+    "Interval",
+    "Latency",
+    "McNemar",
+    "Model",
+    "Point",
+    "Result",
+    "Row",
+    "Variant",
+    "compare",
+    "digest_of",
+    "evaluate",
+    "evaluate_many",
+    "mcnemar",
+    "measure_latency",
+    "open_session",
+    "size_of",
+    "top_k",
+    "wilson_interval",
+]

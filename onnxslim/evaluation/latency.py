@@ -1,0 +1,113 @@
+"""Latency of several models, measured side by side in one run.
+
+A machine drifts by ten percent within an hour, so only figures of one run compare: the models take
+turns, in short bursts, and ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxslim.data.progress import ProgressCallback
+from onnxslim.errors import DataError, ModelError
+from onnxslim.evaluation.models import Model, open_session, session_inputs
+from onnxslim.graph import Array, DType
+from onnxslim.runtime.session import Session
+
+__all__ = ["Latency", "measure_latency"]
+
+_BURST = 5
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one run of a model with `batch` samples on `threads` threads, in milliseconds.
+
+    ratio: median over the rounds of this model's time divided by the first model's.
+    """
+
+    median_ms: float
+    p95_ms: float
+    ratio: float
+    batch: int
+    threads: int
+    repeats: int
+
+
+def measure_latency(
+    models: Mapping[str, Model],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    repeats: int = 100,
+    sample: Array | None = None,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> dict[str, Latency]:
+    """Times every model `repeats` times, in rounds of bursts, each burst after one untimed run.
+
+    sample: preprocessed input [n, …] for models of one input, repeated to `batch`; default: normal
+    random numbers of the model's own shape (needed where that has symbolic axes beside the first).
+
+    Raises DataError on sizes below 1; ModelError where a model has another batch baked in or a
+    shape that is not known.
+    """
+    if batch < 1 or threads < 1 or repeats < 1:
+        raise DataError(f"batch, threads and repeats are at least 1: got {batch}, {threads}, {repeats}")
+    sessions = {name: open_session(model, threads=threads) for name, model in models.items()}
+    feeds = {name: _feeds(name, session, batch, sample, seed) for name, session in sessions.items()}
+    order = list(models)
+    burst = min(_BURST, repeats)
+    rounds = -(-repeats // burst)
+    times = {name: np.empty((rounds, burst)) for name in order}
+    for number in range(rounds):
+        turn = number % max(len(order), 1)
+        for name in order[turn:] + order[:turn]:  # nobody always runs after the same neighbour
+            times[name][number] = _burst(sessions[name], feeds[name], burst)
+        if progress is not None:
+            progress("measuring latency", number + 1, rounds)
+    return {name: _summary(times[name], times[order[0]], batch, threads) for name in order}
+
+
+def _burst(session: Session, feeds: dict[str, Array], count: int) -> Array:
+    run = session.raw.run
+    run(None, feeds)
+    times = np.empty(count)
+    for i in range(count):
+        start = time.perf_counter_ns()
+        run(None, feeds)
+        times[i] = (time.perf_counter_ns() - start) / 1e6
+    return times
+
+
+def _summary(times: Array, first: Array, batch: int, threads: int) -> Latency:
+    ratios = np.median(times, axis=1) / np.median(first, axis=1)
+    return Latency(
+        float(np.median(times)),
+        float(np.percentile(times, 95)),
+        float(np.median(ratios)),
+        batch,
+        threads,
+        times.size,
+    )
+
+
+def _feeds(model: str, session: Session, batch: int, sample: Array | None, seed: int) -> dict[str, Array]:
+    inputs = session_inputs(session)
+    if sample is not None and len(inputs) == 1:
+        rows = np.resize(np.arange(len(sample)), batch)
+        return {inputs[0].name: np.ascontiguousarray(sample[rows], dtype=inputs[0].dtype.numpy)}
+    random = np.random.default_rng(seed)
+    feeds = {}
+    for arg in inputs:
+        if arg.shape is None or arg.dtype is DType.UNDEFINED or not all(isinstance(d, int) for d in arg.shape[1:]):
+            raise ModelError(f"Model '{model}': cannot make up input '{arg.name}' of shape {arg.shape}: give a sample")
+        if arg.shape and isinstance(arg.shape[0], int) and arg.shape[0] != batch:
+            raise ModelError(f"Model '{model}' has batch {arg.shape[0]} baked in: expected {batch}, or a free axis")
+        shape = tuple(d if isinstance(d, int) else batch for d in arg.shape)
+        feeds[arg.name] = random.standard_normal(shape).astype(arg.dtype.numpy)
+    return feeds

@@ -1,0 +1,147 @@
+"""`evaluate_many`: many variants of a model evaluated in parallel, each content once, resumable.
+
+Sensitivity, mixed precision and search all come down to this.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from onnxslim.data.progress import ProgressCallback
+from onnxslim.errors import DataError
+from onnxslim.evaluation.models import digest_of
+from onnxslim.files import write_atomic
+from onnxslim.graph import Graph
+
+__all__ = ["Point", "Result", "Variant", "evaluate_many"]
+
+K = TypeVar("K", bound=Hashable)
+
+Variant: TypeAlias = "Graph | Callable[[], Graph]"
+"""A model, or a function that makes it (called on the worker, so that variants need not all exist at once)."""
+
+Result: TypeAlias = "float | int | str | bool | list[Result] | dict[str, Result] | None"
+"""What an evaluation gives: anything that JSON holds."""
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Point:
+    """The result of one variant. cached: known before, from the store or an equal variant."""
+
+    digest: str
+    result: Result
+    seconds: float
+    cached: bool
+
+
+def evaluate_many(
+    variants: Mapping[K, Variant],
+    evaluate: Callable[[Graph], Result],
+    *,
+    store: Path | None = None,
+    workers: int = 1,
+    context: str = "",
+    progress: ProgressCallback | None = None,
+) -> dict[K, Point]:
+    """evaluate(graph) for every variant, in the order of `variants`, `workers` at a time.
+
+    evaluate: runs on one core each, from several threads at once.
+    store: a JSON file, written atomically after every point and read first; points are found again
+    by the digest of the graph's content, whatever their key. context: what else a result depends on
+    (digest of the data, settings); results under another context are kept and not used.
+
+    The first error of a variant is raised once running ones have ended; finished points are stored.
+    Raises DataError where the store is no store of this kind or a result is nothing JSON holds.
+    """
+    if workers < 1:
+        raise DataError(f"workers is at least 1: got {workers}")
+    book = _Store(store, context)
+    running: dict[str, Future[tuple[Result, float]]] = {}
+    lock = threading.Lock()
+
+    def work(variant: Variant) -> Point:
+        graph = variant if isinstance(variant, Graph) else variant()
+        digest = digest_of(graph)
+        with lock:
+            known = book.get(digest)
+            if known is not None:
+                return Point(digest, known[0], known[1], True)
+            mine = digest not in running
+            future = running.setdefault(digest, Future())
+        if not mine:
+            result, seconds = future.result()
+            return Point(digest, result, seconds, True)
+        start = time.perf_counter()
+        try:
+            result = evaluate(graph)
+            seconds = time.perf_counter() - start
+            with lock:
+                book.add(digest, result, seconds)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        future.set_result((result, seconds))
+        return Point(digest, result, seconds, False)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="variant")
+    try:
+        jobs = {key: pool.submit(work, variant) for key, variant in variants.items()}
+        for done, job in enumerate(as_completed(jobs.values()), 1):
+            job.result()
+            if progress is not None:
+                progress("evaluating variants", done, len(jobs))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return {key: job.result() for key, job in jobs.items()}
+
+
+class _Store:
+    """Results by context and digest, mirrored in a JSON file."""
+
+    def __init__(self, path: Path | None, context: str) -> None:
+        self._path = path
+        self._all: dict[str, dict[str, dict[str, Result]]] = {}
+        if path is not None and path.exists():
+            self._all = _read(path)
+        self._points = self._all.setdefault(context, {})
+
+    def get(self, digest: str) -> tuple[Result, float] | None:
+        entry = self._points.get(digest)
+        if entry is None:
+            return None
+        seconds = entry["seconds"]
+        return entry["result"], seconds if isinstance(seconds, float) else 0.0
+
+    def add(self, digest: str, result: Result, seconds: float) -> None:
+        self._points[digest] = {"result": result, "seconds": round(seconds, 3)}
+        try:
+            text = json.dumps({"version": _VERSION, "contexts": self._all}, indent=1, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            del self._points[digest]
+            raise DataError(f"A result must be what JSON holds, got {type(result).__name__}: {error}") from error
+        if self._path is not None:
+            write_atomic(self._path, text.encode())
+
+
+def _read(path: Path) -> dict[str, dict[str, dict[str, Result]]]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["version"] != _VERSION:
+            raise DataError(f"{path}: results of version {content['version']}, expected {_VERSION}: move the file away")
+        contexts = content["contexts"]
+        for points in contexts.values():
+            for entry in points.values():
+                entry["result"], entry["seconds"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is not a file of evaluation results ({error}): move it away to start anew") from error
+    found: dict[str, dict[str, dict[str, Result]]] = contexts
+    return found

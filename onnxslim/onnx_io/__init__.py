@@ -1,0 +1,12 @@
+"""ModelProto ⇄ Graph: reads and writes ONNX files without losing what it does not understand.
+
+`read` and `from_proto` give a `Graph`; `write`, `to_bytes` and `to_proto` give it back. An
+untouched model comes out as the same model: nodes in their order, names, attributes, initialiser
+bytes, opsets, subgraph bodies, local functions, metadata and doc strings.
+"""
+
+from onnxslim.onnx_io.reader import from_proto, read
+from onnxslim.onnx_io.types import tensor_type, type_proto
+from onnxslim.onnx_io.writer import node_proto, to_bytes, to_proto, write
+
+__all__ = ["from_proto", "node_proto", "read", "tensor_type", "to_bytes", "to_proto", "type_proto", "write"]

@@ -1,0 +1,205 @@
+"""Files and ModelProtos → Graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
+from onnxslim.graph import Graph, Value
+from onnxslim.onnx_io.bodies import captured_names, local_names
+from onnxslim.onnx_io.tensors import ExternalFiles, array_of, inline_external, inline_sparse
+from onnxslim.onnx_io.types import element_type, is_plain, tensor_type
+
+__all__ = ["from_proto", "read"]
+
+_OTHER_FORMATS = (
+    (4, b"ORTM", "an ORT-format file; give the .onnx file it was made from"),
+    (4, b"TFL3", "a TensorFlow Lite file; convert it to ONNX (tf2onnx)"),
+    (0, b"PK\x03\x04", "a zip archive, such as a PyTorch checkpoint; export the model with torch.onnx.export"),
+    (0, b"\x89HDF", "an HDF5 file, such as a Keras model; convert it to ONNX (tf2onnx)"),
+    (0, b"\x1f\x8b", "a gzip file; unpack it"),
+    (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (0, b"\x80\x02", "a Python pickle, such as an old PyTorch checkpoint; export the model with torch.onnx.export"),
+)
+_MODEL_FIELDS = ("ir_version", "opset_import", "metadata_props", "functions", "graph")
+_NODE_FIELDS = ("input", "output", "name", "op_type", "domain", "overload", "attribute", "doc_string", "metadata_props")
+
+
+def read(path: str | Path) -> Graph:
+    """Reads an ONNX file; external data stays in its files, memory-mapped.
+
+    Raises ModelFormatError where the file is not a complete ONNX model, ExternalDataError where its
+    external data is missing, short or outside of its folder, UnsupportedError for unknown element types.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelFormatError(f"Cannot read '{path}': {error.strerror}; give the path of an ONNX file") from error
+    try:
+        return from_proto(_parse(data), path.parent)
+    except (ModelError, UnsupportedError) as error:
+        raise type(error)(f"Cannot read '{path}': {error}") from error
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    if not data:
+        raise ModelFormatError("expected an ONNX model, got an empty file; export or copy it again")
+    for offset, magic, what in _OTHER_FORMATS:
+        if data[offset : offset + len(magic)] == magic:
+            raise ModelFormatError(f"expected an ONNX model, got {what}")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        large = "; a file over 2 GB must keep its weights as external data" if len(data) >= 1 << 31 else ""
+        raise ModelFormatError(
+            f"expected an ONNX model, got {len(data)} bytes that are none, or a truncated one ({error}); "
+            f"export or copy it again{large}"
+        ) from error
+    return model
+
+
+def from_proto(model: onnx.ModelProto, folder: str | Path | None = None) -> Graph:
+    """A graph of a model, which is not changed. `folder` is where its external data lies.
+
+    Raises ModelFormatError where it is not a complete model; see `read` for the rest.
+    """
+    if not model.HasField("graph") or not model.graph.output or not model.opset_import:
+        missing = "graph" if not model.HasField("graph") else "outputs" if not model.graph.output else "opset"
+        raise ModelFormatError(
+            f"expected an ONNX model, got one without {missing}: the file is truncated or something else; "
+            "export or copy it again"
+        )
+    try:
+        return _Reader(model, ExternalFiles(None if folder is None else Path(folder))).graph
+    except (UnicodeDecodeError, DecodeError) as error:
+        raise ModelFormatError(f"expected text in names, got other bytes ({error}); the file is damaged") from error
+
+
+class _Reader:
+    """Builds the graph in file order, so that ids follow it."""
+
+    def __init__(self, model: onnx.ModelProto, files: ExternalFiles) -> None:
+        self.files = files
+        self.graph = graph = Graph(model.graph.name, ir_version=model.ir_version)
+        graph.opsets = {_domain(o.domain): o.version for o in model.opset_import}
+        graph.doc = model.graph.doc_string
+        graph.metadata = _pairs(model.metadata_props)
+        graph.functions = [_copy(f) for f in model.functions]
+        graph.header = _rest(model, _MODEL_FIELDS)
+        graph.header.graph.metadata_props.extend(model.graph.metadata_props)
+        self._sources(model.graph)
+        for node in model.graph.node:
+            self._node(node)
+        for info in model.graph.value_info:
+            value = graph.find(info.name)
+            if value is not None:  # else it describes nothing of this graph
+                self._describe(value, info)
+        for info in model.graph.output:
+            value = graph.find(info.name)
+            if value is None:
+                raise ModelFormatError(f"output '{info.name}' is neither computed nor given; the file is damaged")
+            self._describe(value, info)
+            graph.add_output(value)
+        self._annotations(model.graph)
+        self._require_sources()
+
+    def _sources(self, proto: onnx.GraphProto) -> None:
+        for info in proto.input:
+            if not info.name or self.graph.find(info.name) is not None:
+                raise ModelFormatError(f"input '{info.name}' has no name, or another's; the file is damaged")
+            self._describe(self.graph.add_input(info.name, *tensor_type(info.type, info.name)), info)
+        for tensor in proto.initializer:
+            value = self._fresh(tensor.name)
+            self.graph.set_array(value, array_of(tensor, self.files))
+            value.doc = value.doc or tensor.doc_string
+            value.metadata.update(_pairs(tensor.metadata_props))
+        for sparse in proto.sparse_initializer:
+            value = self._fresh(sparse.values.name)
+            value.sparse = _copy(sparse)
+            inline_sparse(value.sparse, self.files)
+            self.graph.set_type(value, element_type(sparse.values.data_type, value.name), sparse.dims)
+
+    def _fresh(self, name: str) -> Value:
+        value = self.graph.find(name)
+        if not name or (value is not None and (value.array is not None or value.sparse is not None)):
+            raise ModelFormatError(f"initialiser '{name}' has no name, or another's; the file is damaged")
+        return value or self.graph.add_value(name)
+
+    def _named(self, name: str) -> Value | None:
+        return (self.graph.find(name) or self.graph.add_value(name)) if name else None
+
+    def _node(self, proto: onnx.NodeProto) -> None:
+        attributes = {a.name: _copy(a) for a in proto.attribute}
+        for attribute in attributes.values():
+            inline_external(attribute, self.files)
+        inputs, outputs = [self._named(n) for n in proto.input], [self._named(n) for n in proto.output]
+        node = self.graph.add_node(
+            proto.op_type, inputs, outputs, attributes, domain=_domain(proto.domain), name=proto.name
+        )
+        node.overload, node.doc, node.metadata = proto.overload, proto.doc_string, _pairs(proto.metadata_props)
+        if any(field.name not in _NODE_FIELDS for field, _ in proto.ListFields()):
+            node.extra = _rest(proto, _NODE_FIELDS)
+        for name in captured_names(attributes.values()):
+            value = self._named(name)
+            assert value is not None
+            self.graph.add_capture(node, value, name)
+        self.graph.reserve_names(local_names(attributes.values()))
+
+    def _describe(self, value: Value, info: onnx.ValueInfoProto) -> None:
+        dtype, shape = tensor_type(info.type, info.name)
+        if value.array is None and value.sparse is None:
+            self.graph.set_type(value, dtype, shape)
+            value.type_proto = None if is_plain(info.type) else _copy(info.type)
+        value.doc = info.doc_string or value.doc
+        value.metadata.update(_pairs(info.metadata_props))
+
+    def _annotations(self, proto: onnx.GraphProto) -> None:
+        for annotation in proto.quantization_annotation:
+            value = self.graph.find(annotation.tensor_name)
+            named = [(e.key, self.graph.find(e.value)) for e in annotation.quant_parameter_tensor_names]
+            if value is not None and all(v is not None for _, v in named):
+                self.graph.annotations.append((value.id, tuple((key, v.id) for key, v in named if v is not None)))
+
+    def _require_sources(self) -> None:
+        for value in self.graph.values():
+            if self.graph.is_used(value) and not self.graph.has_source(value):
+                uses = self.graph.uses(value)
+                reader = str(uses[0].node) if uses else "the graph's output"
+                raise ModelFormatError(f"{reader} reads '{value.name}', which nothing produces; the file is damaged")
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _pairs(entries: Iterable[onnx.StringStringEntryProto]) -> dict[str, str]:
+    return {e.key: e.value for e in entries}
+
+
+def _copy(proto: Any) -> Any:
+    """A message of its own, so that a small part does not keep the whole file in memory."""
+    twin = type(proto)()
+    twin.CopyFrom(proto)
+    return twin
+
+
+def _rest(proto: Any, known: tuple[str, ...]) -> Any:
+    """A message with the fields that have no place elsewhere."""
+    rest = type(proto)()
+    for field, value in proto.ListFields():
+        if field.name in known:
+            continue
+        if hasattr(value, "extend"):
+            getattr(rest, field.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(rest, field.name).CopyFrom(value)
+        else:
+            setattr(rest, field.name, value)
+    return rest

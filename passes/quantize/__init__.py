@@ -1,0 +1,7 @@
+"""Quantisation: fake-quant nodes in, integer graphs out."""
+
+from passes.quantize.expand_fake_quant import ExpandFakeQuant
+from passes.quantize.insert_fake_quant import InsertFakeQuant
+from passes.quantize.lower_to_qdq import LowerToQdq
+
+__all__ = ["ExpandFakeQuant", "InsertFakeQuant", "LowerToQdq"]

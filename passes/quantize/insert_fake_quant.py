@@ -1,0 +1,191 @@
+"""`InsertFakeQuant`: the quantisation grids of a target as FakeQuant nodes, calibrated."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from onnxslim.analysis.regions import Group, Regions, Weight, find_regions
+from onnxslim.errors import DataError, RecipeError, UnsupportedError
+from onnxslim.graph import DType, Graph, Node, Role, Value
+from onnxslim.quant_math import affine_from_range, weight_scale
+from onnxslim.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
+from onnxslim.targets import Target, load_target
+
+__all__ = ["InsertFakeQuant"]
+
+
+@dataclass(frozen=True)
+class InsertFakeQuant(Pass):
+    """Conv(x, w) [→ BatchNormalization] [→ Relu] → FQ(… Conv(FQ(x), FQ(w)) …), for every quantised region.
+
+    Weights: symmetric, narrow, per output channel (per tensor where the target or the op needs it).
+    Activations: affine, per tensor, scale and zero point from the "range" statistic, which each
+    FakeQuant also keeps as its fourth input. FakeQuants whose values meet in Concat, or pass
+    through pools and reshapes, share one scale, one zero point and one range initialiser.
+
+    `weight_bits`, `activation_bits`: 2 to 8; None takes the target's. `per_channel`: None takes the target's.
+    `skip`: nodes to leave in float, each entry a node's name, an op type, a glob, or "re:" and a
+    regular expression for the whole name; a node without a name goes by that of its output.
+    `default_range` stands in where a statistic was not gathered; None makes that a DataError.
+    The target is the context's, or x64.
+
+    Refuses, naming the node: weights that are not constant, other types than float32, ops the target
+    has no integer kernel for. Raises RecipeError for an entry of `skip` that matches nothing.
+    Changes the numbers by rounding to the grids, nothing else.
+    """
+
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    per_channel: bool | None = None
+    skip: tuple[str, ...] = ()
+    default_range: tuple[float, float] | None = None
+    name: ClassVar[str] = "insert_fake_quant"
+
+    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
+        regions = self._regions(graph, context)
+        return [StatisticRequest(site.value.name, "range") for group in regions.groups for site in group.sites]
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        present = next((n for n in graph.nodes() if n.domain == "onnxslim" and n.op == "FakeQuant"), None)
+        if present is not None:
+            return Outcome(refused=(Refusal(str(present), "the graph has fake-quant nodes already"),))
+        target = self._target(context)
+        regions = self._regions(graph, context)
+        ranges = [self._range(group, context) for group in regions.groups]
+        for weight in regions.weights:
+            _insert_weight(graph, weight, target)
+        for group, observed in zip(regions.groups, ranges):
+            _insert_group(graph, group, observed, target)
+        count = len(regions.weights) + sum(len(group.sites) for group in regions.groups)
+        if count:
+            graph.opsets["onnxslim"] = 1
+        return Outcome(count, tuple(Refusal(str(node), why) for node, why in regions.refused))
+
+    def _target(self, context: Context) -> Target:
+        target = context.target or load_target("x64")
+        weight_bits = self.weight_bits or target.weight_bits
+        if target.reduce_range:
+            weight_bits = min(weight_bits, 7)
+        activation_bits = self.activation_bits or target.activation_bits
+        for what, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+            if not 2 <= bits <= 8:
+                raise RecipeError(f"{what}: expected 2 to 8, got {bits}")
+        per_channel = target.weight_per_channel if self.per_channel is None else self.per_channel
+        return replace(
+            target, weight_bits=weight_bits, activation_bits=activation_bits, weight_per_channel=per_channel
+        )
+
+    def _regions(self, graph: Graph, context: Context) -> Regions:
+        return find_regions(graph, self._target(context), _skipped(graph, self.skip))
+
+    def _range(self, group: Group, context: Context) -> tuple[float, float]:
+        """(lo, hi) over all sites of the group, widened to hold 0."""
+        lo = hi = 0.0
+        for site in group.sites:
+            observed = context.statistics.get(StatisticRequest(site.value.name, "range"))
+            if observed is None:
+                if self.default_range is None:
+                    raise DataError(
+                        f"Pass '{self.name}' needs the range of '{site.value.name}', which was not gathered: "
+                        "calibrate with `requests` first, or give `default_range`"
+                    )
+                observed = np.array(self.default_range, np.float32)
+            if not np.isfinite(observed).all():
+                raise DataError(f"The range of '{site.value.name}' is {observed}: the model gives NaN or infinity")
+            lo, hi = min(lo, float(observed[0])), max(hi, float(observed[1]))
+        return lo, hi
+
+
+def _label(graph: Graph, node: Node) -> str:
+    """A node's name; where it has none, that of its first output."""
+    return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), "")
+
+
+def _skipped(graph: Graph, patterns: tuple[str, ...]) -> set[int]:
+    nodes = [(node, _label(graph, node)) for node in graph.nodes()]
+    skipped: set[int] = set()
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            try:
+                expression = re.compile(pattern[3:])
+            except re.error as error:
+                raise RecipeError(f"skip: '{pattern}' is not a regular expression: {error}") from None
+            hits = {node.id for node, label in nodes if expression.fullmatch(label)}
+        else:
+            hits = {
+                node.id
+                for node, label in nodes
+                if pattern in (label, node.op) or fnmatch.fnmatchcase(label, pattern)
+            }
+        if not hits:
+            known = list(dict.fromkeys([label for _, label in nodes] + [node.op for node, _ in nodes]))
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise RecipeError(f"skip: '{pattern}' matches no node of graph '{graph.name}'{hint}")
+        skipped |= hits
+    return skipped
+
+
+def _insert_weight(graph: Graph, weight: Weight, target: Target) -> None:
+    value, axis, bits = weight.value, weight.axis, target.weight_bits
+    if value.array is None:
+        raise UnsupportedError(f"Weight '{value.name}' has no array")
+    step = weight_scale(value.array, axis, bits)
+    scale = graph.add_constant(f"{value.name}.scale", step, role=Role.SCALE, owner=value.name)
+    zeros = np.zeros(step.shape, np.float32)
+    zero_point = graph.add_constant(f"{value.name}.zero_point", zeros, role=Role.SCALE, owner=value.name)
+    node = graph.add_node(
+        "FakeQuant",
+        [value, scale, zero_point],
+        [f"{value.name}.quantized"],
+        {"bits": bits, "signed": 1, "narrow": 1, "axis": axis, "kind": "weight"},
+        domain="onnxslim",
+        name=f"{value.name}.fake_quant",
+    )
+    graph.set_type(graph.result(node), DType.FLOAT, value.shape)
+    for use in weight.uses:
+        graph.set_input(use.node, use.slot, graph.result(node))
+
+
+def _insert_group(graph: Graph, group: Group, observed: tuple[float, float], target: Target) -> None:
+    """One FakeQuant a site, all reading the same scale, zero point and range."""
+    bits, signed = target.activation_bits, target.activation_signed
+    owner = group.sites[0].value
+    lo_hi = np.array(observed, np.float32)
+    grid = affine_from_range(lo_hi[0], lo_hi[1], bits, signed)
+    scale, zero_point = (
+        graph.add_constant(f"{owner.name}.{what}", array, role=Role.SCALE)
+        for what, array in zip(("scale", "zero_point"), grid)
+    )
+    shared = [scale, zero_point, graph.add_constant(f"{owner.name}.range", lo_hi, role=Role.STATISTIC)]
+    attributes = {"bits": bits, "signed": int(signed), "narrow": 0, "kind": "activation"}
+    for site in group.sites:
+        value = site.value
+        node = graph.add_node(
+            "FakeQuant",
+            [value, *shared],
+            [f"{value.name}.quantized"],
+            attributes,
+            domain="onnxslim",
+            name=f"{value.name}.fake_quant",
+        )
+        result = graph.result(node)
+        graph.set_type(result, DType.FLOAT, value.shape)
+        if site.everywhere and graph.is_output(value):
+            _take_over_output(graph, value, result, node)
+        for use in site.uses:
+            graph.set_input(use.node, use.slot, result)
+    for value in shared:  # last: an output's name moves to its quantised form
+        graph.set_role(value, value.role, owner.name)
+
+
+def _take_over_output(graph: Graph, value: Value, result: Value, node: Node) -> None:
+    graph.replace_uses(value, result)
+    graph.set_input(node, 0, value)
