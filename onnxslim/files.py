@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -63,7 +64,8 @@ def write_together(files: Mapping[str | Path, Content]) -> None:
         raise OutputError(f"Cannot write '{path}': {error.strerror or error}; {advice}") from error
     finally:
         for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # renamed already, or never made
+                temporary.unlink()
 
 
 def _write(path: Path, content: Content) -> None:

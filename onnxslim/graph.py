@@ -115,6 +115,7 @@ class Value:
     doc: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     sparse: onnx.SparseTensorProto | None = None
+    extra: onnx.TensorProto | None = None  # an initialiser's own doc string and metadata, carried through
 
     @property
     def static_shape(self) -> tuple[int, ...]:
@@ -602,7 +603,7 @@ class Graph:
                 twin = self.add_value(self.fresh_name(prefix + value.name), value.dtype, value.shape, role=value.role)
                 twin.array, twin.sparse, twin.type_proto = value.array, value.sparse, value.type_proto
                 twin.owner = value.owner and prefix + value.owner
-                twin.doc, twin.metadata = value.doc, dict(value.metadata)
+                twin.doc, twin.metadata, twin.extra = value.doc, dict(value.metadata), value.extra
                 mapped[value.id] = twin
         for node in other.nodes():
             ins = [None if v is None else mapped[v.id] for v in other.node_inputs(node)]

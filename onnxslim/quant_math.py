@@ -100,7 +100,9 @@ def quantize(
     return np.asarray(np.clip(shifted, qmin, qmax).astype(storage(signed).numpy))
 
 
-def dequantize(integers: Array, scale: npt.ArrayLike, zero_point: npt.ArrayLike = 0, *, axis: int | None = None) -> Array:
+def dequantize(
+    integers: Array, scale: npt.ArrayLike, zero_point: npt.ArrayLike = 0, *, axis: int | None = None
+) -> Array:
     """(q − zero_point) · scale, float32, of the same shape."""
     offset = per_axis(np.asarray(zero_point, np.float32), axis, np.ndim(integers))
     step = per_axis(np.asarray(scale, np.float32), axis, np.ndim(integers))

@@ -143,6 +143,10 @@ def _check_fake_quant(graph: Graph, node: Node) -> None:
         if name not in node.attributes:
             raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")
     x, axis = graph.operand(node, 0), node.attr("axis")
+    if axis is not None and x.shape is not None and not 0 <= axis < len(x.shape):
+        raise VerifyError(
+            f"{_where(graph, node)} has axis {axis}; expected one of '{x.name}' {_type(x.dtype, x.shape)}"
+        )
     for slot in (1, 2):
         value = graph.operand(node, slot)
         if value.dtype not in (DType.FLOAT, DType.UNDEFINED):

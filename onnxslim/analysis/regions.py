@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from onnxslim.graph import DType, Graph, Node, Use, Value
+from onnxslim.graph import CAPTURE, DType, Graph, Node, Use, Value
 from onnxslim.targets import Target
 
-__all__ = ["Group", "Regions", "Site", "Weight", "find_regions", "fused_tail", "weight_axis"]
+__all__ = ["Group", "Regions", "Site", "Weight", "find_regions", "fused_tail", "handed_data", "hands_on", "weight_axis"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,34 @@ def fused_tail(graph: Graph, node: Node) -> Value:
     return value
 
 
+def hands_on(graph: Graph, node: Node, target: Target) -> bool:
+    """Whether a node hands its data on unchanged, so that one grid serves both sides.
+
+    Padding must be with 0, or with values of the tensor itself; MaxPool must not give indices.
+    """
+    if node.op not in target.shared_scale_ops or node.domain:
+        return False
+    if any(v is None or v.array is not None or not _may_be_float(v) for v in handed_data(graph, node)):
+        return False
+    if node.op == "MaxPool":
+        return node.arity[1] == 1
+    if node.op != "Pad" or node.attr("mode", "constant") != "constant":
+        return True
+    fill = graph.input(node, 2) if node.arity[0] > 2 else None
+    constant = graph.constant_of(fill)
+    return fill is None or (constant is not None and not constant.any())
+
+
+def handed_data(graph: Graph, node: Node) -> list[Value | None]:
+    """The inputs that a shared-scale op hands on: all of Concat, the first of others."""
+    inputs = graph.node_inputs(node)
+    return inputs if node.op == "Concat" else inputs[:1]
+
+
+def _may_be_float(value: Value) -> bool:
+    return value.dtype in (DType.FLOAT, DType.UNDEFINED)
+
+
 def find_regions(graph: Graph, target: Target, skip: Collection[int] = ()) -> Regions:
     """The quantisation regions of a float graph for one target. `skip` holds ids of nodes to leave in float."""
     return _Finder(graph, target, skip).find()
@@ -116,17 +144,15 @@ class _Finder:
 
     def find(self) -> Regions:
         for node in self.order:
-            if node.op in self.target.shared_scale_ops and self._passes_on(node):
+            if node.id not in self.skip and hands_on(self.graph, node, self.target):
                 self._join(node)
         compute = [node for node in self.order if self._is_compute(node)]
         for node in compute:
             self._demand(node)
         integer: list[Node] = []
-        candidates = [n for n in self.order if n.op in self.target.integer_ops and not n.domain and n.id not in self.skip]
-        while True:
-            fresh = [n for n in self._candidates_between(candidates, {n.id for n in integer})]
-            if not fresh:
-                break
+        ops = self.target.integer_ops
+        candidates = [n for n in self.order if n.op in ops and not n.domain and n.id not in self.skip]
+        while fresh := self._candidates_between(candidates, {n.id for n in integer}):
             for node in fresh:
                 self._demand(node)
             integer += fresh
@@ -134,7 +160,8 @@ class _Finder:
         integer.sort(key=lambda node: order[node.id])
         chosen = {node.id for node in compute + integer}
         self._explain(chosen)
-        return Regions(self._weights(compute), self._groups(chosen), tuple(compute), tuple(integer), tuple(self.refused))
+        weights, groups = self._weights(compute), self._groups(chosen)
+        return Regions(weights, groups, tuple(compute), tuple(integer), tuple(self.refused))
 
     # ------------------------------------------------------------------ who is quantised
 
@@ -157,11 +184,13 @@ class _Finder:
         if node.id in self.skip:
             return "skipped as asked"
         for value in self.graph.node_inputs(node)[:2]:
-            if value is not None and value.dtype not in (DType.FLOAT, DType.UNDEFINED):
+            if value is not None and not _may_be_float(value):
                 return f"'{value.name}' is {value.dtype.name.lower()}; only float32 is quantised"
         weight = self.graph.operand(node, 1)
         if node.op != "MatMul" and self.graph.constant_of(weight) is None:
             return f"its weight '{weight.name}' is not a constant"
+        if node.op == "Gemm" and node.attr("alpha", 1.0) != 1.0:
+            return "integer kernels need alpha = 1"
         if node.op == "Gemm" and self.graph.input(node, 2) is not None:
             bias = self.graph.operand(node, 2)
             if node.attr("beta", 1.0) != 1.0 or self.graph.constant_of(bias) is None:
@@ -197,8 +226,10 @@ class _Finder:
                 inputs = [v for v in self.graph.node_inputs(node) if v is not None]
                 data = self._data_inputs(node)
                 constants_allowed = node.op == "ReduceMean"
-                if data and (constants_allowed or len(inputs) == len(data)) and all(
-                    self._root(v.id) in ready for v in data
+                if (
+                    data
+                    and (constants_allowed or len(inputs) == len(data))
+                    and all(self._root(v.id) in ready for v in data)
                 ):
                     ready.add(self._root(self._outputs(node).id))
                     fresh.append(node)
@@ -206,31 +237,15 @@ class _Finder:
 
     # ------------------------------------------------------------------ one grid for several values
 
-    def _passes_on(self, node: Node) -> bool:
-        """Whether a shared-scale op hands its data on unchanged here (padding by 0 only, data not constant)."""
-        if node.domain or node.id in self.skip:
-            return False
-        data = self.graph.node_inputs(node) if node.op == "Concat" else [self.graph.input(node, 0)]
-        if any(v is None or v.array is not None or v.dtype not in (DType.FLOAT, DType.UNDEFINED) for v in data):
-            return False
-        if node.op == "MaxPool":
-            return node.arity[1] == 1
-        if node.op != "Pad":
-            return True
-        fill = self.graph.input(node, 2) if node.arity[0] > 2 else None
-        constant = self.graph.constant_of(fill)
-        zero = fill is None or (constant is not None and not constant.any())
-        return zero and node.attr("mode", "constant") == "constant" or node.attr("mode", "constant") != "constant"
-
     def _join(self, node: Node) -> None:
-        inputs = self.graph.node_inputs(node)
-        data = inputs if node.op == "Concat" else inputs[:1]
+        data = handed_data(self.graph, node)
         outputs = [v for v in self.graph.node_outputs(node) if v is not None]
         members = [v.id for v in data if v is not None] + [v.id for v in outputs]
         self.handed_on.update(v.id for v in outputs)
         for id in members[1:]:
             a, b = sorted((self._root(members[0]), self._root(id)))
-            self.parent[b] = a
+            if a != b:
+                self.parent[b] = a
 
     def _root(self, id: int) -> int:
         while id in self.parent:
@@ -247,7 +262,8 @@ class _Finder:
             if root not in demanded or value.array is not None or value.id in self.handed_on:
                 continue
             everywhere = value.id in self.kernel_outputs
-            uses = tuple(u for u in self.graph.uses(value) if everywhere or self._reads_integers(u, chosen))
+            direct = [use for use in self.graph.uses(value) if use.slot < CAPTURE]  # bodies keep reading floats
+            uses = tuple(use for use in direct if everywhere or self._reads_integers(use, chosen))
             if uses or (everywhere and self.graph.is_output(value)):
                 sites.setdefault(root, []).append(Site(value, uses, everywhere))
         return tuple(Group(tuple(found)) for found in sites.values())
@@ -283,5 +299,5 @@ class _Finder:
                 self.refused.append((node, "skipped as asked"))
             elif node.op in self.target.integer_ops:
                 self.refused.append((node, "not between quantised ops"))
-            elif any(v is not None and v.dtype in (DType.FLOAT, DType.UNDEFINED) for v in self.graph.node_outputs(node)):
+            elif any(v is not None and _may_be_float(v) for v in self.graph.node_outputs(node)):
                 self.refused.append((node, f"no integer kernel for {node.op} on target '{self.target.name}'"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
 from onnxslim.analysis.shape_values import LIMIT, evaluate
 from onnxslim.errors import ModelError, UnsupportedError
@@ -58,11 +58,13 @@ def _sweep(graph: Graph, nodes: Sequence[Node]) -> dict[str, None]:
     known: dict[int, Array] = {}
     for node in nodes:
         if not _is_complete(graph, node):
-            found = inferred_types(graph, [node], constants=known)
-            changed.update(_apply(graph, found))
-            target = graph.input(node, 1)
-            if node.op == "Reshape" and not node.domain and target is not None and target.id in known:
+            target = graph.input(node, 1) if (node.domain, node.op) == ("", "Reshape") else None
+            if target is not None and target.id in known and not node.attr("allowzero", 0):
+                marked = {target.id: _reshape_target(graph.input(node, 0), known[target.id])}
+                changed.update(_apply(graph, inferred_types(graph, [node], constants=marked)))
                 changed.update(_apply(graph, _named_axes(graph.result(node), known[target.id])))
+            else:
+                changed.update(_apply(graph, inferred_types(graph, [node], constants=known)))
         elements = evaluate(graph, node, known)
         if elements is not None:
             known[graph.result(node).id] = elements
@@ -127,7 +129,7 @@ def inferred_types(
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise ModelError(f"Shape inference cannot take graph '{graph.name}': {error}") from error
     symbols = {d for v in graph.values() if v.shape is not None for d in v.shape if isinstance(d, str)}
-    infos = {info.name: info for info in (*result.graph.value_info, *result.graph.output)}
+    infos = {info.name: info for info in (*result.graph.input, *result.graph.value_info)}
     found: dict[str, tuple[DType, Shape | None]] = {}
     for node in nodes:
         for value in graph.node_outputs(node):
@@ -156,6 +158,9 @@ def _skeleton(
             if value is not None and value.id not in produced and value.id not in seen:
                 seen.add(value.id)
                 _declare_source(body, graph, value, constants)
+        if _is_large_constant(node):
+            body.input.add(name=graph.result(node).name).type.CopyFrom(_constant_type(node))
+            continue
         rule = _has_rule(graph, node)
         for value in graph.node_outputs(node):
             if value is None:
@@ -179,12 +184,34 @@ def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants
         body.input.add(name=value.name).type.CopyFrom(proto)
 
 
+def _is_large_constant(node: Node) -> bool:
+    tensor = node.attributes.get("value")
+    return node.op == "Constant" and not node.domain and tensor is not None and math.prod(tensor.t.dims) > LIMIT
+
+
+def _constant_type(node: Node) -> onnx.TypeProto:
+    tensor = node.attributes["value"].t
+    return helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+
+
 def _integers(elements: Array) -> Array | None:
-    """Elements as integers; one unknown may be -1, which a Reshape infers from the others."""
-    unknown = [not isinstance(e, (int, np.integer)) for e in elements.flat]
-    if sum(unknown) > 1 or (any(unknown) and -1 in elements.flat):
+    if not all(isinstance(e, (int, np.integer)) for e in elements.flat):
         return None
-    return np.array([-1 if u else e for u, e in zip(unknown, elements.flat)], np.int64).reshape(elements.shape)
+    return elements.astype(np.int64)
+
+
+def _reshape_target(source: Value | None, target: Array) -> Array:
+    """A Reshape's target in numbers, as far as the op's own marks go: an axis that stays is 0, and one
+    unknown is -1, to be found from the others."""
+    elements = target.copy()
+    shape = None if source is None else source.shape
+    for axis, element in enumerate(elements):
+        if isinstance(element, str) and shape is not None and axis < len(shape) and shape[axis] == element:
+            elements[axis] = 0
+    unknown = [axis for axis, element in enumerate(elements) if not isinstance(element, (int, np.integer))]
+    if len(unknown) == 1 and -1 not in elements:
+        elements[unknown[0]] = -1
+    return elements
 
 
 def _is_fake_quant(node: Node) -> bool:

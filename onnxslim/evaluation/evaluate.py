@@ -144,7 +144,7 @@ class _Classifier:
             images = np.concatenate([images, np.repeat(images[-1:], self.batch - n, axis=0)])
         if self.input.dtype is not DType.FLOAT:
             images = images.astype(self.input.dtype.numpy)
-        scores = self._session.run({self.input.name: images}, [self._output])[self._output]
+        scores: Array = self._session.run({self.input.name: images}, [self._output])[self._output]
         while scores.ndim > 2 and scores.shape[-1] == 1:
             scores = scores[..., 0]
         if scores.ndim != 2 or len(scores) < n:

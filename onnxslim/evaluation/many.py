@@ -9,8 +9,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -64,44 +64,67 @@ def evaluate_many(
     """
     if workers < 1:
         raise DataError(f"workers is at least 1: got {workers}")
-    book = _Store(store, context)
-    running: dict[str, Future[tuple[Result, float]]] = {}
-    lock = threading.Lock()
-
-    def work(variant: Variant) -> Point:
-        graph = variant if isinstance(variant, Graph) else variant()
-        digest = digest_of(graph)
-        with lock:
-            known = book.get(digest)
-            if known is not None:
-                return Point(digest, known[0], known[1], True)
-            mine = digest not in running
-            future = running.setdefault(digest, Future())
-        if not mine:
-            result, seconds = future.result()
-            return Point(digest, result, seconds, True)
-        start = time.perf_counter()
-        try:
-            result = evaluate(graph)
-            seconds = time.perf_counter() - start
-            with lock:
-                book.add(digest, result, seconds)
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        future.set_result((result, seconds))
-        return Point(digest, result, seconds, False)
-
+    desk = _Desk(evaluate, _Store(store, context))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="variant")
     try:
-        jobs = {key: pool.submit(work, variant) for key, variant in variants.items()}
+        jobs = {key: pool.submit(desk.work, variant) for key, variant in variants.items()}
         for done, job in enumerate(as_completed(jobs.values()), 1):
-            job.result()
+            if job.exception() is not None:
+                break
             if progress is not None:
                 progress("evaluating variants", done, len(jobs))
     finally:
+        desk.close()
         pool.shutdown(wait=True, cancel_futures=True)
+    if desk.errors:
+        raise desk.errors[0]
     return {key: job.result() for key, job in jobs.items()}
+
+
+class _Desk:
+    """Where workers take a variant to a result. Nothing is begun after the first error."""
+
+    def __init__(self, evaluate: Callable[[Graph], Result], store: _Store) -> None:
+        self._evaluate, self._store = evaluate, store
+        self._running: dict[str, Future[Point]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self.errors: list[BaseException] = []
+
+    def close(self) -> None:
+        self._closed = True
+
+    def work(self, variant: Variant) -> Point:
+        if self._closed:
+            raise CancelledError
+        try:
+            return self._point(variant)
+        except BaseException as error:
+            self.errors.append(error)
+            self._closed = True
+            raise
+
+    def _point(self, variant: Variant) -> Point:
+        graph = variant if isinstance(variant, Graph) else variant()
+        digest = digest_of(graph)
+        with self._lock:
+            known = self._store.get(digest)
+            if known is not None:
+                return known
+            mine = digest not in self._running
+            future = self._running.setdefault(digest, Future())
+        if not mine:
+            return replace(future.result(), cached=True)
+        try:
+            start = time.perf_counter()
+            point = Point(digest, self._evaluate(graph), time.perf_counter() - start, False)
+            with self._lock:
+                self._store.add(point)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        future.set_result(point)
+        return point
 
 
 class _Store:
@@ -114,20 +137,21 @@ class _Store:
             self._all = _read(path)
         self._points = self._all.setdefault(context, {})
 
-    def get(self, digest: str) -> tuple[Result, float] | None:
+    def get(self, digest: str) -> Point | None:
         entry = self._points.get(digest)
         if entry is None:
             return None
         seconds = entry["seconds"]
-        return entry["result"], seconds if isinstance(seconds, float) else 0.0
+        return Point(digest, entry["result"], seconds if isinstance(seconds, float) else 0.0, True)
 
-    def add(self, digest: str, result: Result, seconds: float) -> None:
-        self._points[digest] = {"result": result, "seconds": round(seconds, 3)}
+    def add(self, point: Point) -> None:
+        self._points[point.digest] = {"result": point.result, "seconds": round(point.seconds, 3)}
         try:
             text = json.dumps({"version": _VERSION, "contexts": self._all}, indent=1, sort_keys=True)
         except (TypeError, ValueError) as error:
-            del self._points[digest]
-            raise DataError(f"A result must be what JSON holds, got {type(result).__name__}: {error}") from error
+            del self._points[point.digest]
+            kind = type(point.result).__name__
+            raise DataError(f"A result must be what JSON holds, got {kind}: {error}") from error
         if self._path is not None:
             write_atomic(self._path, text.encode())
 

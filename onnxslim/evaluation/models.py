@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxslim.errors import ModelError, ModelFormatError
@@ -52,7 +50,10 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
         if not path.is_file():
             raise ModelFormatError(f"Model not found: {path} does not exist (looked from {Path.cwd()})")
         if path.suffix == ".ort":
-            return Session(path.read_bytes(), threads=threads)
+            try:
+                return Session(path.read_bytes(), threads=threads)
+            except ModelError as error:
+                raise ModelFormatError(f"Cannot read '{path}': {error}; convert the model again") from error
         model = read(path)
     if isinstance(model, bytes):
         return Session(model, threads=threads)
@@ -107,13 +108,7 @@ def _files(path: Path) -> list[Path]:
     """The model file and the external data files it names, in order of first mention."""
     if path.suffix == ".ort":
         return [path]
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except (OSError, DecodeError, ValueError) as error:
-        raise ModelFormatError(f"{path} is not an ONNX file: {error}") from error
-    outside = [path.parent / ExternalDataInfo(t).location for t in _tensors(proto) if uses_external_data(t)]
+    read(path)  # says what is wrong with a file that is no model, or whose data are missing
+    tensors = onnx.load(str(path), load_external_data=False).graph.initializer
+    outside = [path.parent / ExternalDataInfo(t).location for t in tensors if uses_external_data(t)]
     return [path, *dict.fromkeys(outside)]
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from proto.graph.initializer

@@ -76,10 +76,31 @@ def from_proto(model: onnx.ModelProto, folder: str | Path | None = None) -> Grap
             f"expected an ONNX model, got one without {missing}: the file is truncated or something else; "
             "export or copy it again"
         )
+    _require_text(model)
     try:
-        return _Reader(model, ExternalFiles(None if folder is None else Path(folder))).graph
-    except (UnicodeDecodeError, DecodeError) as error:
-        raise ModelFormatError(f"expected text in names, got other bytes ({error}); the file is damaged") from error
+        graph = _Reader(model, ExternalFiles(None if folder is None else Path(folder))).graph
+        graph.nodes()  # refuses cycles
+    except ModelError as error:
+        if type(error) is not ModelError:
+            raise
+        raise ModelFormatError(f"{error}; the file is damaged") from error
+    return graph
+
+
+def _require_text(message: Any) -> None:
+    """Refuses a text field that holds other bytes: protobuf hands these out as they are."""
+    if isinstance(message, onnx.TensorProto):  # whose data need not be looked at
+        entries = [(onnx.TensorProto.DESCRIPTOR.fields_by_name[n], getattr(message, n)) for n in ("name", "doc_string")]
+    else:
+        entries = message.ListFields()
+    for field, value in entries:
+        if field.type == field.TYPE_STRING:
+            for text in [value] if isinstance(value, (str, bytes)) else value:
+                if not isinstance(text, str):
+                    raise ModelFormatError(f"expected text in '{field.name}', got {text!r}; the file is damaged")
+        elif field.type == field.TYPE_MESSAGE:
+            for part in value if hasattr(value, "extend") else [value]:
+                _require_text(part)
 
 
 class _Reader:
@@ -118,8 +139,10 @@ class _Reader:
         for tensor in proto.initializer:
             value = self._fresh(tensor.name)
             self.graph.set_array(value, array_of(tensor, self.files))
-            value.doc = value.doc or tensor.doc_string
-            value.metadata.update(_pairs(tensor.metadata_props))
+            if tensor.doc_string or tensor.metadata_props:
+                value.extra = onnx.TensorProto(
+                    doc_string=tensor.doc_string or None, metadata_props=tensor.metadata_props
+                )
         for sparse in proto.sparse_initializer:
             value = self._fresh(sparse.values.name)
             value.sparse = _copy(sparse)
@@ -136,6 +159,11 @@ class _Reader:
         return (self.graph.find(name) or self.graph.add_value(name)) if name else None
 
     def _node(self, proto: onnx.NodeProto) -> None:
+        if _domain(proto.domain) not in self.graph.opsets:
+            raise ModelFormatError(
+                f"node '{proto.name}' ({proto.op_type}): expected an opset of its domain '{proto.domain}' in the file, "
+                f"got {list(self.graph.opsets)}; the file is truncated: export or copy it again"
+            )
         attributes = {a.name: _copy(a) for a in proto.attribute}
         for attribute in attributes.values():
             inline_external(attribute, self.files)

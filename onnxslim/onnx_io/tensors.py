@@ -120,7 +120,10 @@ def array_of(tensor: onnx.TensorProto, files: ExternalFiles) -> Array:
     if dtype in _BITS:
         packed = onnx.TensorProto(name=tensor.name, data_type=int(dtype), dims=dims, raw_data=raw.tobytes())
         return np.asarray(numpy_helper.to_array(packed))
-    return raw.view(dtype.numpy.newbyteorder("<")).reshape(dims)
+    try:
+        return raw.view(dtype.numpy.newbyteorder("<")).reshape(dims)
+    except ValueError as error:  # more axes than numpy has, or an impossible one beside a 0
+        raise ModelFormatError(f"Tensor '{tensor.name}' has impossible dims {dims}: {error}") from error
 
 
 def _strings(tensor: onnx.TensorProto, dims: tuple[int, ...]) -> Array:

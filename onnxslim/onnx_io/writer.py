@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 
 from onnxslim.errors import ModelError
 from onnxslim.files import write_atomic, write_together
@@ -65,7 +66,10 @@ def write(graph: Graph, path: str | Path, *, value_info: bool = True, external_d
 
 
 def _serialized(model: onnx.ModelProto) -> bytes:
-    data: bytes = model.SerializeToString(deterministic=True)
+    try:
+        data: bytes = model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"Graph '{model.graph.name}' does not fit into one ONNX file: {error}") from error
     return data
 
 
@@ -121,9 +125,10 @@ def _model(graph: Graph, value_info: bool, external: Mapping[int, Mapping[str, s
             twin.CopyFrom(value.sparse)
             twin.values.name = value.name
     for value in inner:
-        if value_info and value.id not in outputs and value.array is None and value.sparse is None:
+        if value_info and value.id not in outputs:
             info = _info(value)
-            if info.HasField("type") or info.doc_string or info.metadata_props:
+            constant = value.array is not None or value.sparse is not None  # whose type its tensor says
+            if info.doc_string or info.metadata_props or (info.HasField("type") and not constant):
                 model.graph.value_info.append(info)
     model.graph.node.extend(node_proto(graph, n) for n in graph.nodes())
     _annotate(model, graph)
@@ -159,10 +164,8 @@ def _initializer(value: Value, array: Array, external: Mapping[str, str] | None)
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, text in external.items():
             tensor.external_data.add(key=key, value=text)
-    if value.doc:
-        tensor.doc_string = value.doc
-    for key, text in value.metadata.items():
-        tensor.metadata_props.add(key=key, value=text)
+    if value.extra is not None:
+        tensor.MergeFrom(value.extra)
     return tensor
 
 

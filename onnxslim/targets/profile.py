@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -63,7 +64,8 @@ class Target:
             if type(loaded[key]) is not expected:
                 got = type(loaded[key]).__name__
                 raise RecipeError(f"Target profile {source}: key '{key}' expects {expected.__name__}, got {got}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()})
+        fields: dict[str, Any] = {k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in loaded.items()}
+        return cls(**fields)
 
 
 def target_names() -> list[str]:

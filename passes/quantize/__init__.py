@@ -3,5 +3,6 @@
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.quantize.insert_fake_quant import InsertFakeQuant
 from passes.quantize.lower_to_qdq import LowerToQdq
+from passes.quantize.round_biases import RoundBiases
 
-__all__ = ["ExpandFakeQuant", "InsertFakeQuant", "LowerToQdq"]
+__all__ = ["ExpandFakeQuant", "InsertFakeQuant", "LowerToQdq", "RoundBiases"]

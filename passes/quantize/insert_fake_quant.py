@@ -78,9 +78,7 @@ class InsertFakeQuant(Pass):
             if not 2 <= bits <= 8:
                 raise RecipeError(f"{what}: expected 2 to 8, got {bits}")
         per_channel = target.weight_per_channel if self.per_channel is None else self.per_channel
-        return replace(
-            target, weight_bits=weight_bits, activation_bits=activation_bits, weight_per_channel=per_channel
-        )
+        return replace(target, weight_bits=weight_bits, activation_bits=activation_bits, weight_per_channel=per_channel)
 
     def _regions(self, graph: Graph, context: Context) -> Regions:
         return find_regions(graph, self._target(context), _skipped(graph, self.skip))
@@ -120,9 +118,7 @@ def _skipped(graph: Graph, patterns: tuple[str, ...]) -> set[int]:
             hits = {node.id for node, label in nodes if expression.fullmatch(label)}
         else:
             hits = {
-                node.id
-                for node, label in nodes
-                if pattern in (label, node.op) or fnmatch.fnmatchcase(label, pattern)
+                node.id for node, label in nodes if pattern in (label, node.op) or fnmatch.fnmatchcase(label, pattern)
             }
         if not hits:
             known = list(dict.fromkeys([label for _, label in nodes] + [node.op for node, _ in nodes]))

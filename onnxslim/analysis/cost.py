@@ -1,0 +1,200 @@
+"""What a model costs: multiply-accumulates for one sample, parameters, bytes of its constants.
+
+MACs are those of contractions (convolutions, matrix products, recurrent cells); a bias, batch norm,
+pool or elementwise op counts as none, as is usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from onnx import numpy_helper
+
+from onnxslim.analysis.shapes import infer_shapes, with_batch
+from onnxslim.errors import ModelError, UnsupportedError
+from onnxslim.graph import DType, Graph, Node, Role, Value
+
+__all__ = ["Cost", "NodeCost", "cost", "one_sample", "parameters", "stored_bytes"]
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One node: `name` (of its first output where it has none), op, MACs for one sample, parameters it
+    reads first."""
+
+    name: str
+    op: str
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """macs: multiply-accumulates for one sample. params: elements of weights. bytes: of all constants,
+    as stored. unknown: nodes that may multiply and were counted as 0, their cost being unknown."""
+
+    macs: int
+    params: int
+    bytes: int
+    by_node: tuple[NodeCost, ...]
+    unknown: tuple[str, ...] = ()
+
+
+def cost(graph: Graph) -> Cost:
+    """Cost of a graph with a symbolic or static batch axis; the graph is not changed."""
+    sample, batch = one_sample(graph)
+    weights = {value.id for value in parameters(sample)}
+    counted: set[int] = set()
+    rows: list[NodeCost] = []
+    unknown: list[str] = []
+    for node in sample.nodes():
+        name = _label(sample, node)
+        macs = _macs(sample, node)
+        if macs is None:
+            unknown.append(name)
+        params = 0
+        for value in sample.node_inputs(node):
+            if value is not None and value.id in weights and value.id not in counted:
+                counted.add(value.id)
+                params += math.prod(value.static_shape)
+        rows.append(NodeCost(name, node.op, (macs or 0) // batch, params))
+    return Cost(
+        sum(r.macs for r in rows), sum(r.params for r in rows), stored_bytes(sample), tuple(rows), tuple(unknown)
+    )
+
+
+def one_sample(graph: Graph) -> tuple[Graph, int]:
+    """A copy fit for counting, and the number of samples it takes at once: Constant nodes are
+    initialisers, shapes are inferred, and the batch is 1 where the model leaves it open."""
+    twin = graph.copy()
+    for node in twin.nodes():
+        tensor = node.attributes.get("value")
+        if node.op == "Constant" and not node.domain and tensor is not None:
+            value = twin.result(node)
+            twin.detach(node)
+            twin.set_array(value, numpy_helper.to_array(tensor.t))
+    first = [v.shape[0] for v in twin.inputs if v.array is None and v.role is Role.ACTIVATION and v.shape]
+    static = [d for d in first if isinstance(d, int)]
+    if not static:
+        try:
+            return with_batch(twin, 1), 1
+        except UnsupportedError:
+            static = [1]  # its own batch is inside; the shapes it declares are the best there is
+    infer_shapes(twin)
+    return twin, max(static[0], 1)
+
+
+def parameters(graph: Graph) -> list[Value]:
+    """The constants that are weights: float tensors, and integers that are dequantised, but not scales,
+    zero points, running statistics, shapes and limits."""
+    return [v for v in graph.initializers() if _is_parameter(graph, v)]
+
+
+def _is_parameter(graph: Graph, value: Value) -> bool:
+    if value.role is Role.PARAMETER:
+        return True
+    if value.role in (Role.STATISTIC, Role.SCALE, Role.MOMENT) or value.shape == ():
+        return False
+    for node, slot in graph.uses(value):
+        if node.op == "DequantizeLinear":
+            if slot == 0:
+                return True
+        elif value.dtype.is_float and slot not in _NO_WEIGHTS.get(node.op, ()):
+            return True
+    return False
+
+
+_NO_WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (3, 4),
+    "Clip": (1, 2),
+    "FakeQuant": (1, 2, 3),
+    "Pad": (2,),
+    "QuantizeLinear": (1, 2),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "Resize": (1, 2),
+    "Upsample": (1,),
+}
+
+
+def stored_bytes(graph: Graph) -> int:
+    """Bytes of all initialisers as a file stores them; sub-byte types are packed."""
+    return sum(_bytes(v) for v in graph.initializers())
+
+
+def _bytes(value: Value) -> int:
+    assert value.array is not None
+    if value.dtype is DType.STRING:
+        return sum(len(s) if isinstance(s, bytes) else len(str(s).encode()) for s in value.array.ravel().tolist())
+    if value.dtype in (DType.INT4, DType.UINT4, DType.FLOAT4E2M1):
+        return (value.array.size + 1) // 2
+    if value.dtype in (DType.INT2, DType.UINT2):
+        return (value.array.size + 3) // 4
+    return value.array.nbytes
+
+
+def _label(graph: Graph, node: Node) -> str:
+    return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), node.op)
+
+
+def _macs(graph: Graph, node: Node) -> int | None:
+    """MACs for all samples of the graph's batch; None where they cannot be known."""
+    if node.domain not in ("", "com.microsoft"):
+        return 0 if (node.domain, node.op) == ("onnxslim", "FakeQuant") else None
+    rule = _RULES.get(node.op)
+    if rule is None:
+        return None if node.domain or node.op in _UNKNOWN else 0
+    try:
+        return rule(graph, node)
+    except ModelError:  # an axis is dynamic
+        return None
+
+
+def _convolution(weight: int) -> Callable[[Graph, Node], int]:
+    """Each output element is one product with a filter [I/group, *kernel]."""
+
+    def rule(graph: Graph, node: Node) -> int:
+        return math.prod(graph.result(node).static_shape) * math.prod(graph.operand(node, weight).static_shape[1:])
+
+    return rule
+
+
+def _transposed(graph: Graph, node: Node) -> int:
+    """Each input element is multiplied with a filter [O/group, *kernel] (what `pads` crop is computed too)."""
+    return math.prod(graph.operand(node, 0).static_shape) * math.prod(graph.operand(node, 1).static_shape[1:])
+
+
+def _gemm(graph: Graph, node: Node) -> int:
+    depth = graph.operand(node, 0).static_shape[0 if node.attr("transA", 0) else 1]
+    return math.prod(graph.result(node).static_shape) * depth
+
+
+def _product(graph: Graph, node: Node) -> int:
+    return math.prod(graph.result(node).static_shape) * graph.operand(node, 0).static_shape[-1]
+
+
+def _recurrent(graph: Graph, node: Node) -> int:
+    """Per time step and sample, one product with W [directions, gates·hidden, input] and R."""
+    steps, batch = graph.operand(node, 0).static_shape[:2]
+    return steps * batch * sum(math.prod(graph.operand(node, slot).static_shape) for slot in (1, 2))
+
+
+_RULES: Mapping[str, Callable[[Graph, Node], int]] = {
+    "Conv": _convolution(1),
+    "ConvInteger": _convolution(1),
+    "ConvTranspose": _transposed,
+    "FusedConv": _convolution(1),
+    "FusedGemm": _gemm,
+    "FusedMatMul": _product,
+    "GRU": _recurrent,
+    "Gemm": _gemm,
+    "LSTM": _recurrent,
+    "MatMul": _product,
+    "MatMulInteger": _product,
+    "QLinearConv": _convolution(3),
+    "QLinearMatMul": _product,
+    "RNN": _recurrent,
+}
+_UNKNOWN = ("Attention", "DeformConv", "Einsum", "If", "Loop", "Scan")

@@ -1,0 +1,227 @@
+"""The recipe's keys: what each means, its type, its default."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, create_model, model_validator
+from pydantic_core import PydanticUndefined
+
+from onnxslim.data import Layout
+from onnxslim.graph import Graph
+from onnxslim.stages import STAGES
+from onnxslim.stages.base import InputPath, Options, Stage
+
+__all__ = [
+    "DataOptions",
+    "EvaluateOptions",
+    "Key",
+    "Normalize",
+    "Recipe",
+    "RunOptions",
+    "SourceOptions",
+    "StageEntry",
+    "describe",
+    "json_schema",
+    "model_of",
+]
+
+
+def _model_source(value: object) -> object:
+    if isinstance(value, Graph) or (isinstance(value, str) and value):
+        return value
+    raise ValueError("the path of an ONNX file")
+
+
+def _data_object(value: object) -> object:
+    if isinstance(value, str | int | float | bool) or value is None:
+        raise ValueError("a data set, a mapping of arrays or an iterable, from Python")
+    return value
+
+
+_PATH = WithJsonSchema({"type": "string"})
+_ModelSource = PlainValidator(_model_source)
+
+
+class SourceOptions(Options):
+    """Where samples come from. A path alone may stand for all of this: `train: cifar10.zip`."""
+
+    path: Annotated[str | None, InputPath()] = Field(
+        None, description="Image folder, zip of one, .npz, or CIFAR-10 binary archive."
+    )
+    split: str | None = Field(
+        None,
+        description="Part of it: train, val, test, or a slice such as train[:45000]. "
+        "Default: the role's own name where several roles name the same path.",
+    )
+    given: Annotated[Any, PlainValidator(_data_object), _PATH] = Field(
+        None, description="From Python only: a data set, a mapping of arrays, or an iterable.", exclude=True, repr=False
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SourceOptions:
+        if (self.path is None) == (self.given is None):
+            raise ValueError("a path")
+        return self
+
+
+class Normalize(Options):
+    """(x − mean) / std, per channel, in the units of the data: 0–255 for image files."""
+
+    mean: list[float] = Field([], description="One value a channel, or one for all.")
+    std: list[Annotated[float, Field(gt=0)]] = Field([], description="As many as means.")
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Normalize:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"as many stds as means ({len(self.mean)}), got {len(self.std)}")
+        return self
+
+
+class DataOptions(Options):
+    """The data and how they become the model's input."""
+
+    train: SourceOptions | None = Field(None, description="What is trained and calibrated on. Labels are optional.")
+    val: SourceOptions | None = Field(None, description="What decisions are made on, such as the best epoch.")
+    test: SourceOptions | None = Field(None, description="What is measured once, at the end.")
+    normalize: Normalize = Field(Normalize.model_construct(mean=[], std=[]), description="Default: none.")
+    layout: Layout = Field("NCHW", description="Of the model's image input.")
+    resize: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="[height, width] to which image files are resized. Default: as they are.", min_length=2, max_length=2
+    )
+    label_name: str = Field("label", description="Name of the labels among named arrays.")
+
+
+class RunOptions(Options):
+    """The run itself."""
+
+    name: str | None = Field(
+        None, description="Its folder's name. Default: the recipe file's.", pattern=r"^[^/\\]*[^/\\.][^/\\]*$"
+    )
+    folder: str = Field("runs", description="Where runs are put; relative to the current directory.")
+    seed: int = Field(0, ge=0, description="Of shuffling and augmentation.")
+    workers: int | None = Field(
+        None, ge=1, description="Training workers, one thread each. Default: one a core, at most 4."
+    )
+
+
+class EvaluateOptions(Options):
+    """What is measured."""
+
+    test: bool = Field(False, description="Measure the baseline and the result on data.test, once, at the end.")
+    batch: int = Field(200, ge=1, description="Images per run while measuring accuracy.")
+    latency_repeats: int = Field(100, ge=0, description="Timed runs of each model; 0 measures no latency.")
+    latency_batch: int = Field(1, ge=1, description="Images per timed run.")
+    latency_threads: int = Field(1, ge=1, description="Threads of a timed run.")
+
+
+class StageEntry(Options):
+    """One entry of `stages`: a stage's name, and its options."""
+
+    @property
+    def stage(self) -> Stage:
+        """The one stage that is given."""
+        stage: Stage = next(s for s in (getattr(self, cls.kind) for cls in STAGES) if s is not None)
+        return stage
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> StageEntry:
+        given = [cls.kind for cls in STAGES if getattr(self, cls.kind) is not None]
+        if len(given) != 1:
+            names = ", ".join(cls.kind for cls in STAGES)
+            raise ValueError(f"one stage an entry ({names}), got {' and '.join(given) or 'none'}")
+        return self
+
+
+if TYPE_CHECKING:
+    _Entry = StageEntry
+else:  # one key for every stage there is
+    _Entry = create_model(
+        "StageEntry", __base__=StageEntry, **{cls.kind: (cls | None, Field(None, description=cls.__doc__)) for cls in STAGES}
+    )
+
+
+class Recipe(Options):
+    """A run: which model, what data, and what is done, stage by stage."""
+
+    model: Annotated[Any, _ModelSource, _PATH, InputPath()] = Field(description="The float ONNX model to compress.")
+    teacher: Annotated[Any, PlainValidator(lambda v: None if v is None else _model_source(v)), _PATH, InputPath()] = (
+        Field(None, description="A trained ONNX model of the same outputs, to distil from.")
+    )
+    data: DataOptions = Field(DataOptions.model_construct(), description="The data.")
+    run: RunOptions = Field(RunOptions.model_construct(), description="The run.")
+    stages: list[_Entry] = Field(description="What is done, in order.", min_length=1)
+    evaluate: EvaluateOptions = Field(EvaluateOptions.model_construct(), description="What is measured.")
+    provenance: dict[str, Any] | None = Field(
+        None, description="Versions, machine and digests, noted by a run in its resolved recipe; not read."
+    )
+
+
+@dataclass(frozen=True)
+class Key:
+    """One documented key: where it is ("stages.train.epochs"), its type, default and meaning."""
+
+    path: str
+    type: str
+    default: str
+    description: str
+
+
+def describe(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[Key]:
+    """Every key of the recipe, top down."""
+    for name, info in model.model_fields.items():
+        if info.exclude:
+            continue
+        path = f"{prefix}{name}"
+        inner = model_of(info.annotation)
+        default = "required" if info.default is PydanticUndefined and info.default_factory is None else ""
+        if inner is None:
+            if not default:
+                default = _show(info.get_default(call_default_factory=True))
+            yield Key(path, _type_name(info.annotation), default, info.description or "")
+        else:
+            repeated = "[…]" if get_origin(info.annotation) is list else ""
+            text = info.description or ""
+            yield Key(f"{path}{repeated}", "keys", default, " ".join(text.split()))
+            yield from describe(inner, f"{path}{repeated}.")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    return Recipe.model_json_schema()
+
+
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """The options model inside an annotation such as `Model | None` or `list[Model]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, list, Annotated):
+        return next((m for m in map(model_of, get_args(annotation)) if m is not None), None)
+    return None
+
+
+_NAMES: Mapping[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "path"}
+
+
+def _type_name(annotation: Any) -> str:
+    origin, args = get_origin(annotation), [a for a in get_args(annotation) if a is not type(None)]
+    if origin is Annotated:
+        return _type_name(args[0])
+    if origin is Literal:
+        return " | ".join(map(str, args))
+    if origin is list:
+        return f"list of {_type_name(args[0])}"
+    if origin is dict:
+        return "keys and values"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in args)
+    return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _show(value: Any) -> str:
+    if value is None or value in ([], ""):
+        return "—"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,18 @@
+"""What a run found: as numbers (`Report`, report.json) and as tables for a terminal."""
+
+from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow, accuracy_of, model_rows
+from onnxslim.report.tables import doctor_table, inspection_view, render, report_view, rows_table
+
+__all__ = [
+    "Accuracy",
+    "ModelRow",
+    "Report",
+    "StageRow",
+    "accuracy_of",
+    "doctor_table",
+    "inspection_view",
+    "model_rows",
+    "render",
+    "report_view",
+    "rows_table",
+]

@@ -1,0 +1,192 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxslim.analysis.inspection import Inspection, Reason
+from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
+from onnxslim.runtime.capabilities import Capabilities
+
+__all__ = ["doctor_table", "inspection_view", "int8_path", "keys_table", "render", "report_view", "rows_table"]
+
+_MOST_REASONS = 12
+
+
+class Key(Protocol):
+    """A documented key of a recipe."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def default(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+
+
+def render(view: RenderableType, width: int = 118) -> str:
+    """The view as plain text."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, no_color=True, force_terminal=False).print(view)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def rows_table(rows: Sequence[ModelRow], title: str | None = None) -> Table:
+    """Models side by side; columns that nobody fills are left out."""
+    table = _table(title)
+    table.add_column("model")
+    columns: list[tuple[str, list[str]]] = [
+        ("top-1 %", [_accuracy(r.accuracy) for r in rows]),
+        ("top-5 %", [_top5(r.accuracy) for r in rows]),
+        ("McNemar b/c, p", [_mcnemar(r.mcnemar) for r in rows]),
+        ("latency ms, p95", [_latency(r.latency) for r in rows]),
+        ("× first", [_ratio(r.latency) for r in rows]),
+        ("bytes", [f"{r.bytes:,}" for r in rows]),
+        ("% of first", [f"{100 * r.bytes_ratio:.2f}" for r in rows]),
+    ]
+    if len(rows) == 1:
+        columns = [c for c in columns if c[0] not in ("× first", "% of first")]
+    filled = [(name, cells) for name, cells in columns if any(cells)]
+    for name, _ in filled:
+        table.add_column(name, justify="right")
+    for index, row in enumerate(rows):
+        table.add_row(row.name, *(cells[index] for _, cells in filled))
+    return table
+
+
+def report_view(report: Report) -> RenderableType:
+    """The whole report: its stages, then its models side by side."""
+    stages = _table(f"Run '{report.name}'")
+    stages.add_column("stage")
+    stages.add_column("val top-1 %", justify="right")
+    stages.add_column("seconds", justify="right")
+    stages.add_column("")
+    if report.baseline_val is not None:
+        stages.add_row("(float)", _accuracy(report.baseline_val), "", "")
+    for stage in report.stages:
+        stages.add_row(stage.kind, _accuracy(stage.val), f"{stage.seconds:.1f}", _summary(stage))
+    where = f" on {report.split}" if report.split else ""
+    rows = rows_table(report.rows, f"Result{where}, with 95 % intervals")
+    parts: list[RenderableType] = [stages, Text(), rows]
+    refused = [refusal for stage in report.stages for refusal in stage.refused]
+    if refused:
+        parts += [Text("Left as they were:"), *_reasons([f"  {where}: {why}" for where, why in refused])]
+    parts += [Text(_machine(report.machine)), Text(f"Files: {report.folder}")]
+    return Group(*parts)
+
+
+def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
+    """What `onnxslim inspect` prints."""
+    facts = Table.grid(padding=(0, 2))
+    for tensor in found.inputs:
+        facts.add_row("input", f"{tensor.name}  {tensor.type}")
+    for tensor in found.outputs:
+        facts.add_row("output", f"{tensor.name}  {tensor.type}")
+    facts.add_row("opset", ", ".join(f"{domain} {version}" for domain, version in found.opsets))
+    facts.add_row("IR version", str(found.ir_version))
+    if found.producer:
+        facts.add_row("producer", found.producer)
+    facts.add_row("parameters", f"{found.cost.params:,}")
+    unknown = f" (and {len(found.cost.unknown)} nodes of unknown cost)" if found.cost.unknown else ""
+    facts.add_row("MACs, one sample", f"{found.cost.macs:,}{unknown}")
+    facts.add_row("bytes", f"{found.cost.bytes if found.file_bytes is None else found.file_bytes:,}")
+    facts.add_row("ops", ", ".join(f"{op} × {count}" for op, count in found.ops))
+    parts: list[RenderableType] = [Text(f"Model '{found.name}'"), facts]
+    if found.quantizable is not None:
+        parts.append(Text(f"Can be quantised{f' for {target}' if target else ''}: {len(found.quantizable)} nodes"))
+        parts += _reasons([_reason(r) for r in found.not_quantizable or ()])
+    if found.trainable is not None:
+        parts.append(Text(f"Can be trained: {found.trainable.params:,} of {found.trainable.total:,} parameters"))
+        parts += _reasons([_reason(r) for r in found.trainable.blocked])
+    return Group(*parts)
+
+
+def doctor_table(found: Capabilities) -> RenderableType:
+    """What `onnxslim doctor` prints of a sound installation, or of any."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("Python", found.python)
+    facts.add_row("ONNX Runtime", f"{found.distribution} {found.version}".strip() or "none")
+    facts.add_row("training", "gradient builder and kernels" if found.has_training_kernels else "no training kernels")
+    facts.add_row("newest opset, IR", f"{found.max_opset}, {found.max_ir}")
+    facts.add_row("CPU", found.cpu)
+    facts.add_row("int8 path", int8_path(found.vnni))
+    limits = [Text(f"limit: {limit}") for limit in found.limits]
+    return Group(facts, *limits)
+
+
+def keys_table(keys: Iterable[Key]) -> Table:
+    """The keys of a recipe: where, type, default, meaning."""
+    table = _table(None)
+    for column in ("key", "type", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for key in keys:
+        table.add_row(key.path, key.type, key.default, key.description, style="bold" if key.type == "keys" else "")
+    return table
+
+
+def int8_path(vnni: bool | None) -> str:
+    """What the CPU does with int8, beside which every int8 figure is read."""
+    if vnni is None:
+        return "VNNI unknown or not applicable"
+    return "VNNI" if vnni else "no VNNI: u8·s8 sums saturate in 16 bits, use 7-bit weights"
+
+
+def _table(title: str | None) -> Table:
+    return Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+
+
+def _accuracy(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return ""
+    low, high = accuracy.interval
+    return f"{100 * accuracy.top1:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _top5(accuracy: Accuracy | None) -> str:
+    return "" if accuracy is None or accuracy.top5 is None else f"{100 * accuracy.top5:.2f}"
+
+
+def _mcnemar(test: Mapping[str, float] | None) -> str:
+    return "" if test is None else f"{test['b']}/{test['c']}, {test['p']:.3g}"
+
+
+def _latency(latency: Mapping[str, float] | None) -> str:
+    return "" if latency is None else f"{latency['median_ms']:.3f}, {latency['p95_ms']:.3f}"
+
+
+def _ratio(latency: Mapping[str, float] | None) -> str:
+    return "" if latency is None else f"{latency['ratio']:.2f}"
+
+
+def _summary(stage: StageRow) -> str:
+    plain = {k: v for k, v in stage.summary.items() if isinstance(v, str | int | float | bool)}
+    return ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in plain.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    named = [str(machine[key]) for key in ("cpu", "int8", "runtime") if machine.get(key)]
+    return "Measured on: " + "; ".join(named) if named else ""
+
+
+def _reason(reason: Reason) -> str:
+    return f"  not {reason.node} ({reason.op}): {reason.why}"
+
+
+def _reasons(lines: Iterable[str]) -> list[RenderableType]:
+    kept = list(dict.fromkeys(lines))
+    shown: list[RenderableType] = [Text(line) for line in kept[:_MOST_REASONS]]
+    if len(kept) > _MOST_REASONS:
+        shown.append(Text(f"  … and {len(kept) - _MOST_REASONS} more"))
+    return shown

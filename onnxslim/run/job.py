@@ -1,0 +1,264 @@
+"""`compress`: runs a recipe, stage by stage, into a run folder that can be resumed.
+
+    runs/<name>/ recipe.yaml                 resolved, with versions, seed, workers, machine
+                 run.json                    what a resumed run must have unchanged
+                 stages/0.onnx, 0.json, …    the model after each stage, and what it reported
+                 checkpoints/ log.jsonl      of training
+                 model.onnx model.ort required_operators.config
+                 report.json                 written last: the run is finished
+
+Everything that can be known to be wrong is found before the folder is made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxslim.data import Dataset, Preprocess, ProgressCallback, check_fits, open_dataset
+from onnxslim.data.dataset import ArrayDataset, input_array
+from onnxslim.errors import DataError, OnnxSlimError, OutputError, RecipeError
+from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
+from onnxslim.graph import Graph
+from onnxslim.onnx_io import read
+from onnxslim.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from onnxslim.recipe.schema import SourceOptions
+from onnxslim.report import Report, StageRow, accuracy_of, model_rows
+from onnxslim.run.folder import Finished, RunFolder, machine
+from onnxslim.runtime.capabilities import require_own_passes, require_sound
+from onnxslim.stages.base import Data, Log, RunContext, Stage, only_data_input
+
+__all__ = ["compress", "open_data"]
+
+_ROLES = ("train", "val", "test")
+_MOST_WORKERS = 4
+
+
+def compress(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    overrides: Sequence[str] = (),
+    progress: ProgressCallback | None = None,
+) -> Report:
+    """Runs a recipe: a YAML file, or a mapping with the same keys, in which models may be `Graph`s and
+    data any source of `open_dataset`.
+
+    resume: continues the run of that name after its last finished stage, and training after its last
+    checkpoint; a finished run is only reported. Options of finished stages must be unchanged.
+    force: replaces the run of that name. overrides: "stages.1.train.epochs=2", as `--set`.
+
+    Raises RecipeError, ModelError, DataError … before anything is written where the cause can be known
+    before; OutputError where the run's folder exists already.
+    """
+    require_own_passes()
+    require_sound()
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else parse_recipe(recipe, overrides)
+    if resume and force:
+        raise RecipeError("resume continues a run and force replaces it: give one of them")
+    folder = RunFolder(Path(recipe.run.folder) / str(recipe.run.name))
+    recipe = _with_workers(recipe, folder.stored("run", "workers") if resume else None)
+    job = _Job.prepare(recipe, progress)
+    if resume and folder.exists:
+        folder.require_same(job.fixed, [entry.stage for entry in recipe.stages])
+        if folder.report_path.is_file():
+            return Report.read(folder.report_path)
+    elif folder.exists and not force:
+        raise OutputError(
+            f"The run '{folder.path}' exists already: continue it (--resume), replace it (--force), or give this "
+            "one another name (--set run.name=…)"
+        )
+    else:
+        folder.create(replace_old=force)
+    folder.write_recipe(dump_recipe(recipe, {**machine(), "digests": job.fixed["digests"]}), job.fixed)
+    return job.run(folder, resume)
+
+
+def open_data(source: SourceOptions, role: str, recipe: Recipe, progress: ProgressCallback | None = None) -> Dataset:
+    """The data set that a recipe names for a role."""
+    options = recipe.data
+    split = source.split
+    if split is None and source.path is not None:
+        others = [getattr(options, r) for r in _ROLES if r != role]
+        split = role if any(o is not None and o.path == source.path for o in others) else None
+    resize = None if options.resize is None else (options.resize[0], options.resize[1])
+    return open_dataset(
+        source.path if source.given is None else source.given,
+        split,
+        label_name=options.label_name,
+        progress=progress,
+        resize=resize,
+    )
+
+
+@dataclass
+class _Job:
+    """A recipe with its models read, its data opened and all of it checked."""
+
+    recipe: Recipe
+    student: Graph
+    teacher: Graph | None
+    data: Data
+    progress: ProgressCallback | None
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, progress: ProgressCallback | None) -> _Job:
+        student = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
+        teacher = recipe.teacher
+        if teacher is not None and not isinstance(teacher, Graph):
+            teacher = read(teacher)
+        normalize = recipe.data.normalize
+        preprocess = Preprocess(tuple(normalize.mean), tuple(normalize.std), recipe.data.layout)
+        job = cls(recipe, student, teacher, Data(_openers(recipe, progress), preprocess), progress)
+        job.check()
+        return job
+
+    def check(self) -> None:
+        """Everything that is wrong before anything is run; raises the first."""
+        open_session(self.student)  # what ONNX Runtime refuses, it refuses now
+        source = only_data_input(self.student)
+        classes = _classes(self.student)
+        for role in self.data.roles:
+            check_fits(self.data.get(role), source, classes, self.data.preprocess)
+        if self.recipe.evaluate.test and not self.data.get("test").labelled:
+            raise DataError("evaluate.test needs labels; data.test has none")
+        context = self.context(Path(), 0)
+        for number, entry in enumerate(self.recipe.stages):
+            with _Named(f"stages.{number}.{entry.stage.kind}"):
+                entry.stage.check(self.student, context)
+
+    @cached_property
+    def fixed(self) -> dict[str, Any]:
+        """What a resumed run must have as it was: all of the recipe but the stages and measurements."""
+        run, models = self.recipe.run, {"model": self.recipe.model, "teacher": self.recipe.teacher}
+        digests = {key: digest_of(model) for key, model in models.items() if model is not None}
+        for role in self.data.roles:
+            if getattr(self.recipe.data, role).given is not None:
+                digests[role] = self.data.get(role).digest()
+        data = self.recipe.data.model_dump(mode="json", exclude={"test"})
+        return {"digests": digests, "data": data, "run": {"seed": run.seed, "workers": run.workers}}
+
+    def context(self, folder: Path, number: int) -> RunContext:
+        run = self.recipe.run
+        label = f"{number}-{self.recipe.stages[number].stage.kind}"
+        return RunContext(folder, self.data, label, run.seed, run.workers or 1, self.teacher, progress=self.progress)
+
+    def run(self, folder: RunFolder, resume: bool) -> Report:
+        started = time.perf_counter()
+        log = Log(folder.path / "log.jsonl")
+        log(event="run", resumed=resume)
+        baseline = folder.kept("baseline_val", lambda: accuracy_of(self.measure(self.student)))
+        graph, rows = self.student, []
+        for number, entry in enumerate(self.recipe.stages):
+            finished = folder.finished(number, entry.stage, graph)
+            if finished is None:
+                context = replace(self.context(folder.path, number), log=log, resume=resume)
+                finished = self.one_stage(folder, number, entry.stage, graph, context)
+                log(event="stage", stage=context.label, seconds=finished.row.seconds)
+            graph = finished.graph
+            rows.append(finished.row)
+        report = self.final(folder, graph, rows, baseline)
+        report = replace(report, seconds=round(time.perf_counter() - started, 1))
+        report.write(folder.report_path)
+        log(event="finished")
+        return report
+
+    def one_stage(self, folder: RunFolder, number: int, stage: Stage, graph: Graph, context: RunContext) -> Finished:
+        folder.begin(number, stage)
+        started = time.perf_counter()
+        result = stage.run(graph, context)
+        val = accuracy_of(self.measure(result.graph)) if result.graph is not graph else None
+        refused = tuple((refusal.where, refusal.why) for refusal in result.refused)
+        seconds = round(time.perf_counter() - started, 3)
+        row = StageRow(stage.kind, seconds, dict(result.summary), val, refused)
+        return folder.finish(number, stage, graph, result.graph, row)
+
+    def measure(self, graph: Graph) -> Evaluation | None:
+        """Accuracy on val; None where there is none with labels."""
+        if not self.data.has("val") or not self.data.get("val").labelled:
+            return None
+        options, workers = self.recipe.evaluate, self.recipe.run.workers or 1
+        return evaluate(
+            graph, self.data.get("val"), self.data.preprocess, batch=options.batch, threads=workers, progress=self.progress
+        )
+
+    def final(self, folder: RunFolder, graph: Graph, rows: list[StageRow], baseline: Any) -> Report:
+        """All exported models beside the float one they came from."""
+        options = self.recipe.evaluate
+        first: Model = self.student if isinstance(self.recipe.model, Graph) else self.recipe.model
+        models: dict[str, Model] = {"float": first}
+        for row in rows:
+            for file in row.summary.get("files", ()):
+                models[f"{file['precision']} {file['target']}"] = folder.path / file["onnx"]
+        if len(models) == 1:
+            models["result"] = graph
+        split = "test" if options.test else "val" if self.data.has("val") else None
+        found = compare(
+            models,
+            self.data.get(split) if split else self.samples(),
+            self.data.preprocess,
+            batch=options.batch,
+            threads=self.recipe.run.workers or 1,
+            latency_batch=options.latency_batch,
+            latency_threads=options.latency_threads,
+            latency_repeats=options.latency_repeats,
+            progress=self.progress,
+        )
+        measured = model_rows(found)
+        split = split if measured[0].accuracy is not None else None
+        name = str(self.recipe.run.name)
+        return Report(name, str(folder.path), split, measured, tuple(rows), baseline, machine())
+
+    def samples(self) -> Dataset:
+        """A few training samples without their labels: latency is measured on them, accuracy is not."""
+        train = self.data.get("train")
+        few = train.read(np.arange(min(len(train), self.recipe.evaluate.latency_batch)))
+        return ArrayDataset({"image": input_array(few, only_data_input(self.student).name)})
+
+
+class _Named:
+    """Adds where in the recipe an error came from."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OnnxSlimError):
+            raise type(error)(f"{self._where}: {error}") from error
+
+
+def _openers(recipe: Recipe, progress: ProgressCallback | None) -> dict[str, Any]:
+    def opener(role: str, source: SourceOptions) -> Any:
+        return lambda: open_data(source, role, recipe, progress)
+
+    sources = {role: getattr(recipe.data, role) for role in _ROLES}
+    return {role: opener(role, source) for role, source in sources.items() if source is not None}
+
+
+def _classes(graph: Graph) -> int | None:
+    """How many classes a model's first output tells apart, where its shape says so."""
+    shape = graph.outputs[0].shape if graph.outputs else None
+    if shape is None or len(shape) < 2 or not isinstance(shape[1], int):
+        return None
+    return shape[1]
+
+
+def _with_workers(recipe: Recipe, stored: Any) -> Recipe:
+    """The number of workers is part of a run's result, so it is settled once and then kept."""
+    if recipe.run.workers is not None:
+        return recipe
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = stored if isinstance(stored, int) else min(cores, _MOST_WORKERS)
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})

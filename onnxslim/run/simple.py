@@ -1,0 +1,75 @@
+"""Quantising and exporting one model, without a recipe and without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
+from onnxslim.errors import OutputError, RecipeError
+from onnxslim.graph import Graph
+from onnxslim.onnx_io import read
+from onnxslim.rewrite import Refusal
+from onnxslim.stages.base import only_data_input
+from onnxslim.stages.export import Exported, export_model, lower
+from onnxslim.stages.preprocessing import noted_preprocess
+from onnxslim.stages.quantize import Quantize
+from onnxslim.targets import load_target
+
+__all__ = ["Quantized", "export", "quantize"]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An int8 graph, ready to be written, and what was left in float."""
+
+    graph: Graph
+    refused: tuple[Refusal, ...]
+
+
+def quantize(
+    model: Graph | str | Path,
+    data: Source,
+    *,
+    target: str = "x64",
+    split: str | None = None,
+    preprocess: Preprocess | None = None,
+    samples: int = 512,
+    skip: Sequence[str] = (),
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> Quantized:
+    """Post-training quantisation: scales from `samples` of the data, whose labels are not used.
+
+    preprocess: default what the model notes about itself, else none. Raises RecipeError for options
+    that are wrong, DataError where the data do not fit the model.
+    """
+    load_target(target)
+    if samples < 1:
+        raise RecipeError(f"samples: expected at least 1, got {samples}")
+    graph = model if isinstance(model, Graph) else read(model)
+    preprocess = preprocess or noted_preprocess(graph) or Preprocess()
+    dataset = open_dataset(data, split, progress=progress)
+    check_fits(dataset, only_data_input(graph), None, preprocess)
+    stage = Quantize(target=target, samples=samples, skip=list(skip))
+    result = stage.apply(graph, dataset, preprocess, seed, progress)
+    lowered, outcome = lower(result.graph, target, preprocess)
+    return Quantized(lowered, tuple(dict.fromkeys((*result.refused, *outcome.refused))))
+
+
+def export(
+    model: Graph | str | Path, target: str, folder: str | Path, *, name: str = "model", force: bool = False
+) -> Exported:
+    """Writes `name.onnx`, `name.ort` and `required_operators.config` for a target.
+
+    A graph with fake-quant nodes is lowered to int8; any other keeps its numbers. Raises OutputError
+    where a file is there already, unless `force`.
+    """
+    load_target(target)
+    graph = model if isinstance(model, Graph) else read(model)
+    folder = Path(folder)
+    for file in (f"{name}.onnx", f"{name}.ort", "required_operators.config"):
+        if (folder / file).exists() and not force:
+            raise OutputError(f"{folder / file} exists already: choose another folder or name, or replace it (--force)")
+    return export_model(graph, target, folder, name=name)

@@ -1,0 +1,1 @@
+"""Running graphs: sessions, what the installation can do, statistics, and comparing numbers."""

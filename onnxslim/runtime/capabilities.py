@@ -1,0 +1,364 @@
+"""What the installation can do, and whether it is sound: the one place that knows.
+
+The training wheel *contains* `onnxruntime`. A second distribution with that import name overwrites
+its files silently, and uninstalling one of them empties the other; `passes` is a name that other
+packages and a user's own folder may take. Each `Problem` carries the command that repairs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from onnxslim.errors import InstallationError
+
+__all__ = [
+    "Capabilities",
+    "Facts",
+    "Problem",
+    "capabilities",
+    "diagnose",
+    "load_runtime",
+    "passes_problem",
+    "require_own_passes",
+    "require_sound",
+    "require_training",
+]
+
+TRAINING = "onnxruntime-training-cpu"
+TRAINING_VERSION = "1.19.2"
+_OLDEST_PYTHON, _NEWEST_TRAINING_PYTHON = (3, 10), (3, 12)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and the shell command that repairs it."""
+
+    what: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  repair: {self.command}"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this installation is and can do.
+
+    distribution, version: what provides `onnxruntime` ("" where nothing does). has_gradient_builder:
+    ONNX Runtime's own gradient builder (`gradient: ort`) is there. has_training_kernels: kernels such
+    as ConvGrad are. max_opset, max_ir: the newest of the default domain and file format that load (0:
+    none). vnni: the CPU's 8-bit dot products do not saturate in 16 bits; None where that is unknown or
+    means nothing. limits: what a sound installation lacks, with the command that would add it.
+    """
+
+    distribution: str
+    version: str
+    has_gradient_builder: bool
+    has_training_kernels: bool
+    max_opset: int
+    max_ir: int
+    vnni: bool | None
+    cpu: str
+    python: str
+    problems: tuple[Problem, ...] = ()
+    limits: tuple[Problem, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
+
+    @property
+    def message(self) -> str:
+        """The problems as `doctor` prints them; empty where there is none."""
+        if self.sound:
+            return ""
+        return "\n".join(["This installation is not sound:", *(f"- {p}" for p in self.problems)])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `diagnose` judges: the raw observations about an installation."""
+
+    python: tuple[int, int]
+    installed: Mapping[str, str]  # distribution → version, of those that provide `onnxruntime`
+    importable: bool
+    has_builder: bool
+    training_platform: bool = True
+
+
+def capabilities() -> Capabilities:
+    """Looks at the installation. The first call runs a few tiny models; they are remembered."""
+    facts, runtime = _observe()
+    problems = list(diagnose(facts))
+    shadow = passes_problem()
+    if shadow is not None:
+        problems.append(shadow)
+    opset, ir, kernels = _probe() if runtime is not None else (0, 0, False)
+    name = TRAINING if TRAINING in facts.installed else next(iter(facts.installed), "")
+    cpu, vnni = _cpu(_read_text(Path("/proc/cpuinfo")))
+    return Capabilities(
+        distribution=name,
+        version=str(getattr(runtime, "__version__", "")) or facts.installed.get(name, ""),
+        has_gradient_builder=facts.has_builder,
+        has_training_kernels=kernels,
+        max_opset=opset,
+        max_ir=ir,
+        vnni=vnni,
+        cpu=cpu,
+        python=platform.python_version(),
+        problems=tuple(problems),
+        limits=() if problems or facts.has_builder else (_no_training(facts),),
+    )
+
+
+def require_sound() -> Capabilities:
+    """The capabilities; InstallationError with `doctor`'s message where the installation is not sound."""
+    found = capabilities()
+    if not found.sound:
+        raise InstallationError(found.message)
+    return found
+
+
+def require_training() -> Capabilities:
+    """A sound installation that has the training wheel's builder and kernels; InstallationError otherwise."""
+    found = require_sound()
+    if found.limits or not found.has_training_kernels:
+        facts, _ = _observe()
+        raise InstallationError(str((*found.limits, _no_training(facts))[0]))
+    return found
+
+
+def require_own_passes() -> None:
+    """InstallationError where another package or folder hides our `passes`."""
+    problem = passes_problem()
+    if problem is not None:
+        raise InstallationError(str(problem))
+
+
+def load_runtime() -> Any:
+    """The module `onnxruntime`; InstallationError with the repair command where it is missing or emptied."""
+    runtime = _import_runtime()
+    if runtime is None:
+        facts, _ = _observe()
+        found = diagnose(facts) or (Problem("`import onnxruntime` fails", _reinstall(facts)),)
+        raise InstallationError(str(found[0]))
+    return runtime
+
+
+def diagnose(facts: Facts) -> tuple[Problem, ...]:
+    """What is wrong with an installation; nothing where it is sound. Plain onnxruntime is."""
+    problems = []
+    if facts.python < _OLDEST_PYTHON:
+        got, oldest = _dotted(facts.python), _dotted(_OLDEST_PYTHON)
+        problems.append(Problem(f"Python {got} is too old: onnxslim needs {oldest} or newer", _other_python()))
+    names = list(facts.installed)
+    if not names:
+        what = "ONNX Runtime is not installed" + ("; a foreign `onnxruntime` is imported" if facts.importable else "")
+        problems.append(Problem(what, _reinstall(facts)))
+    elif len(names) > 1:
+        listed = " and ".join(f"{n} {facts.installed[n]}" for n in names)
+        problems.append(
+            Problem(
+                f"{listed} both provide `onnxruntime` and overwrite each other's files: exactly one may be installed",
+                _reinstall(facts),
+            )
+        )
+    elif not facts.importable:
+        what = f"{names[0]} {facts.installed[names[0]]} is registered, but its files are gone or broken"
+        problems.append(Problem(what, _reinstall(facts)))
+    elif TRAINING in facts.installed and not facts.has_builder:
+        what = f"{TRAINING} {facts.installed[TRAINING]} was overwritten: its gradient builder is missing"
+        problems.append(Problem(what, _reinstall(facts)))
+    return tuple(problems)
+
+
+def passes_problem() -> Problem | None:
+    """Whether `passes` is something else than ours, which lies beside the package `onnxslim`."""
+    home = Path(__file__).resolve().parents[2]
+    owners = [name for name in _distributions("passes") if name != "onnxslim"]
+    try:
+        spec = importlib.util.find_spec("passes")
+    except (ImportError, ValueError):
+        spec = None
+    loaded = sys.modules.get("passes")
+    origin = getattr(loaded, "__file__", None) or (spec.origin if spec is not None else None)
+    if origin is not None and Path(origin).resolve() == home / "passes" / "__init__.py" and not owners:
+        return None
+    if owners:
+        command = f"{_pip()} uninstall -y {' '.join(owners)} && {_pip()} install --force-reinstall --no-deps onnxslim"
+        return Problem(f"The package `passes` of onnxslim is overwritten by {' and '.join(owners)}", command)
+    if origin is None and spec is None:
+        command = f"{_pip()} install --force-reinstall --no-deps onnxslim"
+        return Problem("The package `passes` of onnxslim is not there", command)
+    where = Path(origin) if origin else Path(next(iter(spec.submodule_search_locations or ["passes"]))) if spec else home
+    place = where.parent if where.name == "__init__.py" else where
+    moved = place.with_name(f"{place.stem}_renamed{place.suffix}")
+    return Problem(
+        f"`import passes` finds '{place}', which hides the package `passes` of onnxslim ('{home / 'passes'}')",
+        f"mv {shlex.quote(str(place))} {shlex.quote(str(moved))}",
+    )
+
+
+def _observe() -> tuple[Facts, Any]:
+    runtime = _import_runtime()
+    builder = False
+    if runtime is not None:
+        try:
+            state = importlib.import_module("onnxruntime.capi._pybind_state")
+            builder = hasattr(state, "GradientGraphBuilder")
+        except ImportError:
+            builder = False
+    installed = {name: _version(name) for name in _distributions("onnxruntime")}
+    python = (sys.version_info[0], sys.version_info[1])
+    return Facts(python, installed, runtime is not None, builder, _has_training_wheel()), runtime
+
+
+def _import_runtime() -> Any:
+    """The module, or None where it is missing or an empty shell."""
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except (ImportError, OSError):
+        return None
+    return runtime if hasattr(runtime, "InferenceSession") else None
+
+
+def _distributions(package: str) -> list[str]:
+    """The distributions that provide an import name, each once, sorted."""
+    return sorted(dict.fromkeys(metadata.packages_distributions().get(package, [])))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _has_training_wheel() -> bool:
+    return sys.platform == "darwin" or platform.machine() in ("x86_64", "AMD64")
+
+
+def _no_training(facts: Facts) -> Problem:
+    if facts.python > _NEWEST_TRAINING_PYTHON:
+        got, newest = _dotted(facts.python), _dotted(_NEWEST_TRAINING_PYTHON)
+        what = f"Python {got} has no {TRAINING} wheel (the newest is for {newest})"
+        command = _other_python()
+    elif not facts.training_platform:
+        what, command = f"This platform has no {TRAINING} wheel", "use a Linux x86-64, macOS or Windows machine"
+    else:
+        what, command = f"{TRAINING} is not installed", _reinstall(facts, training=True)
+    return Problem(f"{what}: `gradient: ort` and its gradient kernels are not available", command)
+
+
+def _reinstall(facts: Facts, training: bool = False) -> str:
+    """Removes everything that provides `onnxruntime` and installs the one that belongs here."""
+    wants_training = facts.training_platform and _OLDEST_PYTHON <= facts.python <= _NEWEST_TRAINING_PYTHON
+    plain_alone = list(facts.installed) and TRAINING not in facts.installed and not training
+    wanted = f"{TRAINING}=={TRAINING_VERSION}" if wants_training and not plain_alone else "onnxruntime"
+    install = f"{_pip()} install --force-reinstall --no-deps {wanted}" if facts.installed else f"{_pip()} install {wanted}"
+    if not facts.installed:
+        return install
+    return f"{_pip()} uninstall -y {' '.join(facts.installed)} && {install}"
+
+
+def _pip() -> str:
+    return f"{shlex.quote(sys.executable or 'python')} -m pip"
+
+
+def _other_python() -> str:
+    newest = _dotted(_NEWEST_TRAINING_PYTHON)
+    return f"python{newest} -m venv .venv && .venv/bin/python -m pip install onnxslim"
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+@lru_cache(maxsize=1)
+def _probe() -> tuple[int, int, bool]:
+    """Newest opset and IR version that load, and whether ConvGrad has a kernel: by trying."""
+    opset = _newest(lambda version: _loads(_identity(version, 9)), 11)
+    ir = _newest(lambda version: _loads(_identity(13, version)), 3)
+    return opset, ir, _loads(_conv_grad())
+
+
+def _newest(works: Callable[[int], bool], start: int) -> int:
+    if not works(start):
+        return 0
+    version = start
+    while version < 100 and works(version + 1):
+        version += 1
+    return version
+
+
+def _loads(model: bytes) -> bool:
+    runtime = _import_runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's classes derive from Exception alone
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        return False
+    return True
+
+
+def _identity(opset: int, ir: int) -> bytes:
+    from onnx import helper
+
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return _tiny([node], ["x"], ["y"], {"": opset}, ir)
+
+
+def _conv_grad() -> bytes:
+    from onnx import helper
+
+    node = helper.make_node(
+        "ConvGrad", ["dy", "x", "w"], ["dx", "dw"], domain="com.microsoft",
+        kernel_shape=[1, 1], strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1], group=1,
+    )  # fmt: skip
+    return _tiny([node], ["dy", "x", "w"], ["dx", "dw"], {"": 18, "com.microsoft": 1}, 9)
+
+
+def _tiny(nodes: list[Any], inputs: list[str], outputs: list[str], opsets: dict[str, int], ir: int) -> bytes:
+    from onnx import TensorProto, helper
+
+    def info(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 1, 1])
+
+    graph = helper.make_graph(nodes, "probe", [info(n) for n in inputs], [info(n) for n in outputs])
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    data: bytes = helper.make_model(graph, opset_imports=imports, ir_version=ir).SerializeToString()
+    return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _cpu(cpuinfo: str) -> tuple[str, bool | None]:
+    """The CPU's name, and whether it has VNNI, from the text of /proc/cpuinfo ("" where there is none)."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
+    flags = fields.get("flags")
+    if flags is None:
+        return name, None
+    return name, any(flag in flags.split() for flag in ("avx512_vnni", "avx_vnni"))

@@ -1,0 +1,207 @@
+"""The int8 contract, measured: fake-quant graph, integer evaluator and ONNX Runtime's kernels, layer by layer.
+
+Each layer gets the same integers in all three: the graphs are cut wherever a value is dequantised, and
+the evaluator's integers are fed into every cut. So an error of one layer cannot hide in, or be
+blamed on, another. The whole networks are compared by their top-1 answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxslim.errors import ModelError
+from onnxslim.graph import Array, DType, Graph, Node, Value
+from onnxslim.quant_math import dequantize
+from onnxslim.runtime.integer import IntegerEvaluator
+from onnxslim.runtime.session import Session
+
+__all__ = ["Int8Contract", "LayerDifference", "compare_int8"]
+
+_GIVEN = ".given"
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """Largest differences of one layer's output, in steps of its grid, given the same inputs; None
+    where the fake-quant graph has no such value. `differing`: share of elements that differ at all,
+    the larger of both comparisons."""
+
+    value: str
+    fake_quant_to_integer: int | None
+    runtime_to_integer: int
+    differing: float
+
+
+@dataclass(frozen=True)
+class Int8Contract:
+    """Per layer the largest differences, and over all samples the share of equal top-1 answers."""
+
+    layers: tuple[LayerDifference, ...]
+    samples: int
+    fake_quant_to_integer: float
+    runtime_to_integer: float
+    fake_quant_to_runtime: float
+
+    @property
+    def largest(self) -> int:
+        """The largest difference of any layer, in steps."""
+        found = [layer.runtime_to_integer for layer in self.layers]
+        found += [layer.fake_quant_to_integer or 0 for layer in self.layers]
+        return max(found, default=0)
+
+    @property
+    def agreement(self) -> float:
+        """The smallest of the three top-1 agreements."""
+        return min(self.fake_quant_to_integer, self.runtime_to_integer, self.fake_quant_to_runtime)
+
+    @property
+    def holds(self) -> bool:
+        """At most 1 step a layer, top-1 agreement at least 99.5 %."""
+        return self.largest <= 1 and self.agreement >= 0.995
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A dequantised value: its name, the integers it is made of, and its grid."""
+
+    value: str
+    integers: str
+    scale: Array
+    zero_point: Array
+
+    def steps(self, values: Array) -> Array:
+        """The integers that give these values, int32."""
+        return np.asarray(np.rint(values / self.scale), np.int32) + self.zero_point.astype(np.int32)
+
+
+def compare_int8(
+    fake_quant: Graph, qdq: Graph, batches: Iterable[Mapping[str, Array]], *, threads: int = 1
+) -> Int8Contract:
+    """Compares the three on batches of float inputs.
+
+    `fake_quant` is the trained graph after ExpandFakeQuant, `qdq` the one that LowerToQdq made of it,
+    before its names are shortened: values are matched by name. Top-1 is over axis 1 of the first
+    output. Raises ModelError where nothing can be matched.
+    """
+    if any(node.op == "FakeQuant" and node.domain == "onnxslim" for node in fake_quant.nodes()):
+        raise ModelError(f"Graph '{fake_quant.name}' has FakeQuant nodes: run ExpandFakeQuant first")
+    cuts, fake_cuts = _cuts(qdq), {cut.value for cut in _cuts(fake_quant)}
+    if not fake_cuts & {cut.value for cut in cuts}:
+        raise ModelError(f"Graphs '{fake_quant.name}' and '{qdq.name}' have no quantised value of the same name")
+    shared = [cut for cut in cuts if cut.value in fake_cuts]
+    sessions = (
+        Session(_cut(fake_quant, shared, requantise=False), threads=threads, fuse_qdq=False),
+        Session(_cut(qdq, cuts, requantise=True), threads=threads),
+    )
+    whole = Session(fake_quant, threads=threads, fuse_qdq=False), Session(qdq, threads=threads)
+    tally = _Tally(cuts)
+    evaluator = IntegerEvaluator(qdq)
+    for feeds in batches:
+        results = evaluator.run(feeds, keep=[cut.integers for cut in cuts])
+        answers = [next(iter(found.values())) for found in (whole[0].run(dict(feeds)), whole[1].run(dict(feeds)))]
+        tally.answers([*answers, results[qdq.outputs[0].name]])
+        given = {c.value + _GIVEN: dequantize(results[c.integers], c.scale, c.zero_point) for c in cuts}
+        for what, session, among in (("fake_quant", sessions[0], shared), ("runtime", sessions[1], cuts)):
+            found = session.run(_accepted(session, {**feeds, **given}))
+            for cut in among:
+                tally.layer(what, cut, cut.steps(found[cut.value]) - results[cut.integers])
+    return tally.result()
+
+
+def _accepted(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The feeds that a session has inputs for."""
+    names = {port.name for port in session.inputs}
+    return {name: array for name, array in feeds.items() if name in names}
+
+
+def _cuts(graph: Graph) -> list[_Cut]:
+    """Every activation that is dequantised, in order."""
+    cuts = []
+    for node in graph.nodes():
+        if node.op != "DequantizeLinear" or node.domain or not _is_activation(graph, node):
+            continue
+        scale = graph.constant_of(graph.operand(node, 1))
+        zero_point = graph.constant_of(graph.input(node, 2)) if node.arity[0] > 2 else None
+        if scale is None or scale.size != 1:
+            continue
+        integers = graph.operand(node, 0)
+        offset = np.zeros((), integers.dtype.numpy) if zero_point is None else zero_point
+        cuts.append(_Cut(graph.result(node).name, integers.name, scale.reshape(()), offset.reshape(())))
+    return cuts
+
+
+def _is_activation(graph: Graph, node: Node) -> bool:
+    """Whether a DequantizeLinear's integers depend on an input of the graph."""
+    value: Value | None = graph.operand(node, 0)
+    while value is not None:
+        source = graph.producer(value)
+        if source is None:
+            return value.array is None
+        if source.op not in ("QuantizeLinear", "Clip"):
+            return True
+        value = graph.input(source, 0)
+    return False
+
+
+def _cut(graph: Graph, cuts: list[_Cut], *, requantise: bool) -> Graph:
+    """Each cut value becomes an output, and is read from an input instead.
+
+    `requantise` puts a pair on the cut's grid behind that input: what integer kernels are fused from,
+    and exact, since the values fed are on the grid.
+    """
+    twin = graph.copy()
+    for value in twin.outputs:
+        twin.remove_output(value)
+    for cut in cuts:
+        value = twin.value(cut.value)
+        shape = None if value.shape is None else [None, *value.shape[1:]]
+        given = twin.add_input(cut.value + _GIVEN, DType.FLOAT, shape)
+        uses = twin.uses(value)
+        if requantise:
+            pair = twin.producer(value)
+            assert pair is not None
+            grid = twin.node_inputs(pair)[1:]
+            given = twin.op("DequantizeLinear", twin.op("QuantizeLinear", given, *grid), *grid)
+        for use in uses:
+            twin.set_input(use.node, use.slot, given)
+        twin.add_output(value)
+    return twin
+
+
+class _Tally:
+    """Differences and agreements, summed over batches."""
+
+    def __init__(self, cuts: list[_Cut]) -> None:
+        self.cuts = cuts
+        self.largest: dict[tuple[str, str], int] = {}
+        self.counts: dict[tuple[str, str], list[int]] = {}
+        self.samples = 0
+        self.equal = [0, 0, 0]
+        self.asked = 0
+
+    def answers(self, logits: list[Array]) -> None:
+        fake, runtime, integer = (a.argmax(axis=1) if a.ndim > 1 else a for a in logits)
+        self.samples += len(logits[0])
+        self.asked += fake.size
+        for place, (a, b) in enumerate(((fake, integer), (runtime, integer), (fake, runtime))):
+            self.equal[place] += int((a == b).sum())
+
+    def layer(self, what: str, cut: _Cut, difference: Array) -> None:
+        """Adds one comparison: differences in steps, by element."""
+        key = what, cut.value
+        self.largest[key] = max(self.largest.get(key, 0), int(np.abs(difference).max(initial=0)))
+        counts = self.counts.setdefault(key, [0, 0])
+        counts[0] += int(np.count_nonzero(difference))
+        counts[1] += difference.size
+
+    def result(self) -> Int8Contract:
+        layers = []
+        for cut in self.cuts:
+            keys = ("runtime", cut.value), ("fake_quant", cut.value)
+            counts = [self.counts.get(key, [0, 1]) for key in keys]
+            share = max(differing / max(1, size) for differing, size in counts)
+            layers.append(LayerDifference(cut.value, self.largest.get(keys[1]), self.largest.get(keys[0], 0), share))
+        return Int8Contract(tuple(layers), self.samples, *(n / max(1, self.asked) for n in self.equal))

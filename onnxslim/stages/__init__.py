@@ -1,0 +1,13 @@
+"""What a recipe is made of: stages that take a graph and give one back.
+
+`STAGES` is the list of all of them; a new one is a module here and an entry there.
+"""
+
+from onnxslim.stages.base import Data, Options, RunContext, Stage, StageResult
+from onnxslim.stages.export import Export
+from onnxslim.stages.quantize import Quantize
+from onnxslim.stages.train import Train
+
+__all__ = ["STAGES", "Data", "Export", "Options", "Quantize", "RunContext", "Stage", "StageResult", "Train"]
+
+STAGES: tuple[type[Stage], ...] = (Quantize, Train, Export)

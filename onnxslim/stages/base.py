@@ -1,0 +1,124 @@
+"""`Stage`: one step of a recipe, its fields the options; and what a stage is given to work with."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from onnxslim.data import Dataset, Preprocess, ProgressCallback
+from onnxslim.errors import DataError, RecipeError
+from onnxslim.files import write_atomic
+from onnxslim.graph import Graph, Value
+from onnxslim.rewrite import Refusal
+
+__all__ = ["Data", "InputPath", "Log", "Options", "RunContext", "Stage", "StageResult", "only_data_input"]
+
+
+@dataclass(frozen=True)
+class InputPath:
+    """Marks an option that names a file or folder which must exist; it is made absolute."""
+
+
+class Options(BaseModel):
+    """Strict and frozen: unknown keys and other types are errors, numbers are not read from text."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+
+class Data:
+    """The data sets of a run by role (train, val, test), each opened when it is first asked for."""
+
+    def __init__(self, openers: Mapping[str, Callable[[], Dataset]], preprocess: Preprocess | None = None) -> None:
+        self._openers = dict(openers)
+        self._opened: dict[str, Dataset] = {}
+        self.preprocess = preprocess or Preprocess()
+
+    def has(self, role: str) -> bool:
+        return role in self._openers
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(self._openers)
+
+    def get(self, role: str) -> Dataset:
+        """The data set of a role; RecipeError where the recipe names none."""
+        if role not in self._openers:
+            there = ", ".join(self._openers) or "none"
+            raise RecipeError(f"data.{role} is needed here, but the recipe does not give it (it gives: {there})")
+        if role not in self._opened:
+            self._opened[role] = self._openers[role]()
+        return self._opened[role]
+
+
+class Log:
+    """`log.jsonl`: one JSON object a line, the file replaced atomically with each new one."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._lines: list[str] = []
+        if path is not None and path.is_file():
+            self._lines = path.read_text("utf-8").splitlines()
+
+    def __call__(self, **record: Any) -> None:
+        self._lines.append(json.dumps(record))
+        if self._path is not None:
+            write_atomic(self._path, ("\n".join(self._lines) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a stage may use.
+
+    folder: of the run; label: of this stage ("1-train"), for files of its own. teacher: as read from
+    its file. resume: whether this stage may continue from checkpoints it finds.
+    """
+
+    folder: Path
+    data: Data
+    label: str = "stage"
+    seed: int = 0
+    workers: int = 2
+    teacher: Graph | None = None
+    resume: bool = False
+    progress: ProgressCallback | None = None
+    log: Log = field(default_factory=Log)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The graph after a stage, what the report says about it, and where passes did not fire."""
+
+    graph: Graph
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    refused: tuple[Refusal, ...] = ()
+
+
+class Stage(Options, ABC):
+    """One step of a recipe. The fields are the options; each has a documented default."""
+
+    kind: ClassVar[str]
+
+    def check(self, graph: Graph, context: RunContext) -> None:
+        """Raises what can be known to be wrong before anything is run or written."""
+        return
+
+    @abstractmethod
+    def run(self, graph: Graph, context: RunContext) -> StageResult:
+        """The model after this stage; `graph` is not changed."""
+
+
+def only_data_input(graph: Graph) -> Value:
+    """The one input of a model that the data feed; DataError where there are several or none."""
+    inputs = [value for value in graph.inputs if value.array is None]
+    if len(inputs) != 1:
+        names = ", ".join(f"'{v.name}'" for v in inputs) or "none"
+        raise DataError(f"Graph '{graph.name}': expected one input to feed images to, got {names}")
+    return inputs[0]

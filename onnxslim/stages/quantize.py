@@ -1,0 +1,90 @@
+"""`Quantize`: fake-quant nodes with calibrated scales. Followed by `export` alone: post-training quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
+from onnxslim.data.dataset import Subset
+from onnxslim.data.opening import check_fits
+from onnxslim.graph import Array, Graph
+from onnxslim.rewrite import Context
+from onnxslim.runtime.statistics import gather
+from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input
+from onnxslim.targets import load_target, target_names
+from passes.quantize import InsertFakeQuant
+from passes.simplify import FoldBatchnorm, canonicalize
+
+__all__ = ["Quantize", "TargetName", "calibration_batches"]
+
+
+def _known_target(name: str) -> str:
+    if name not in target_names():
+        raise ValueError(" or ".join(f"'{n}'" for n in target_names()))
+    return name
+
+
+TargetName = Annotated[str, AfterValidator(_known_target)]
+
+
+class Quantize(Stage):
+    """Inserts fake-quant nodes for a target, scales measured on some of the data (labels are not used)."""
+
+    kind: ClassVar[str] = "quantize"
+
+    target: TargetName = Field("x64", description="What the int8 model will run on: x64 or arm.")
+    weight_bits: int | None = Field(None, ge=2, le=8, description="Bits of weights. Default: the target's, 8.")
+    activation_bits: int | None = Field(None, ge=2, le=8, description="Bits of activations. Default: the target's, 8.")
+    per_channel: bool | None = Field(
+        None, description="One weight scale an output channel. Default: the target's, true."
+    )
+    skip: list[str] = Field(
+        [], description="Nodes to leave in float: names, op types, globs, or re: and a regular expression."
+    )
+    data: Literal["train", "val"] = Field("train", description="Which data the scales are measured on.")
+    samples: int = Field(512, ge=1, description="How many of them, drawn by the seed.")
+    batch: int = Field(64, ge=1, description="How many at a time.")
+
+    def check(self, graph: Graph, context: RunContext) -> None:
+        check_fits(context.data.get(self.data), only_data_input(graph), None, context.data.preprocess)
+
+    def run(self, graph: Graph, context: RunContext) -> StageResult:
+        dataset = context.data.get(self.data)
+        return self.apply(graph, dataset, context.data.preprocess, context.seed, context.progress)
+
+    def apply(
+        self,
+        graph: Graph,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        seed: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> StageResult:
+        """`run`, without a run: the graph with fake-quant nodes, calibrated on a data set."""
+        graph = graph.copy()
+        blank = Context(target=load_target(self.target), seed=seed)
+        outcome = canonicalize()(graph, blank)
+        if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
+            outcome += FoldBatchnorm()(graph, blank)
+        insert = InsertFakeQuant(self.weight_bits, self.activation_bits, self.per_channel, tuple(self.skip))
+        requests = insert.requests(graph, blank)
+        name = only_data_input(graph).name
+        batches = calibration_batches(dataset, name, preprocess, self.samples, self.batch, seed)
+        statistics = gather(graph, requests, batches, progress)
+        inserted = insert(graph, Context(statistics=statistics, target=blank.target, seed=seed))
+        summary = {"target": self.target, "fake_quant_nodes": inserted.rewrites, "samples": self.samples}
+        return StageResult(graph, summary, inserted.refused)
+
+
+def calibration_batches(
+    dataset: Dataset, input_name: str, preprocess: Preprocess, samples: int, batch: int, seed: int
+) -> Iterator[dict[str, Array]]:
+    """Feeds of `samples` samples (or all there are) drawn by the seed, in the data set's order."""
+    count = min(samples, len(dataset))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
+    for made in evaluation_batches(Subset(dataset, chosen), input_name, preprocess, batch):
+        yield made.feeds

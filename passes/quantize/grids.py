@@ -1,0 +1,73 @@
+"""Reading the grids of a FakeQuant graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxslim.analysis.regions import handed_data, hands_on
+from onnxslim.errors import ModelError
+from onnxslim.graph import Array, Graph, Node, Value
+from onnxslim.targets import Target
+
+__all__ = ["Grid", "Grids", "fake_quants"]
+
+
+def fake_quants(graph: Graph) -> list[Node]:
+    """All FakeQuant nodes, in order."""
+    return [node for node in graph.nodes() if node.op == "FakeQuant" and node.domain == "onnxslim"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of one FakeQuant node, its parameters known: float32 `scale` and `zero_point`, [] or [C]."""
+
+    scale: Array
+    zero_point: Array
+    bits: int
+    signed: bool
+    narrow: bool
+    axis: int | None
+
+    @classmethod
+    def of(cls, graph: Graph, node: Node) -> Grid:
+        """The grid of a node; ModelError where its scale or zero point is not constant."""
+        arrays = []
+        for slot, what in ((1, "scale"), (2, "zero point")):
+            value = graph.operand(node, slot)
+            array = graph.constant_of(value)
+            if array is None:
+                raise ModelError(f"{node}: its {what} '{value.name}' must be a constant to be lowered")
+            arrays.append(array)
+        axis = node.attr("axis") if arrays[0].ndim == 1 else None
+        bits, signed, narrow = node.attr("bits", 8), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0))
+        return cls(arrays[0], arrays[1], bits, signed, narrow, axis)
+
+    def same(self, other: Grid) -> bool:
+        """Whether both put the same integers on the same numbers."""
+        return (
+            (self.bits, self.signed, self.narrow, self.axis) == (other.bits, other.signed, other.narrow, other.axis)
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+
+class Grids:
+    """The activation grid of any value: given by a FakeQuant, and handed on by shared-scale ops."""
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self._of: dict[int, Grid] = {}
+        for node in graph.nodes():
+            if node.op == "FakeQuant" and node.domain == "onnxslim":
+                self._of[graph.result(node).id] = Grid.of(graph, node)
+            elif hands_on(graph, node, target):
+                sources = [self._of.get(v.id) for v in handed_data(graph, node) if v is not None]
+                first = sources[0]
+                if first is not None and all(s is not None and s.same(first) for s in sources):
+                    for value in graph.node_outputs(node):
+                        if value is not None:
+                            self._of[value.id] = first
+
+    def of(self, value: Value) -> Grid | None:
+        return self._of.get(value.id)

@@ -1,0 +1,103 @@
+"""Layers of a FakeQuant graph that run on integers, and the scales their biases need.
+
+y = s_x · s_w · (Σ (q_x − z_x) · q_w + q_b),   q_b = round(b / (s_x · s_w)) as int32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxslim.graph import Array, Graph, Node
+from onnxslim.rewrite import Refusal
+from onnxslim.targets import Target
+from passes.quantize.grids import Grid, Grids
+
+__all__ = ["Layer", "bias_scale", "fitting_scale", "quantized_layers"]
+
+_BIAS_LIMIT = 2.0**30
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A compute node whose input and weight have grids. `weight` is the weight's FakeQuant node;
+    `bias` float32 [C] is None where the node has none."""
+
+    node: Node
+    input: Grid
+    weight: Node
+    bias: Array | None
+
+
+def quantized_layers(graph: Graph, grids: Grids, target: Target) -> tuple[list[Layer], list[Refusal]]:
+    """The layers with a quantised input and a quantised weight, and per other compute node why it is none."""
+    layers: list[Layer] = []
+    refused: list[Refusal] = []
+    for node in graph.nodes():
+        if node.op in target.quantized_ops and not node.domain:
+            found = _layer(graph, node, grids)
+            if isinstance(found, Refusal):
+                refused.append(found)
+            elif found is not None:
+                layers.append(found)
+                refused += _unfolded(graph, node)
+    return layers, refused
+
+
+def fitting_scale(scale: Array, layers: Sequence[Layer]) -> Array:
+    """A weight's trained scale, raised where a bias of the layers that share the weight would exceed 2³⁰.
+
+    That is a dead channel: weights near 0, bias not. Raising the scale costs its weights at most half
+    of the new scale each, 2⁻³¹ of the bias per step of the input: nothing that the output's grid can
+    show. All other channels keep their scale, bit for bit.
+    """
+    for layer in layers:
+        if layer.bias is not None:
+            needed = np.abs(layer.bias.astype(np.float64)) / (float(layer.input.scale) * _BIAS_LIMIT)
+            if scale.ndim == 0:
+                needed = np.asarray(needed.max(initial=0))
+            scale = np.where(needed > scale * (1 + 2.0**-20), needed, scale).astype(np.float32)
+    return np.asarray(scale, np.float32)
+
+
+def bias_scale(layer: Layer, weight_scale: Array) -> Array:
+    """s_x · s_w, float32: [C], or [] where the weight has one scale."""
+    return np.asarray(layer.input.scale * weight_scale, np.float32)
+
+
+def _layer(graph: Graph, node: Node, grids: Grids) -> Layer | Refusal | None:
+    inputs = graph.node_inputs(node)
+    values = [v for v in inputs[:2] if v is not None]
+    producers = [graph.producer(v) for v in values]
+    weights = [p for p in producers if p is not None and p.op == "FakeQuant" and p.attr("kind") == "weight"]
+    data = [grids.of(v) for v, p in zip(values, producers) if p not in weights]
+    if not weights and len(data) == 2 and None not in data:
+        return None  # a product of two activations: nothing stored
+    if len(weights) != 1 or len(data) != 1 or data[0] is None:
+        return Refusal(str(node), "its input or its weight has no grid: it stays in float")
+    value = inputs[2] if len(inputs) > 2 else None
+    if value is None:
+        return Layer(node, data[0], weights[0], None)
+    bias, channels = graph.constant_of(value), _channels(graph, node)
+    if bias is None or bias.size not in (1, channels) or bias.shape[-1:] not in ((), (1,), (channels,)):
+        return Refusal(str(node), f"its bias '{value.name}' {value.shape} is not a constant of [{channels}]")
+    return Layer(node, data[0], weights[0], np.broadcast_to(bias.reshape(-1), (channels,)))
+
+
+def _channels(graph: Graph, node: Node) -> int:
+    shape = graph.operand(node, 1).static_shape
+    if node.op == "ConvTranspose":
+        return shape[1] * int(node.attr("group", 1))
+    if node.op == "Gemm":
+        return shape[0] if node.attr("transB", 0) else shape[1]
+    return shape[0]
+
+
+def _unfolded(graph: Graph, node: Node) -> list[Refusal]:
+    return [
+        Refusal(str(use.node), f"batch norm after {node} is not folded: run fold_batchnorm first")
+        for use in graph.uses(graph.result(node))
+        if use.node.op == "BatchNormalization"
+    ]
