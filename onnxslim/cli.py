@@ -38,6 +38,7 @@ app = typer.Typer(
     name="onnxslim",
     cls=_Commands,
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,10 +48,9 @@ app = typer.Typer(
 )
 
 
-
 def main() -> None:
     """Entry point of the command `onnxslim`."""
-    app()
+    app(prog_name="onnxslim")
 
 
 def _complain(message: str) -> None:
@@ -141,13 +141,17 @@ def compress(
             report = run(recipe, resume=resume, force=force, overrides=tuple(set_ or ()), progress=progress)
         except KeyboardInterrupt as stop:
             again = " ".join(["onnxslim compress", str(recipe), "--resume", *(f"--set {s}" for s in set_ or ())])
-            raise KeyboardInterrupt(f"Interrupted. {stop or 'Finished stages are kept.'} Go on with: {again}") from stop
+            raise KeyboardInterrupt(
+                f"Interrupted. {str(stop) or 'Finished stages are kept.'} Go on with: {again}"
+            ) from stop
     _print(report_view(report))
 
 
 @app.command()
 def evaluate(
-    models: Annotated[list[Path], typer.Argument(help="ONNX or ORT files; the first is compared with.", show_default=False)],
+    models: Annotated[
+        list[Path], typer.Argument(help="ONNX or ORT files; the first is compared with.", show_default=False)
+    ],
     data: DataPath,
     split: Split = None,
     mean: Mean = None,
@@ -298,9 +302,7 @@ def inspect(model: ModelFile, target: TargetOption = "x64") -> None:
     from passes.gradient import why_not_differentiable
 
     profile = load_target(target)
-    found = inspect_model(
-        read(model), target=profile, differentiable=why_not_differentiable, file_bytes=size_of(model)
-    )
+    found = inspect_model(read(model), target=profile, differentiable=why_not_differentiable, file_bytes=size_of(model))
     _print(inspection_view(found, target=target))
 
 

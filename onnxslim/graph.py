@@ -453,7 +453,10 @@ class Graph:
     ) -> Value:
         """Adds a node and returns its first output: the shorthand in which rewrites are written."""
         node = self.add_node(op, inputs, outputs, attributes, domain=domain, name=name)
-        return self.result(node)
+        made = self.result(node)
+        if name:
+            node.name = made.name  # made unique, which ONNX Runtime wants of node names too
+        return made
 
     def add_capture(self, node: Node, value: Value, name: str) -> None:
         """Declares that a body of `node` reads `value`, under `name`."""

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from onnxslim.errors import RecipeError
 from onnxslim.graph import Graph
 from onnxslim.recipe.schema import Recipe, model_of
-from onnxslim.recipe.source import Entry, Loc, Origin, apply_set, from_python, load_tree
+from onnxslim.recipe.source import Entry, Given, Loc, Origin, apply_set, from_python, load_tree
 from onnxslim.stages.base import InputPath
 
 __all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
@@ -51,7 +51,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(recipe: Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
     """The same from a Python mapping, where models may be `Graph`s and data any source of `open_dataset`."""
-    tree = from_python(recipe, Origin("the recipe", Path.cwd()))
+    tree = from_python(recipe, Origin("the recipe", Path.cwd(), from_python=True))
     checked = _validated(apply_set(tree, overrides, Path.cwd()))
     if checked.run.name is None:
         stem = Path(checked.model).stem if isinstance(checked.model, str) else checked.model.name
@@ -107,21 +107,15 @@ def _validated(tree: Entry) -> Recipe:
 
 
 def _expanded(tree: Entry) -> Entry:
-    """Short forms written out: a path for a data source, nothing for a stage without options."""
+    """Short forms written out: a path for a data source, nothing for keys without options."""
     if not isinstance(tree.value, dict):
         return tree
     top = dict(tree.value)
     for key in ("data", "run", "evaluate"):
-        if key in top and top[key].value is None:
-            top[key] = Entry({}, top[key].origin)
-    if isinstance(top.get("data", tree).value, dict) and "data" in top:
-        inner = dict(top["data"].value)
-        for role in _ROLES:
-            entry = inner.get(role)
-            if entry is not None and isinstance(entry.value, str | Path):
-                inner[role] = Entry({"path": Entry(str(entry.value), entry.origin)}, entry.origin)
-            elif entry is not None and entry.value is not None and not isinstance(entry.value, dict | bool | int | float):
-                inner[role] = Entry({"given": Entry(entry.plain(), entry.origin)}, entry.origin)
+        if key in top:
+            top[key] = _empty_for_nothing(top[key])
+    if "data" in top and isinstance(top["data"].value, dict):
+        inner = {key: _source(e) if key in _ROLES else e for key, e in top["data"].value.items()}
         top["data"] = Entry(inner, top["data"].origin)
     stages = top.get("stages")
     if stages is not None and isinstance(stages.value, list):
@@ -135,8 +129,25 @@ def _expanded(tree: Entry) -> Entry:
 def _expanded_stage(entry: Entry) -> Entry:
     if not isinstance(entry.value, dict):
         return entry
-    inner = {k: Entry({}, e.origin) if e.value is None else e for k, e in entry.value.items()}
-    return Entry(inner, entry.origin)
+    return Entry({key: _empty_for_nothing(inner) for key, inner in entry.value.items()}, entry.origin)
+
+
+def _empty_for_nothing(entry: Entry) -> Entry:
+    return Entry({}, entry.origin) if entry.value is None else entry
+
+
+def _source(entry: Entry) -> Entry:
+    """A data source: a path becomes {path: …}, from Python an object {given: …}."""
+    value, origin = entry.value, entry.origin
+    if isinstance(value, str | Path):
+        return Entry({"path": Entry(str(value), origin)}, origin)
+    if isinstance(value, dict):
+        if "given" in value and not isinstance(value["given"].value, Given):
+            raise RecipeError(f"{value['given'].origin}: unknown key 'given'; known keys: path, split")
+        return entry
+    if origin.from_python and value is not None and not isinstance(value, bool | int | float):
+        return Entry({"given": Entry(Given(entry.plain()), origin)}, origin)
+    return entry
 
 
 def _model(tree: Entry) -> Recipe:
@@ -159,9 +170,8 @@ def _message(tree: Entry, error: ErrorDetails) -> str:
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"{where}unknown key '{loc[-1]}'{inside}; {hint}"
     if kind == "missing":
-        parent = tree.at(loc[:-1])
         inside = f" in {_dotted(loc[:-1])}" if loc[:-1] else ""
-        return f"{parent.origin}: key '{loc[-1]}' is missing{inside}"
+        return f"{entry.origin}: key '{loc[-1]}' is missing{inside}"
     expected = _expected(error)
     got = f", got {_show(entry.plain())}" if kind not in ("value_error",) or not isinstance(entry.value, dict) else ""
     if kind == "literal_error":

@@ -50,15 +50,18 @@ class SourceOptions(Options):
     """Where samples come from. A path alone may stand for all of this: `train: cifar10.zip`."""
 
     path: Annotated[str | None, InputPath()] = Field(
-        None, description="Image folder, zip of one, .npz, or CIFAR-10 binary archive."
+        default=None, description="Image folder, zip of one, .npz, or CIFAR-10 binary archive."
     )
     split: str | None = Field(
-        None,
+        default=None,
         description="Part of it: train, val, test, or a slice such as train[:45000]. "
         "Default: the role's own name where several roles name the same path.",
     )
     given: Annotated[Any, PlainValidator(_data_object), _PATH] = Field(
-        None, description="From Python only: a data set, a mapping of arrays, or an iterable.", exclude=True, repr=False
+        default=None,
+        description="From Python only: a data set, a mapping of arrays, or an iterable.",
+        exclude=True,
+        repr=False,
     )
 
     @model_validator(mode="after")
@@ -71,8 +74,8 @@ class SourceOptions(Options):
 class Normalize(Options):
     """(x − mean) / std, per channel, in the units of the data: 0–255 for image files."""
 
-    mean: list[float] = Field([], description="One value a channel, or one for all.")
-    std: list[Annotated[float, Field(gt=0)]] = Field([], description="As many as means.")
+    mean: list[float] = Field(default=[], description="One value a channel, or one for all.")
+    std: list[Annotated[float, Field(gt=0)]] = Field(default=[], description="As many as means.")
 
     @model_validator(mode="after")
     def _as_many(self) -> Normalize:
@@ -84,38 +87,43 @@ class Normalize(Options):
 class DataOptions(Options):
     """The data and how they become the model's input."""
 
-    train: SourceOptions | None = Field(None, description="What is trained and calibrated on. Labels are optional.")
-    val: SourceOptions | None = Field(None, description="What decisions are made on, such as the best epoch.")
-    test: SourceOptions | None = Field(None, description="What is measured once, at the end.")
-    normalize: Normalize = Field(Normalize.model_construct(mean=[], std=[]), description="Default: none.")
-    layout: Layout = Field("NCHW", description="Of the model's image input.")
-    resize: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, description="[height, width] to which image files are resized. Default: as they are.", min_length=2, max_length=2
+    train: SourceOptions | None = Field(
+        default=None, description="What is trained and calibrated on. Labels are optional."
     )
-    label_name: str = Field("label", description="Name of the labels among named arrays.")
+    val: SourceOptions | None = Field(default=None, description="What decisions are made on, such as the best epoch.")
+    test: SourceOptions | None = Field(default=None, description="What is measured once, at the end.")
+    normalize: Normalize = Field(default=Normalize(), description="Default: none.")
+    layout: Layout = Field(default="NCHW", description="Of the model's image input.")
+    resize: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        description="[height, width] to which image files are resized. Default: as they are.",
+        min_length=2,
+        max_length=2,
+    )
+    label_name: str = Field(default="label", description="Name of the labels among named arrays.")
 
 
 class RunOptions(Options):
     """The run itself."""
 
     name: str | None = Field(
-        None, description="Its folder's name. Default: the recipe file's.", pattern=r"^[^/\\]*[^/\\.][^/\\]*$"
+        default=None, description="Its folder's name. Default: the recipe file's.", pattern=r"^[^/\\]*[^/\\.][^/\\]*$"
     )
-    folder: str = Field("runs", description="Where runs are put; relative to the current directory.")
-    seed: int = Field(0, ge=0, description="Of shuffling and augmentation.")
+    folder: str = Field(default="runs", description="Where runs are put; relative to the current directory.")
+    seed: int = Field(default=0, ge=0, description="Of shuffling and augmentation.")
     workers: int | None = Field(
-        None, ge=1, description="Training workers, one thread each. Default: one a core, at most 4."
+        default=None, ge=1, description="Training workers, one thread each. Default: one a core, at most 4."
     )
 
 
 class EvaluateOptions(Options):
     """What is measured."""
 
-    test: bool = Field(False, description="Measure the baseline and the result on data.test, once, at the end.")
-    batch: int = Field(200, ge=1, description="Images per run while measuring accuracy.")
-    latency_repeats: int = Field(100, ge=0, description="Timed runs of each model; 0 measures no latency.")
-    latency_batch: int = Field(1, ge=1, description="Images per timed run.")
-    latency_threads: int = Field(1, ge=1, description="Threads of a timed run.")
+    test: bool = Field(default=False, description="Measure the baseline and the result on data.test, once, at the end.")
+    batch: int = Field(default=200, ge=1, description="Images per run while measuring accuracy.")
+    latency_repeats: int = Field(default=100, ge=0, description="Timed runs of each model; 0 measures no latency.")
+    latency_batch: int = Field(default=1, ge=1, description="Images per timed run.")
+    latency_threads: int = Field(default=1, ge=1, description="Threads of a timed run.")
 
 
 class StageEntry(Options):
@@ -140,7 +148,9 @@ if TYPE_CHECKING:
     _Entry = StageEntry
 else:  # one key for every stage there is
     _Entry = create_model(
-        "StageEntry", __base__=StageEntry, **{cls.kind: (cls | None, Field(None, description=cls.__doc__)) for cls in STAGES}
+        "StageEntry",
+        __base__=StageEntry,
+        **{cls.kind: (cls | None, Field(None, description=cls.__doc__)) for cls in STAGES},
     )
 
 
@@ -151,12 +161,12 @@ class Recipe(Options):
     teacher: Annotated[Any, PlainValidator(lambda v: None if v is None else _model_source(v)), _PATH, InputPath()] = (
         Field(None, description="A trained ONNX model of the same outputs, to distil from.")
     )
-    data: DataOptions = Field(DataOptions.model_construct(), description="The data.")
-    run: RunOptions = Field(RunOptions.model_construct(), description="The run.")
+    data: DataOptions = Field(default=DataOptions(), description="The data.")
+    run: RunOptions = Field(default=RunOptions(), description="The run.")
     stages: list[_Entry] = Field(description="What is done, in order.", min_length=1)
-    evaluate: EvaluateOptions = Field(EvaluateOptions.model_construct(), description="What is measured.")
+    evaluate: EvaluateOptions = Field(default=EvaluateOptions(), description="What is measured.")
     provenance: dict[str, Any] | None = Field(
-        None, description="Versions, machine and digests, noted by a run in its resolved recipe; not read."
+        default=None, description="Versions, machine and digests, noted by a run in its resolved recipe; not read."
     )
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from onnxslim.errors import RecipeError
 
-__all__ = ["Entry", "Loc", "Origin", "apply_set", "from_python", "load_tree", "parse_yaml"]
+__all__ = ["Entry", "Given", "Loc", "Origin", "apply_set", "from_python", "load_tree", "parse_yaml"]
 
 Loc: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top."""
@@ -33,14 +33,22 @@ class Origin:
     source: str
     folder: Path
     line: int | None = None
+    from_python: bool = False
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
 
 @dataclass(frozen=True)
+class Given:
+    """An object from Python that is not taken apart."""
+
+    object: Any
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A value: a mapping or a list of entries, or a scalar (from Python: any object)."""
+    """A value: a mapping or a list of entries, or a scalar (from Python: an object)."""
 
     value: Any
     origin: Origin
@@ -50,12 +58,10 @@ class Entry:
         entry = self
         for key in loc:
             inner = entry.value
-            if isinstance(inner, dict) and key in inner:
-                entry = inner[key]
-            elif isinstance(inner, list) and isinstance(key, int) and 0 <= key < len(inner):
-                entry = inner[key]
-            else:
+            is_there = isinstance(inner, dict) and key in inner
+            if not is_there and not (isinstance(inner, list) and isinstance(key, int) and 0 <= key < len(inner)):
                 break
+            entry = inner[key]
         return entry
 
     def plain(self) -> Any:
@@ -64,7 +70,7 @@ class Entry:
             return {key: entry.plain() for key, entry in self.value.items()}
         if isinstance(self.value, list):
             return [entry.plain() for entry in self.value]
-        return self.value
+        return self.value.object if isinstance(self.value, Given) else self.value
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,8 +108,9 @@ def parse_yaml(text: str, source: str, folder: Path) -> Entry:
 def from_python(value: Any, origin: Origin) -> Entry:
     """A tree from Python's mappings and sequences; other objects, mappings of arrays among them, are
     carried as they are."""
-    plain = isinstance(value, Mapping) and not any(hasattr(inner, "dtype") for inner in value.values())
-    if plain and all(isinstance(key, str) for key in value):
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value) or any(hasattr(v, "dtype") for v in value.values()):
+            return Entry(Given(value), origin)
         return Entry({key: from_python(inner, origin) for key, inner in value.items()}, origin)
     if isinstance(value, list | tuple):
         return Entry([from_python(inner, origin) for inner in value], origin)
@@ -111,7 +118,8 @@ def from_python(value: Any, origin: Origin) -> Entry:
 
 
 def apply_set(tree: Entry, assignments: Sequence[str], folder: Path) -> Entry:
-    """The tree with each `a.b.0.c=value` applied in order; the value is YAML (nothing: the default), numbers index lists.
+    """The tree with each `a.b.0.c=value` applied in order; the value is YAML (nothing: back to the
+    default), numbers index lists.
 
     Relative paths in a value are relative to `folder`. Raises RecipeError on a malformed assignment or
     a way that does not exist; whether the last key is known, the schema says.

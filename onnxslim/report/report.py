@@ -33,7 +33,8 @@ class Accuracy:
 class ModelRow:
     """One model beside others. Ratios and McNemar's test are against the first row.
 
-    mcnemar: {"b": only the first right, "c": only this one right, "p": two-sided exact}.
+    mcnemar: {"b": only the first right, "c": only this one right, "p": two-sided exact}. ort_bytes: of the
+    same model in the ORT format, where that was written.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelRow:
     accuracy: Accuracy | None = None
     mcnemar: Mapping[str, float] | None = None
     latency: Mapping[str, float] | None = None
+    ort_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,7 @@ def accuracy_of(evaluation: Evaluation | None) -> Accuracy | None:
     """The proportions of an evaluation, without its samples."""
     if evaluation is None:
         return None
-    return Accuracy(
-        evaluation.n, evaluation.top1, evaluation.interval, evaluation.top5, evaluation.interval_top5
-    )
+    return Accuracy(evaluation.n, evaluation.top1, evaluation.interval, evaluation.top5, evaluation.interval_top5)
 
 
 def model_rows(rows: Sequence[Row]) -> tuple[ModelRow, ...]:

@@ -51,6 +51,7 @@ def rows_table(rows: Sequence[ModelRow], title: str | None = None) -> Table:
         ("× first", [_ratio(r.latency) for r in rows]),
         ("bytes", [f"{r.bytes:,}" for r in rows]),
         ("% of first", [f"{100 * r.bytes_ratio:.2f}" for r in rows]),
+        (".ort %", ["" if r.ort_bytes is None else f"{100 * r.ort_bytes / rows[0].bytes:.2f}" for r in rows]),
     ]
     if len(rows) == 1:
         columns = [c for c in columns if c[0] not in ("× first", "% of first")]

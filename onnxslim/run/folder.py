@@ -114,6 +114,7 @@ class RunFolder:
 
         Gives what a resumed run would read, so that both go on from the same.
         """
+        self._make(self._json(number).parent)
         digest = ""
         if after is not before:
             data = to_bytes(after)

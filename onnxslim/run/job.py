@@ -92,7 +92,7 @@ def open_data(source: SourceOptions, role: str, recipe: Recipe, progress: Progre
         split = role if any(o is not None and o.path == source.path for o in others) else None
     resize = None if options.resize is None else (options.resize[0], options.resize[1])
     return open_dataset(
-        source.path if source.given is None else source.given,
+        source.given if source.path is None else source.path,
         split,
         label_name=options.label_name,
         progress=progress,
@@ -124,6 +124,8 @@ class _Job:
 
     def check(self) -> None:
         """Everything that is wrong before anything is run; raises the first."""
+        if not self.data.roles:
+            raise RecipeError("data: expected train, val or test, got none of them")
         open_session(self.student)  # what ONNX Runtime refuses, it refuses now
         source = only_data_input(self.student)
         classes = _classes(self.student)
@@ -173,7 +175,8 @@ class _Job:
         return report
 
     def one_stage(self, folder: RunFolder, number: int, stage: Stage, graph: Graph, context: RunContext) -> Finished:
-        folder.begin(number, stage)
+        if stage.resumable:
+            folder.begin(number, stage)
         started = time.perf_counter()
         result = stage.run(graph, context)
         val = accuracy_of(self.measure(result.graph)) if result.graph is not graph else None
@@ -188,7 +191,12 @@ class _Job:
             return None
         options, workers = self.recipe.evaluate, self.recipe.run.workers or 1
         return evaluate(
-            graph, self.data.get("val"), self.data.preprocess, batch=options.batch, threads=workers, progress=self.progress
+            graph,
+            self.data.get("val"),
+            self.data.preprocess,
+            batch=options.batch,
+            threads=workers,
+            progress=self.progress,
         )
 
     def final(self, folder: RunFolder, graph: Graph, rows: list[StageRow], baseline: Any) -> Report:
@@ -196,9 +204,13 @@ class _Job:
         options = self.recipe.evaluate
         first: Model = self.student if isinstance(self.recipe.model, Graph) else self.recipe.model
         models: dict[str, Model] = {"float": first}
+        ort_bytes: dict[str, int] = {}
         for row in rows:
             for file in row.summary.get("files", ()):
-                models[f"{file['precision']} {file['target']}"] = folder.path / file["onnx"]
+                name = f"{file['precision']} {file['target']}"
+                models[name] = folder.path / file["onnx"]
+                if "ort_bytes" in file:
+                    ort_bytes[name] = file["ort_bytes"]
         if len(models) == 1:
             models["result"] = graph
         split = "test" if options.test else "val" if self.data.has("val") else None
@@ -213,15 +225,15 @@ class _Job:
             latency_repeats=options.latency_repeats,
             progress=self.progress,
         )
-        measured = model_rows(found)
+        measured = tuple(replace(row, ort_bytes=ort_bytes.get(row.name)) for row in model_rows(found))
         split = split if measured[0].accuracy is not None else None
         name = str(self.recipe.run.name)
         return Report(name, str(folder.path), split, measured, tuple(rows), baseline, machine())
 
     def samples(self) -> Dataset:
-        """A few training samples without their labels: latency is measured on them, accuracy is not."""
-        train = self.data.get("train")
-        few = train.read(np.arange(min(len(train), self.recipe.evaluate.latency_batch)))
+        """A few samples without their labels: latency is measured on them, accuracy is not."""
+        dataset = self.data.get(self.data.roles[0])
+        few = dataset.read(np.arange(min(len(dataset), self.recipe.evaluate.latency_batch)))
         return ArrayDataset({"image": input_array(few, only_data_input(self.student).name)})
 
 

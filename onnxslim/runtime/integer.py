@@ -15,6 +15,7 @@ Weights may have zero points other than 0. (Jacob et al. 2018, arXiv:1712.05877.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -97,23 +98,23 @@ class IntegerEvaluator:
             data = inputs[0] if inputs else None
             if node.op in _SHAPE_OPS and isinstance(data, Ints) and data.axis is None:
                 moved = reshape_like(node, data.q, [i for i in inputs[1:] if isinstance(i, np.ndarray)])
-                arrays = self._alone(node, [data.q, *inputs[1:]]) if moved is None else [moved]
+                arrays = [moved] if moved is not None else self._alone(node, [data.q, *inputs[1:]], of=data.q.dtype)
                 return [Ints(array, data.scale, data.zero_point, None) for array in arrays]
         return list(self._alone(node, inputs))
 
-    def _alone(self, node: Node, inputs: list[Tensor | None]) -> list[Array]:
-        """A node without an integer definition, by ONNX Runtime, in the type of its inputs."""
+    def _alone(self, node: Node, inputs: list[Tensor | None], of: np.dtype[Any] | None = None) -> list[Array]:
+        """A node by ONNX Runtime, in float; `of` is the type of integers that a shape op moves instead."""
         arrays = [None if i is None else real(i) for i in inputs]
         if node.id not in self._sessions:
             if self.graph.captures(node):
                 raise UnsupportedError(f"{node} has a body that reads outer values: the integer evaluator stops there")
-            self._sessions[node.id] = _session(self.graph, node, arrays)
+            self._sessions[node.id] = _session(self.graph, node, arrays, of)
         feeds = {f"i{slot}": array for slot, array in enumerate(arrays) if array is not None}
         found = self._sessions[node.id].run(feeds)
         return [found.get(f"o{slot}", np.zeros(0)) for slot in range(node.arity[1])]
 
 
-def _session(graph: Graph, node: Node, arrays: list[Array | None]) -> Session:
+def _session(graph: Graph, node: Node, arrays: list[Array | None], of: np.dtype[Any] | None) -> Session:
     single = Graph("node", ir_version=graph.ir_version)
     single.opsets, single.functions = dict(graph.opsets), list(graph.functions)
     slots = [
@@ -124,7 +125,7 @@ def _session(graph: Graph, node: Node, arrays: list[Array | None]) -> Session:
     twin = single.add_node(node.op, slots, names, node.attributes, domain=node.domain, name=node.name)
     for value, original in zip(single.node_outputs(twin), graph.node_outputs(node)):
         if value is not None and original is not None:
-            single.set_type(value, original.dtype)
+            single.set_type(value, original.dtype if of is None else DType.of(np.empty(0, of)))
             single.add_output(value)
     return Session(single)
 

@@ -105,6 +105,8 @@ class Stage(Options, ABC):
     """One step of a recipe. The fields are the options; each has a documented default."""
 
     kind: ClassVar[str]
+    resumable: ClassVar[bool] = False
+    """Whether an interrupted stage goes on from checkpoints; its options must then stay the same."""
 
     def check(self, graph: Graph, context: RunContext) -> None:
         """Raises what can be known to be wrong before anything is run or written."""

@@ -51,11 +51,11 @@ class Export(Stage):
     kind: ClassVar[str] = "export"
 
     targets: list[TargetName] = Field(
-        [],
+        default=[],
         description="What to write for: x64, arm, or both; one quantised model serves both. The first is "
         "written to the run's folder, others to folders of their own. Default: what was quantised for.",
     )
-    ort: bool = Field(True, description="Also write the ORT format and required_operators.config.")
+    ort: bool = Field(default=True, description="Also write the ORT format and required_operators.config.")
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         targets = list(dict.fromkeys(self.targets)) or [target_of(graph)]

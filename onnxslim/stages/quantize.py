@@ -36,21 +36,27 @@ class Quantize(Stage):
 
     kind: ClassVar[str] = "quantize"
 
-    target: TargetName = Field("x64", description="What the int8 model will run on: x64 or arm.")
-    weight_bits: int | None = Field(None, ge=2, le=8, description="Bits of weights. Default: the target's, 8.")
-    activation_bits: int | None = Field(None, ge=2, le=8, description="Bits of activations. Default: the target's, 8.")
+    target: TargetName = Field(default="x64", description="What the int8 model will run on: x64 or arm.")
+    weight_bits: int | None = Field(default=None, ge=2, le=8, description="Bits of weights. Default: the target's, 8.")
+    activation_bits: int | None = Field(
+        default=None, ge=2, le=8, description="Bits of activations. Default: the target's, 8."
+    )
     per_channel: bool | None = Field(
-        None, description="One weight scale an output channel. Default: the target's, true."
+        default=None, description="One weight scale an output channel. Default: the target's, true."
     )
     skip: list[str] = Field(
-        [], description="Nodes to leave in float: names, op types, globs, or re: and a regular expression."
+        default=[], description="Nodes to leave in float: names, op types, globs, or re: and a regular expression."
     )
-    data: Literal["train", "val"] = Field("train", description="Which data the scales are measured on.")
-    samples: int = Field(512, ge=1, description="How many of them, drawn by the seed.")
-    batch: int = Field(64, ge=1, description="How many at a time.")
+    data: Literal["train", "val"] = Field(default="train", description="Which data the scales are measured on.")
+    samples: int = Field(default=512, ge=1, description="How many of them, drawn by the seed.")
+    batch: int = Field(default=64, ge=1, description="How many at a time.")
 
     def check(self, graph: Graph, context: RunContext) -> None:
         check_fits(context.data.get(self.data), only_data_input(graph), None, context.data.preprocess)
+        plain = graph.copy()
+        blank = Context(target=load_target(self.target), seed=context.seed)
+        canonicalize()(plain, blank)
+        self._insert().requests(plain, blank)  # knows whether `skip` matches
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         dataset = context.data.get(self.data)
@@ -70,7 +76,7 @@ class Quantize(Stage):
         outcome = canonicalize()(graph, blank)
         if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
             outcome += FoldBatchnorm()(graph, blank)
-        insert = InsertFakeQuant(self.weight_bits, self.activation_bits, self.per_channel, tuple(self.skip))
+        insert = self._insert()
         requests = insert.requests(graph, blank)
         name = only_data_input(graph).name
         batches = calibration_batches(dataset, name, preprocess, self.samples, self.batch, seed)
@@ -78,6 +84,9 @@ class Quantize(Stage):
         inserted = insert(graph, Context(statistics=statistics, target=blank.target, seed=seed))
         summary = {"target": self.target, "fake_quant_nodes": inserted.rewrites, "samples": self.samples}
         return StageResult(graph, summary, inserted.refused)
+
+    def _insert(self) -> InsertFakeQuant:
+        return InsertFakeQuant(self.weight_bits, self.activation_bits, self.per_channel, tuple(self.skip))
 
 
 def calibration_batches(

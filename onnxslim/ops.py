@@ -1,0 +1,95 @@
+"""What an ONNX op's attributes mean: defaults filled in, pads resolved, axes counted from the front.
+
+Rule tables (gradients, shapes, cost, quantisation) read these views and never raw attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnxslim.errors import UnsupportedError
+from onnxslim.graph import Graph, Node
+
+__all__ = ["Window", "axes_of", "axis_of", "window"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry of a convolution or pool over `len(kernel)` spatial axes.
+
+    pads: all the begins, then all the ends, as ONNX has them.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    group: int = 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """A 1×1 kernel on every pixel: a matrix product."""
+        ones = set(self.kernel) | set(self.strides)
+        return ones == {1} and not any(self.pads)
+
+    def attributes(self) -> dict[str, list[int]]:
+        """As ONNX attributes, the group left out."""
+        return {
+            "kernel_shape": list(self.kernel),
+            "strides": list(self.strides),
+            "pads": list(self.pads),
+            "dilations": list(self.dilations),
+        }
+
+
+def window(graph: Graph, node: Node) -> Window:
+    """The window of a Conv, ConvTranspose or pool whose input (and weight) shapes are known.
+
+    `auto_pad` is resolved into pads. Raises UnsupportedError where that needs unknown sizes.
+    """
+    shape = graph.operand(node, 0).shape
+    has_weight = node.op in ("Conv", "ConvTranspose", "ConvInteger")
+    kernel = node.attr("kernel_shape") or (graph.operand(node, 1).static_shape[2:] if has_weight else None)
+    if kernel is None:
+        raise UnsupportedError(f"{node} has no kernel_shape")
+    rank = len(kernel)
+    strides = tuple(node.attr("strides") or [1] * rank)
+    dilations = tuple(node.attr("dilations") or [1] * rank)
+    pads = tuple(node.attr("pads") or [0] * (2 * rank))
+    auto = node.attr("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        if shape is None or not all(isinstance(d, int) for d in shape[2:]) or node.op == "ConvTranspose":
+            raise UnsupportedError(f"{node} has auto_pad={auto} on sizes {shape}; make its pads explicit first")
+        total = []
+        for size, k, s, d in zip(shape[2:], kernel, strides, dilations):
+            assert isinstance(size, int)
+            total.append(max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0))
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        pads = tuple(small + large if auto == "SAME_UPPER" else large + small)
+    elif auto == "VALID":
+        pads = (0,) * (2 * rank)
+    return Window(tuple(kernel), strides, pads, dilations, int(node.attr("group", 1)))
+
+
+def axis_of(node: Node, rank: int, default: int) -> int:
+    """The `axis` attribute, counted from the front."""
+    return int(node.attr("axis", default)) % rank
+
+
+def axes_of(graph: Graph, node: Node, rank: int, slot: int = 1) -> tuple[int, ...] | None:
+    """The axes of a reduction, Squeeze or Unsqueeze, from its attribute or constant input, sorted
+    and counted from the front; all axes where none are given (none for `noop_with_empty_axes`).
+
+    None where they are computed at run time.
+    """
+    axes: Sequence[int] | None = node.attr("axes")
+    given = graph.input(node, slot)
+    if axes is None and given is not None:
+        array = graph.constant_of(given)
+        if array is None:
+            return None
+        axes = [int(a) for a in array.reshape(-1)]
+    if not axes:
+        return () if node.attr("noop_with_empty_axes", 0) else tuple(range(rank))
+    return tuple(sorted(a % rank for a in axes))

@@ -1,0 +1,176 @@
+"""`build_step`: the graph that one worker runs each step — forward, losses, gradients, what observers see.
+
+    student (+ teacher) + losses → differentiate → one graph
+        in:  images, labels, [teacher outputs]; parameters, scales, [running statistics] by name
+        out: loss, loss.<name>, correct, grad.<parameter>, batch_mean.* and batch_var.*, observed.<range>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnxslim.analysis.shapes import infer_shapes, with_batch
+from onnxslim.graph import DType, Graph, Role, Value
+from onnxslim.rewrite import Context
+from onnxslim.runtime.capabilities import capabilities
+from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
+from passes.distill import Loss, MergeTeacher, attach_losses
+from passes.gradient import GradientOptions, differentiate
+from passes.gradient.train_batchnorm import TrainBatchnorm
+from passes.quantize import ExpandFakeQuant
+
+__all__ = ["Step", "StepOptions", "build_step"]
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """teacher_as_input: the teacher's output is fed (from a cache) instead of computed in the graph.
+    frozen_batchnorm: batch norm uses its running statistics. labelled: whether labels are fed."""
+
+    losses: tuple[Loss, ...]
+    teacher_as_input: bool = False
+    frozen_batchnorm: bool = False
+    labelled: bool = True
+    gradient: Literal["own", "ort"] = "own"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step graph for `batch` samples, ready for a session.
+
+    data: names of the inputs fed anew each step; state: of those read from the training state.
+    """
+
+    graph: Graph
+    batch: int
+    data: tuple[str, ...]
+    state: tuple[str, ...]
+    trained: Trained
+
+
+def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph | None = None) -> Step:
+    """The step graph of a student in the working opset; `student` is not changed.
+
+    Raises GradientError naming the node where something on the way has no gradient.
+    """
+    student = student.copy()
+    trained = trained_of(student, frozen_batchnorm=options.frozen_batchnorm)
+    graph = with_batch(student, batch)
+    data = [v.name for v in graph.inputs if v.array is None]
+    logits = graph.outputs[0]
+    infer_shapes(graph)
+    if not options.frozen_batchnorm:
+        TrainBatchnorm()(graph)
+    state = _feed_state(graph, trained, options.frozen_batchnorm)
+    label = None
+    if options.labelled:
+        label = graph.add_input("label", DType.INT64, (batch,))
+        data.append(label.name)
+    target = None
+    if teacher is not None and options.teacher_as_input:
+        target = graph.add_input(f"teacher.{logits.name}", DType.FLOAT, logits.shape)
+        data.append(target.name)
+    elif teacher is not None:
+        MergeTeacher()(graph, Context(graphs={"teacher": with_batch(teacher, batch)}))
+        target = graph.value(f"teacher.{teacher.outputs[0].name}")
+    loss, components = attach_losses(graph, options.losses, student=logits, teacher=target, label=label)
+    outputs = [loss, *components.values(), *_observe(graph, trained)]
+    if label is not None and len(logits.static_shape) == 2:
+        outputs.append(_correct(graph, logits, label))
+    infer_shapes(graph)
+    for node in graph.nodes():
+        if node.op == "BatchNormalization" and node.attr("training_mode", 0) and not graph.operand(node, 3).name.startswith("teacher."):
+            outputs += [graph.result(node, 1), graph.result(node, 2)]
+    wrt = [graph.value(spec.name) for spec in trained.parameters]
+    for value in graph.outputs:
+        graph.remove_output(value)
+    if options.gradient == "ort":
+        from passes.gradient.ort_builder import differentiate_with_ort
+
+        for value in outputs:
+            graph.add_output(value)
+        names = [v.name for v in outputs]
+        graph, gradients = differentiate_with_ort(graph, loss, wrt)
+        outputs = [graph.value(name) for name in names]
+        for value in graph.outputs:
+            graph.remove_output(value)
+    else:
+        kernels = GradientOptions(training_kernels=capabilities().has_training_kernels)
+        gradients = differentiate(graph, loss, wrt, kernels)
+    for name, gradient in gradients.items():
+        outputs.append(_named(graph, gradient, f"grad.{name}"))
+    for value in outputs:
+        graph.add_output(value)
+    ExpandFakeQuant()(graph)
+    fed = {v.name for v in graph.inputs}
+    return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained)
+
+
+def _feed_state(graph: Graph, trained: Trained, frozen_batchnorm: bool) -> list[str]:
+    """Parameters, scales and (frozen) running statistics become inputs of the same name."""
+    names = [spec.name for spec in trained.parameters]
+    for node in graph.nodes():
+        if is_fake_quant(node):
+            names += [graph.operand(node, 1).name, graph.operand(node, 2).name]
+        elif node.op == "BatchNormalization" and frozen_batchnorm:
+            names += [graph.operand(node, 3).name, graph.operand(node, 4).name]
+    names = list(dict.fromkeys(names))
+    for name in names:
+        value = graph.value(name)
+        graph.set_array(value, None)
+        graph.add_input(name, value.dtype, value.shape)
+    return names
+
+
+def _observe(graph: Graph, trained: Trained) -> list[Value]:
+    """For each observer: float32 [2], the smallest and largest value that its FakeQuants read."""
+    watched: dict[str, list[Value]] = {spec.range: [] for spec in trained.observers}
+    for node in graph.nodes():
+        observed = graph.input(node, 3) if is_fake_quant(node) else None
+        if observed is not None and observed.name in watched:
+            watched[observed.name].append(graph.operand(node, 0))
+    found = []
+    for name, values in watched.items():
+        lows, highs = [], []
+        for value in dict.fromkeys(values):
+            base = f"observed/{value.name}"
+            producer = graph.producer(value)
+            if producer is not None and producer.op == "Relu":
+                lows.append(graph.add_constant(f"{base}/zero", np.zeros((), np.float32)))
+            else:
+                lows.append(graph.op("ReduceMin", value, name=f"{base}/min", keepdims=0))
+            highs.append(graph.op("ReduceMax", value, name=f"{base}/max", keepdims=0))
+        axis = graph.add_constant("observed/axis", np.zeros(1, np.int64))
+        ends = []
+        for op, parts in (("Min", lows), ("Max", highs)):
+            end = parts[0] if len(parts) == 1 else graph.op(op, *parts, name=f"observed/{name}/{op}")
+            ends.append(graph.op("Unsqueeze", end, axis, name=f"observed/{name}/{op}_1d"))
+        both = graph.op("Concat", *ends, name=f"observed/{name}", axis=0)
+        graph.rename(both, f"observed.{name}")
+        graph.set_type(both, DType.FLOAT, (2,))
+        found.append(both)
+    return found
+
+
+def _correct(graph: Graph, logits: Value, label: Value) -> Value:
+    """How many samples have their largest logit at the label: float32 scalar `correct`."""
+    best = graph.op("ArgMax", logits, name="correct/argmax", axis=1, keepdims=0)
+    hits = graph.op("Cast", graph.op("Equal", best, label, name="correct/hit"), name="correct/float", to=int(DType.FLOAT))
+    count = graph.op("ReduceSum", hits, name="correct", keepdims=0)
+    graph.set_type(count, DType.FLOAT, ())
+    return count
+
+
+def _named(graph: Graph, value: Value, name: str) -> Value:
+    """The value under that name; an Identity where the value is an input, a constant or named already."""
+    if value.array is not None or graph.is_input(value) or value.name.startswith("grad."):
+        copy = graph.op("Identity", value, name=name)
+        graph.set_type(copy, value.dtype, value.shape)
+        value = copy
+    graph.rename(value, graph.fresh_name(name))
+    graph.set_role(value, Role.GRADIENT, name.removeprefix("grad."))
+    return value

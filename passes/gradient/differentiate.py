@@ -1,0 +1,107 @@
+"""Reverse-mode differentiation of a graph: one rule per op, gradients as ONNX ops in the same graph.
+
+    loss, wrt  →  d loss / d w for every w in wrt
+
+Only nodes between `wrt` and the loss are visited, so no dead gradient is built; what several
+rules need of the forward graph is read, not computed again. A value that is read in several places
+gets the sum of their gradients, in the order in which the nodes stand: the result is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import networkx as nx
+import numpy as np
+
+from onnxslim.errors import GradientError
+from onnxslim.graph import DType, Graph, Node, Role, Value
+from passes.gradient.rules import RULES
+from passes.gradient.tape import GradientOptions, Tape
+
+__all__ = ["differentiable_ops", "differentiate", "refusal"]
+
+
+def differentiable_ops() -> list[tuple[str, str]]:
+    """(domain, op) of every op with a rule, sorted."""
+    return sorted(RULES)
+
+
+def refusal(node: Node) -> str | None:
+    """Why a node cannot be differentiated; None where it can."""
+    if (node.domain, node.op) in RULES:
+        return None
+    return f"no gradient rule for {node.domain + '.' if node.domain else ''}{node.op}"
+
+
+def differentiate(
+    graph: Graph, loss: Value, wrt: Sequence[Value], options: GradientOptions | None = None
+) -> dict[str, Value]:
+    """Adds the gradient of a scalar `loss` to the graph, in place; returns it by name of `wrt`.
+
+    Shapes must be static (`with_batch`). A value of `wrt` that the loss does not depend on gets zeros.
+    Raises GradientError naming the node that stands in the way and has no rule.
+    """
+    options = options or GradientOptions()
+    reached = _between(graph, loss, wrt)
+    gradients: dict[int, list[Value]] = {loss.id: [graph.add_constant("grad/one", np.ones(loss.static_shape, np.float32))]}
+    for node in reversed(graph.nodes()):
+        if node.id not in reached:
+            continue
+        dys = [_total(graph, v, gradients) if v is not None else None for v in graph.node_outputs(node)]
+        if all(dy is None for dy in dys):
+            continue
+        rule = RULES.get((node.domain, node.op))
+        if rule is None:
+            raise GradientError(
+                f"{node} stands between the loss '{loss.name}' and what is trained, but there is {refusal(node)}"
+            )
+        inputs = graph.node_inputs(node)
+        wanted = [v is not None and v.id in reached for v in inputs]
+        found = rule(Tape(graph, node, dys, wanted, options))
+        for value, gradient, wants in zip(inputs, found, wanted):
+            if value is not None and gradient is not None and wants:
+                if gradient.shape is None:  # rules further back read the shape from the gradient
+                    graph.set_type(gradient, value.dtype, value.shape)
+                gradients.setdefault(value.id, []).append(gradient)
+    return {value.name: _result(graph, value, gradients) for value in wrt}
+
+
+def _between(graph: Graph, loss: Value, wrt: Sequence[Value]) -> set[int]:
+    """Ids of the nodes and values on a way from `wrt` to the loss."""
+    net = graph.view
+    before = nx.ancestors(net, loss.id) | {loss.id}
+    after: set[int] = set()
+    frontier = [v.id for v in wrt if v.id in before]
+    while frontier:
+        id = frontier.pop()
+        if id not in after:
+            after.add(id)
+            frontier.extend(s for s in net.successors(id) if s in before and not _stops(graph, id, s))
+    return after
+
+
+def _stops(graph: Graph, source: int, target: int) -> bool:
+    """Integers and booleans carry no gradient."""
+    item = graph.item(target)
+    return isinstance(item, Value) and item.dtype is not DType.UNDEFINED and not item.dtype.is_float
+
+
+def _total(graph: Graph, value: Value, gradients: dict[int, list[Value]]) -> Value | None:
+    parts = gradients.get(value.id)
+    if not parts:
+        return None
+    if len(parts) > 1:
+        total = graph.op("Sum" if len(parts) > 2 else "Add", *parts, name=f"grad/{value.name}/total")
+        graph.set_type(total, value.dtype, value.shape)
+        gradients[value.id] = [total]
+    return gradients[value.id][0]
+
+
+def _result(graph: Graph, value: Value, gradients: dict[int, list[Value]]) -> Value:
+    total = _total(graph, value, gradients)
+    if total is None:
+        total = graph.add_constant(f"grad/{value.name}/zero", np.zeros(value.static_shape, np.float32))
+    graph.set_type(total, value.dtype, value.shape)
+    graph.set_role(total, Role.GRADIENT, value.name)
+    return total

@@ -1,0 +1,126 @@
+"""`Tape`: what a gradient rule sees of one node, and the short words rules are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxslim.errors import GradientError
+from onnxslim.graph import DType, Graph, Node, Value
+
+__all__ = ["GradientOptions", "Rule", "Tape"]
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """training_kernels: rules may use the training wheel's kernels (ConvGrad, MaxPoolGrad) where those
+    are the faster way; without, every rule is plain ONNX."""
+
+    training_kernels: bool = True
+
+
+class Tape:
+    """One node on the way back: its inputs `x`, outputs `y` and the gradients `dy` of its outputs.
+
+    A rule returns one gradient an input slot, None where there is none. `wants(slot)` tells
+    whether anything will read it. Values that a rule adds are named after the node's output.
+    """
+
+    def __init__(
+        self, graph: Graph, node: Node, dys: Sequence[Value | None], wanted: Sequence[bool], options: GradientOptions
+    ) -> None:
+        self.graph, self.node, self.options = graph, node, options
+        self._dys, self._wanted = dys, wanted
+        self.inputs = graph.node_inputs(node)
+        self.outputs = graph.node_outputs(node)
+        self._name = "grad/" + next((v.name for v in self.outputs if v is not None), node.op)
+
+    @property
+    def dy(self) -> Value:
+        """The gradient of the first output."""
+        dy = self._dys[0]
+        if dy is None:
+            raise GradientError(f"{self.node}: only a further output is differentiated, which has no rule")
+        return dy
+
+    def dys(self) -> Sequence[Value | None]:
+        return self._dys
+
+    def x(self, slot: int = 0) -> Value:
+        return self.graph.operand(self.node, slot)
+
+    def y(self, slot: int = 0) -> Value:
+        return self.graph.result(self.node, slot)
+
+    def shape(self, slot: int = 0) -> tuple[int, ...]:
+        """The static shape of an input."""
+        return self.x(slot).static_shape
+
+    def wants(self, slot: int) -> bool:
+        return slot < len(self._wanted) and self._wanted[slot]
+
+    # ------------------------------------------------------------------ words
+
+    def op(self, op: str, *inputs: Value | None, domain: str = "", outputs: int = 1, **attributes: Any) -> Value:
+        return self.graph.op(
+            op, *inputs, name=f"{self._name}/{op}", domain=domain, outputs=outputs, **attributes
+        )
+
+    def node_of(self, op: str, inputs: Sequence[Value | None], outputs: Sequence[str | None], domain: str = "", **attributes: Any) -> Node:
+        """A node of which only the named outputs are wanted."""
+        names = [None if o is None else f"{self._name}/{op}/{o}" for o in outputs]
+        return self.graph.add_node(op, inputs, names, attributes, domain=domain)
+
+    def const(self, array: Any, dtype: Any = np.float32) -> Value:
+        return self.graph.add_constant(f"{self._name}/const", np.asarray(array, dtype))
+
+    def ints(self, *numbers: int) -> Value:
+        return self.const(numbers, np.int64)
+
+    def add(self, a: Value, b: Value) -> Value:
+        return self.op("Add", a, b)
+
+    def sub(self, a: Value, b: Value) -> Value:
+        return self.op("Sub", a, b)
+
+    def mul(self, a: Value, b: Value) -> Value:
+        return self.op("Mul", a, b)
+
+    def scale(self, a: Value, factor: float) -> Value:
+        return a if factor == 1 else self.mul(a, self.const(factor))
+
+    def div(self, a: Value, b: Value) -> Value:
+        return self.op("Div", a, b)
+
+    def neg(self, a: Value) -> Value:
+        return self.op("Neg", a)
+
+    def as_float(self, condition: Value) -> Value:
+        """A bool as 0 or 1."""
+        return self.op("Cast", condition, to=int(DType.FLOAT))
+
+    def nonzero(self, a: Value) -> Value:
+        """1 where `a` is not 0, else 0: two casts are the fastest mask ONNX Runtime has."""
+        return self.as_float(self.op("Cast", a, to=int(DType.BOOL)))
+
+    def sum(self, a: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
+        return self.op("ReduceSum", a, self.ints(*axes), keepdims=int(keepdims)) if axes else a
+
+    def reshape(self, a: Value, shape: Sequence[int]) -> Value:
+        return self.op("Reshape", a, self.ints(*shape))
+
+    def unbroadcast(self, gradient: Value, slot: int) -> Value:
+        """The gradient of the output summed back to the shape of an input that was broadcast."""
+        full, target = self.y().static_shape, self.shape(slot)
+        extra = len(full) - len(target)
+        axes = [a for a in range(len(full)) if a < extra or (target[a - extra] == 1 and full[a] != 1)]
+        if not axes:
+            return gradient
+        summed = self.sum(gradient, axes, keepdims=extra == 0)
+        return summed if extra == 0 else self.reshape(summed, target)
+
+
+Rule: TypeAlias = Callable[[Tape], Sequence[Value | None]]

@@ -1,0 +1,209 @@
+"""`compress` from recipe to report: post-training quantisation, resumed, refused, replaced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from onnxslim.data import Preprocess
+from onnxslim.errors import DataError, ModelFormatError, OutputError, RecipeError, UnsupportedError
+from onnxslim.evaluation import evaluate
+from onnxslim.onnx_io import read
+from onnxslim.report import Report
+from onnxslim.run import compress
+from onnxslim.run.job import open_data
+from onnxslim.recipe import load_recipe, parse_recipe
+from onnxslim.stages import Export, Quantize
+
+
+def test_a_run_leaves_what_it_says(job: Path) -> None:
+    report = compress("r.yaml")
+    folder = job / "runs" / "mine"
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert names == {
+        "recipe.yaml", "run.json", "log.jsonl", "report.json", "model.onnx", "model.ort", "required_operators.config",
+        "stages/0.onnx", "stages/0.json", "stages/1.json",
+    }  # fmt: skip
+    assert Report.read(folder / "report.json") == report
+    assert [row.name for row in report.rows] == ["float", "int8 x64"]
+    assert (report.split, report.name) == ("val", "mine")
+    assert [stage.kind for stage in report.stages] == ["quantize", "export"]
+    assert report.baseline_val == report.rows[0].accuracy
+    assert report.rows[1].bytes == (folder / "model.onnx").stat().st_size
+    assert report.rows[1].ort_bytes == (folder / "model.ort").stat().st_size
+    assert report.rows[1].mcnemar is not None
+    assert report.rows[1].latency is not None
+    resolved = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert resolved["stages"][0]["quantize"]["target"] == "x64"
+    assert resolved["run"] == {"name": "mine", "folder": "runs", "seed": 0, "workers": 1}
+    assert {"cpu", "runtime", "versions", "digests"} <= set(resolved["provenance"])
+    events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert events == ["run", "stage", "stage", "finished"]
+
+
+def test_the_same_recipe_gives_the_same_bytes(job: Path) -> None:
+    compress("r.yaml")
+    compress("r.yaml", overrides=["run.name=again"])
+    runs = job / "runs"
+    for name in ("model.onnx", "stages/0.onnx"):  # ONNX Runtime's own converter orders its hash maps by address
+        assert (runs / "mine" / name).read_bytes() == (runs / "again" / name).read_bytes()
+
+
+def test_the_resolved_recipe_runs_again(job: Path) -> None:
+    compress("r.yaml")
+    compress("runs/mine/recipe.yaml", overrides=["run.name=again"])
+    runs = job / "runs"
+    assert (runs / "mine" / "model.onnx").read_bytes() == (runs / "again" / "model.onnx").read_bytes()
+
+
+def test_the_test_set_is_measured_only_when_asked_for(job: Path) -> None:
+    with np.load(job / "data.npz") as arrays:
+        expected = arrays["test_label"]
+    report = compress("r.yaml", overrides=["data.test=data.npz", "evaluate.test=true"])
+    assert report.split == "test"
+    assert report.rows[0].accuracy is not None
+    assert report.rows[0].accuracy.n == len(expected)
+    with pytest.raises(RecipeError, match=r"data\.test is needed here"):
+        compress("r.yaml", overrides=["run.name=other", "evaluate.test=true"])
+
+
+def test_an_existing_run_is_not_overwritten(job: Path) -> None:
+    compress("r.yaml")
+    before = {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()}
+    with pytest.raises(OutputError, match="'runs/mine' exists already: continue it .--resume"):
+        compress("r.yaml")
+    assert {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()} == before
+    replaced = compress("r.yaml", force=True, overrides=["stages.0.quantize.samples=16"])
+    assert replaced.stages[0].summary["samples"] == 16
+    with pytest.raises(RecipeError, match="give one of them"):
+        compress("r.yaml", force=True, resume=True)
+
+
+def test_resuming_a_finished_run_only_reports(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = compress("r.yaml")
+    monkeypatch.setattr(Quantize, "run", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(Export, "run", lambda *_: pytest.fail("ran again"))
+    assert compress("r.yaml", resume=True) == report
+
+
+def test_resuming_skips_finished_stages_and_ends_with_the_same_bytes(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress("r.yaml", overrides=["run.name=whole"])
+    with monkeypatch.context() as broken:
+        broken.setattr(Export, "run", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compress("r.yaml")
+    assert not (job / "runs" / "mine" / "report.json").exists()
+    with pytest.raises(RecipeError, match=r"stages\.0\.quantize\.samples was 32 and now is 8, but stage 0 is finished"):
+        compress("r.yaml", resume=True, overrides=["stages.0.quantize.samples=8"])
+    with pytest.raises(RecipeError, match=r"run\.seed was 0 and now is 1"):
+        compress("r.yaml", resume=True, overrides=["run.seed=1"])
+    monkeypatch.setattr(Quantize, "run", lambda *_: pytest.fail("ran again"))
+    report = compress("r.yaml", resume=True, overrides=["stages.1.export.targets=[x64, arm]"])
+    assert [row.name for row in report.rows] == ["float", "int8 x64", "int8 arm"]
+    runs = job / "runs"
+    assert (runs / "mine" / "model.onnx").read_bytes() == (runs / "whole" / "model.onnx").read_bytes()
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_resuming_with_another_model_is_refused(job: Path) -> None:
+    compress("r.yaml")
+    (job / "student.onnx").write_bytes((job / "teacher.onnx").read_bytes())
+    with pytest.raises(RecipeError, match=r"digests\.model was "):
+        compress("r.yaml", resume=True)
+
+
+def test_resuming_nothing_begins(job: Path) -> None:
+    assert compress("r.yaml", resume=True).name == "mine"
+
+
+def test_from_python_with_objects(job: Path) -> None:
+    with np.load(job / "data.npz") as arrays:
+        train = {"image": arrays["train_image"]}
+        val = {"image": arrays["val_image"], "label": arrays["val_label"]}
+    recipe = {
+        "model": read(job / "student.onnx"),
+        "data": {"train": train, "val": val, "normalize": {"mean": [100.0], "std": [50.0]}},
+        "run": {"name": "python", "workers": 1},
+        "stages": [{"quantize": {"samples": 32}}, {"export": {}}],
+        "evaluate": {"latency_repeats": 0},
+    }
+    report = compress(recipe)
+    assert report.rows[0].latency is None
+    compress("r.yaml")
+    runs = job / "runs"
+    assert (runs / "python" / "model.onnx").read_bytes() == (runs / "mine" / "model.onnx").read_bytes()
+    assert compress(recipe, resume=True) == report
+    val["label"] = (val["label"] + 1) % 6
+    with pytest.raises(RecipeError, match=r"digests\.val was"):
+        compress(recipe, resume=True)
+
+
+def test_without_labels_only_size_and_latency_are_reported(job: Path) -> None:
+    report = compress("r.yaml", overrides=["data.val=", "data.train={path: data.npz, split: train}"])
+    assert report.split is None
+    assert [row.accuracy for row in report.rows] == [None, None]
+    assert report.rows[1].latency is not None
+
+
+def test_without_an_export_the_last_graph_is_measured(job: Path) -> None:
+    (job / "r.yaml").write_text((job / "r.yaml").read_text().replace("  - export:\n", ""))
+    report = compress("r.yaml")
+    assert [row.name for row in report.rows] == ["float", "result"]
+    fake = read(job / "runs" / "mine" / "stages" / "0.onnx")
+    recipe = load_recipe("r.yaml")
+    assert recipe.data.val is not None
+    val = open_data(recipe.data.val, "val", recipe)
+    preprocess = Preprocess((100.0,), (50.0,))
+    measured = report.rows[1].accuracy
+    assert measured is not None
+    assert measured.top1 == evaluate(fake, val, preprocess).top1
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "message"),
+    [
+        ("stages.0.quantize.skip=[nothing]", RecipeError, r"stages\.0\.quantize: skip: 'nothing' matches no node"),
+        ("data.normalize={mean: [1, 2, 3], std: [1, 1, 1]}", DataError, "3 channels, the data have 1"),
+        ("stages.0.quantize.data=test", RecipeError, "expected 'train' or 'val', got text 'test'"),
+        ("data={val: {path: data.npz, split: val}}", RecipeError, r"stages\.0\.quantize: data\.train is needed"),
+        ("data.val={path: data.npz, split: vla}", DataError, "no such split 'vla'"),
+        ("model=r.yaml", ModelFormatError, r"r\.yaml"),
+    ],
+)
+def test_what_can_be_known_before_is_said_before_anything_is_written(
+    job: Path, override: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        compress("r.yaml", overrides=[override])
+    assert not (job / "runs").exists()
+
+
+def test_no_data_at_all_is_an_error(job: Path) -> None:
+    with pytest.raises(RecipeError, match="data: expected train, val or test, got none"):
+        compress({"model": str(job / "student.onnx"), "stages": [{"export": {}}]})
+
+
+def test_a_role_is_its_split_only_where_roles_share_a_path(job: Path) -> None:
+    recipe = parse_recipe({"model": "student.onnx", "data": {"train": "data.npz"}, "stages": [{"export": {}}]})
+    assert recipe.data.train is not None
+    with pytest.raises(DataError, match="has the splits .*: say which"):
+        open_data(recipe.data.train, "train", recipe)
+
+
+def test_an_unsound_installation_stops_the_run(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsound() -> None:
+        raise UnsupportedError("broken")
+
+    monkeypatch.setattr("onnxslim.run.job.require_sound", unsound)
+    with pytest.raises(UnsupportedError, match="broken"):
+        compress("r.yaml")
+    assert not (job / "runs").exists()

@@ -1,0 +1,174 @@
+"""The int8 contract on small networks of every shape, and on the trained ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.data import open_dataset
+from onnxslim.errors import ModelError
+from onnxslim.graph import Array, DType, Graph, Value
+from onnxslim.onnx_io import read
+from onnxslim.rewrite import Context, StatisticRequest
+from onnxslim.runtime.contract import Int8Contract, compare_int8
+from onnxslim.runtime.session import Session
+from onnxslim.targets import load_target
+from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
+
+
+def calibrated(graph: Graph, images: Array, target: str) -> Context:
+    """The context with the ranges that InsertFakeQuant asks for, from one batch."""
+    context = Context(target=load_target(target))
+    tapped, name = graph.copy(), graph.inputs[0].name
+    requests = InsertFakeQuant().requests(graph, context)
+    for request in requests:
+        value = tapped.value(request.value)
+        if not tapped.is_input(value) and not tapped.is_output(value):
+            tapped.add_output(value)
+    found = {name: images, **Session(tapped).run({name: images})}
+    ranges: dict[StatisticRequest, Array] = {
+        r: np.array([found[r.value].min(), found[r.value].max()], np.float32) for r in requests
+    }
+    return Context(statistics=ranges, target=context.target)
+
+
+def contract(graph: Graph, images: Array, target: str = "x64") -> tuple[Int8Contract, Graph]:
+    """Quantises, then compares on the images; also gives the lowered graph."""
+    context = calibrated(graph, images[:100], target)
+    InsertFakeQuant()(graph, context)
+    RoundBiases()(graph, context)
+    expanded, lowered = graph.copy(), graph.copy()
+    ExpandFakeQuant()(expanded)
+    LowerToQdq()(lowered, context)
+    name = graph.inputs[0].name
+    batches = [{name: images[i : i + 50]} for i in range(0, len(images), 50)]
+    return compare_int8(expanded, lowered, batches), lowered
+
+
+def random_net(seed: int, blocks: list[str]) -> Graph:
+    """A classifier of the given blocks, with weights of a trained network's size."""
+    graph, rng = Graph(), np.random.default_rng(seed)
+    x = graph.add_input("x", DType.FLOAT, ["N", 3, 12, 12])
+    channels = 3
+
+    def conv(x: Value, inner: int, out: int, kernel: int = 3, group: int = 1, **attributes: object) -> Value:
+        fan = inner // group * kernel * kernel
+        w = graph.add_constant("w", rng.normal(0, (2 / fan) ** 0.5, (out, inner // group, kernel, kernel)).astype("f"))
+        b = graph.add_constant("b", rng.normal(0, 0.2, out).astype("f"))
+        return graph.op("Conv", x, w, b, pads=[kernel // 2] * 4, group=group, **attributes)
+
+    for block in ["conv", *blocks]:
+        if block == "conv":
+            x, channels = graph.op("Relu", conv(x, channels, 8)), 8
+        elif block == "separable":
+            x = graph.op("Relu", conv(x, channels, channels, group=channels))
+            x = graph.op(
+                "Clip", conv(x, channels, channels, 1), *(graph.add_constant("c", np.float32(v)) for v in (0, 6))
+            )
+        elif block == "residual":
+            inner = graph.op("Relu", conv(x, channels, channels))
+            x = graph.op("Relu", graph.op("Add", conv(inner, channels, channels), x))
+        elif block == "linear bottleneck":
+            inner = graph.op("Relu", conv(x, channels, 2 * channels, 1))
+            x = graph.op("Add", conv(inner, 2 * channels, channels, 1), x)
+        elif block == "concat":
+            parts = graph.op("Relu", conv(x, channels, 4)), conv(x, channels, 5, 1)
+            x, channels = graph.op("Concat", *parts, axis=1), 9
+        elif block == "max pool":
+            x = graph.op("MaxPool", x, kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1])
+        elif block == "average pool":
+            x = graph.op("AveragePool", x, kernel_shape=[2, 2], strides=[1, 1])
+        elif block == "swish":
+            x = graph.op("HardSwish", conv(x, channels, channels))
+    x = graph.op("Flatten", graph.op("GlobalAveragePool", x))
+    w = graph.add_constant("w", rng.normal(0, 1, (10, channels)).astype("f"))
+    y = graph.op("Gemm", x, w, graph.add_constant("b", rng.normal(0, 1, 10).astype("f")), transB=1, name="logits")
+    graph.set_type(y, DType.FLOAT, ["N", 10])
+    graph.add_output(y)
+    infer_shapes(graph)
+    return graph
+
+
+BLOCKS = ["separable", "residual", "linear bottleneck", "concat", "max pool", "average pool", "swish"]
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    blocks=st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=4),
+    target=st.sampled_from(["x64", "arm"]),
+)
+@settings(deadline=None, max_examples=15)
+def test_one_step_a_layer(seed: int, blocks: list[str], target: str) -> None:
+    images = np.random.default_rng(seed).normal(size=(64, 3, 12, 12)).astype(np.float32)
+    result, _ = contract(random_net(seed, blocks), images, target)
+    assert result.largest <= 1
+    assert result.samples == 64
+    assert len(result.layers) >= 3
+    # Answers of random networks lie close together: one of 64 may tip over
+    assert result.agreement >= 0.98
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "resnet20", "vgg9", "mobilenet_v2"])
+def test_trained_networks(name: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    folders = [root / "models" / name, root.parent / "shared" / "models"]
+    files = [folder / f"{name}.onnx" for folder in folders if (folder / f"{name}.onnx").is_file()]
+    if not files:
+        pytest.skip(f"{name}.onnx is not here")
+    graph = read(files[0])
+    for node in graph.nodes():
+        if node.op == "Constant":
+            value, tensor = graph.result(node), node.attributes["value"].t
+            graph.detach(node)
+            graph.set_array(value, numpy_helper.to_array(tensor))
+    infer_shapes(graph)
+    result, lowered = contract(graph, real_images(root.parent / "shared" / "data" / "cifar10.zip"))
+    assert result.largest <= 1
+    assert result.agreement >= 0.995
+    assert result.runtime_to_integer >= 0.995
+    assert all(layer.differing <= 1e-4 for layer in result.layers)
+    assert not any(node.op == "Relu" or node.domain for node in lowered.nodes())
+
+
+def real_images(archive: Path, count: int = 200) -> Array:
+    """Validation images, normalised; random ones where the archive is not there."""
+    if not archive.is_file():
+        return np.random.default_rng(0).normal(size=(count, 3, 32, 32)).astype(np.float32)
+    data = open_dataset(archive, "val")
+    indices = np.linspace(0, len(data) - 1, count).astype(np.int64)
+    images = np.asarray(data.read(indices)["image"], np.float32)
+    normal = (images - np.array([125.3, 123.0, 113.9], np.float32)) / np.array([63.0, 62.1, 66.7], np.float32)
+    return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
+
+
+def test_a_broken_layer_is_found() -> None:
+    graph = random_net(0, ["residual"])
+    images = np.random.default_rng(0).normal(size=(20, 3, 12, 12)).astype(np.float32)
+    context = calibrated(graph, images, "x64")
+    InsertFakeQuant()(graph, context)
+    expanded, lowered = graph.copy(), graph.copy()
+    ExpandFakeQuant()(expanded)
+    LowerToQdq()(lowered, context)
+    weight = next(v for v in lowered.initializers() if v.name.endswith(".int8") and v.array is not None)
+    assert weight.array is not None
+    lowered.set_array(weight, -weight.array)
+    result = compare_int8(expanded, lowered, [{"x": images}])
+    assert not result.holds
+    wrong = [layer.value for layer in result.layers if (layer.fake_quant_to_integer or 0) > 1]
+    assert len(wrong) == 1  # errors do not travel: only the layer with the wrong weight shows
+    assert result.largest > 1
+
+
+def test_refuses_graphs_that_cannot_be_matched() -> None:
+    graph = random_net(0, [])
+    with pytest.raises(ModelError, match="no quantised value"):
+        compare_int8(graph, graph, [])
+    InsertFakeQuant(default_range=(-1, 1))(graph)
+    with pytest.raises(ModelError, match="run ExpandFakeQuant first"):
+        compare_int8(graph, graph, [])

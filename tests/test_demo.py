@@ -1,0 +1,47 @@
+"""The demo: its data, its errors, and the whole way in a short version."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxslim import demo
+from onnxslim.errors import InstallationError, OutputError
+
+pytest.importorskip("sklearn", reason="the demo's data are in scikit-learn")
+
+
+def test_digits_are_split_without_overlap_and_repeat() -> None:
+    arrays = demo.load_digits_arrays(seed=3)
+    sizes = {name: len(array) for name, array in arrays.items()}
+    assert sizes == {f"{split}_{what}": n for split, n in [("train", 1000), ("val", 297), ("test", 500)]
+                     for what in ("image", "label")}  # fmt: skip
+    assert arrays["train_image"].dtype == np.uint8
+    assert arrays["train_image"].shape == (1000, 8, 8, 1)
+    assert arrays["train_image"].max() == 240
+    assert set(arrays["test_label"]) == set(range(10))
+    again = demo.load_digits_arrays(seed=3)
+    assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
+    assert not np.array_equal(arrays["train_image"], demo.load_digits_arrays(seed=4)["train_image"])
+
+
+def test_normalisation_is_that_of_the_data() -> None:
+    pixels = demo.load_digits_arrays()["train_image"]
+    assert pixels.mean() == pytest.approx(demo.MEAN[0], rel=0.02)
+    assert pixels.std() == pytest.approx(demo.STD[0], rel=0.02)
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InstallationError, match="extra `demo`"):
+        demo.run_demo(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="file"):
+        demo.run_demo(tmp_path / "file" / "demo")
