@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from onnxslim.data import Dataset, Preprocess, ProgressBar, evaluation_batches, open_dataset
 from onnxslim.data.dataset import Subset
 from onnxslim.graph import Array, Graph
@@ -94,7 +96,7 @@ def main() -> int:
     preprocess = Preprocess(tuple(chosen.mean), tuple(chosen.std))
     data, calibration = open_dataset(chosen.data, chosen.split), open_dataset(chosen.data, chosen.calibrate)
     if chosen.samples is not None:
-        data = Subset(data, range(min(chosen.samples, len(data))))
+        data = Subset(data, np.arange(min(chosen.samples, len(data))))
     held = True
     for model in chosen.models:
         kind, expanded, lowered = graphs(model, calibration, preprocess, chosen.target)

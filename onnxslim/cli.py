@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from onnxslim.errors import OnnxSlimError
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
 
-    from onnxslim.data import Preprocess
+    from onnxslim.data import Preprocess, ProgressCallback
 
 __all__ = ["app", "main"]
 
@@ -86,12 +87,17 @@ def _print(view: RenderableType) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def _progress() -> Iterator[ProgressCallback]:
     from rich.console import Console
 
     from onnxslim.data import ProgressBar
+    from onnxslim.report.progress import LineProgress
 
-    with ProgressBar(Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield LineProgress(sys.stderr)
+        return
+    with ProgressBar(console) as bar:
         yield bar
 
 
@@ -176,11 +182,11 @@ def evaluate(
     """
     from onnxslim.data import open_dataset
     from onnxslim.evaluation import compare
-    from onnxslim.report import model_rows, rows_table
+    from onnxslim.report import model_rows, rows_table, short_names
     from onnxslim.report.tables import int8_path
     from onnxslim.runtime.capabilities import capabilities
 
-    names = _distinct(models)
+    names = short_names(models)
     preprocess = _preprocess(models, mean, std, layout)
     with _progress() as progress:
         dataset = open_dataset(data, split, progress=progress)
@@ -299,10 +305,10 @@ def inspect(model: ModelFile, target: TargetOption = "x64") -> None:
     from onnxslim.onnx_io import read
     from onnxslim.report import inspection_view
     from onnxslim.targets import load_target
-    from passes.gradient import why_not_differentiable
+    from passes.gradient import refusal
 
     profile = load_target(target)
-    found = inspect_model(read(model), target=profile, differentiable=why_not_differentiable, file_bytes=size_of(model))
+    found = inspect_model(read(model), target=profile, differentiable=refusal, file_bytes=size_of(model))
     _print(inspection_view(found, target=target))
 
 
@@ -355,41 +361,12 @@ def demo(
     _print(view)
 
 
-def _distinct(paths: list[Path]) -> list[str]:
-    """Names for files: the shortest ends of their paths that tell them apart; a repeated path is an error."""
-    from onnxslim.errors import DataError
-
-    for path in paths:
-        if paths.count(path) > 1:
-            raise DataError(f"{path} is given twice")
-    for parts in range(1, max(len(p.parts) for p in paths) + 1):
-        names = ["/".join(p.parts[-parts:]) for p in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(p) for p in paths]
-
-
 def _preprocess(models: list[Path], mean: str | None, std: str | None, layout: str | None) -> Preprocess:
-    """The options where they are given, else what a model notes about itself; all must agree."""
-    from onnxslim.data import Preprocess
-    from onnxslim.errors import DataError
-    from onnxslim.stages.preprocessing import noted_preprocess
+    """The options where they are given, else what the models note about themselves."""
+    from onnxslim.stages.preprocessing import chosen_preprocess
 
-    noted = {model: found for model in models if (found := noted_preprocess(model)) is not None}
-    if mean is None and std is None and layout is None:
-        first = next(iter(noted), None)
-        if first is None:
-            return Preprocess()
-        for model, found in noted.items():
-            if found != noted[first]:
-                raise DataError(f"{first} and {model} note different preprocessing: give --mean, --std and --layout")
-        return noted[first]
-    base = next(iter(noted.values()), Preprocess())
-    if layout not in (None, "NCHW", "NHWC"):
-        raise DataError(f"--layout: expected NCHW or NHWC, got '{layout}'")
-    means = base.mean if mean is None else _numbers("--mean", mean)
-    stds = base.std if std is None else _numbers("--std", std)
-    return Preprocess(means, stds, "NHWC" if (layout or base.layout) == "NHWC" else "NCHW")
+    means, stds = (None if t is None else _numbers(o, t) for o, t in (("--mean", mean), ("--std", std)))
+    return chosen_preprocess(models, means, stds, layout)
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -32,6 +32,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_the_package_pulls_nothing_in() -> None:
-    code = "import sys, onnxslim; print([m for m in sys.modules if m.split('.')[0] in ('numpy', 'onnx', 'onnxruntime')])"
+    code = (
+        "import sys, onnxslim; print([m for m in sys.modules if m.split('.')[0] in ('numpy', 'onnx', 'onnxruntime')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,6 +1,6 @@
 """What a run found: as numbers (`Report`, report.json) and as tables for a terminal."""
 
-from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow, accuracy_of, model_rows
+from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow, accuracy_of, model_rows, short_names
 from onnxslim.report.tables import doctor_table, inspection_view, render, report_view, rows_table
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "render",
     "report_view",
     "rows_table",
+    "short_names",
 ]

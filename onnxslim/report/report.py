@@ -9,11 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxslim.errors import CheckpointError
+from onnxslim.errors import CheckpointError, DataError
 from onnxslim.evaluation import Evaluation, Interval, Row
 from onnxslim.files import write_atomic
 
-__all__ = ["Accuracy", "ModelRow", "Report", "StageRow", "accuracy_from", "accuracy_of", "model_rows", "stage_from"]
+__all__ = [
+    "Accuracy",
+    "ModelRow",
+    "Report",
+    "StageRow",
+    "accuracy_from",
+    "accuracy_of",
+    "model_rows",
+    "short_names",
+    "stage_from",
+]
 
 _VERSION = 1
 
@@ -123,6 +133,19 @@ def model_rows(rows: Sequence[Row]) -> tuple[ModelRow, ...]:
         )
         for row in rows
     )
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths that tell them apart; DataError where one is given twice."""
+    for path in paths:
+        if paths.count(path) > 1:
+            raise DataError(f"{path} is given twice")
+    names = [str(path) for path in paths]
+    for parts in range(max(len(path.parts) for path in paths), 0, -1):
+        shorter = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(dict.fromkeys(shorter)) == len(shorter):
+            names = shorter
+    return names
 
 
 def accuracy_from(content: Mapping[str, Any] | None) -> Accuracy | None:

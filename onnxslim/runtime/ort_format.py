@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxslim.errors import ModelFormatError, UnsupportedError
-from onnxslim.files import write_together
+from onnxslim.files import write_atomic, write_together
 
 __all__ = ["OrtFiles", "write_ort"]
 
@@ -53,7 +53,7 @@ def write_ort(model: bytes | str | Path, folder: str | Path, target_platform: st
         source, out = Path(scratch) / "model.onnx", Path(scratch) / "out"
         out.mkdir()
         if isinstance(model, bytes):
-            source.write_bytes(model)
+            write_atomic(source, model)
         else:
             source = Path(model).resolve()
         command = [sys.executable, "-c", _CALL, str(source), str(out), target_platform]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,8 +10,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from onnxslim.data import Preprocess
+from onnxslim.errors import OutputError
 from onnxslim.evaluation.models import has_fake_quant
-from onnxslim.files import write_atomic
+from onnxslim.files import write_atomic, write_together
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import to_bytes
 from onnxslim.rewrite import Context, Outcome, Refusal
@@ -102,18 +104,28 @@ def export_model(
 ) -> Exported:
     """Writes `name.onnx`, and with `ort` `name.ort` and `required_operators.config`, for a target.
 
-    A graph without fake-quant nodes is written in float. Raises what `lower` and `write_ort` raise,
+    A graph without fake-quant nodes is written in float. The files appear together. Raises what `lower` and `write_ort` raise,
     OutputError where a file cannot be written.
     """
     lowered, outcome = lower(graph, target, preprocess)
     data = to_bytes(lowered, value_info=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.onnx"
     is_int8 = has_fake_quant(graph)
     refused, precision = (outcome.refused, "int8") if is_int8 else ((), "float")
+    path = folder / f"{name}.onnx"
     if not ort:
+        _make(folder)
         write_atomic(path, data)
         return Exported(target, precision, path, None, None, refused)
-    files = write_ort(data, folder, load_target(target).ort_platform, name=name)
-    write_atomic(path, data)
-    return Exported(target, precision, path, files.model, files.config, refused)
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as scratch:
+        made = write_ort(data, scratch, load_target(target).ort_platform, name=name)
+        model, config = folder / made.model.name, folder / made.config.name
+        _make(folder)
+        write_together({path: data, model: made.model.read_bytes(), config: made.config.read_bytes()})
+    return Exported(target, precision, path, model, config, refused)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot make the folder '{folder}': {error.strerror or error}") from error

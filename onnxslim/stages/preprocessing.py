@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxslim.data import Preprocess
-from onnxslim.errors import ModelError
+from onnxslim.errors import DataError, ModelError
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
 from onnxslim.runtime.session import Session
 
-__all__ = ["KEY", "note_preprocess", "noted_preprocess"]
+__all__ = ["KEY", "chosen_preprocess", "note_preprocess", "noted_preprocess"]
 
 KEY = "onnxslim.preprocess"
 """Key in `metadata_props`; the value is JSON: {"mean": […], "std": […], "layout": "NCHW"}."""
@@ -46,3 +47,30 @@ def noted_preprocess(model: Graph | str | Path) -> Preprocess | None:
         return Preprocess(mean, std, content["layout"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The model's metadata '{KEY}' is not a preprocessing note: {text!r} ({error})") from None
+
+
+def chosen_preprocess(
+    models: Sequence[str | Path],
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    layout: str | None = None,
+) -> Preprocess:
+    """One preprocessing for models that see the same data: what is given, the rest as a model notes it.
+
+    Raises DataError where nothing is given and models note different ones, or the layout is unknown.
+    """
+    noted = {str(model): found for model in models if (found := noted_preprocess(model)) is not None}
+    base = next(iter(noted.values()), Preprocess())
+    if mean is None and std is None and layout is None:
+        for model, found in noted.items():
+            if found != base:
+                first = next(iter(noted))
+                raise DataError(f"{first} and {model} note different preprocessing: give --mean, --std and --layout")
+        return base
+    if layout not in (None, "NCHW", "NHWC"):
+        raise DataError(f"layout: expected NCHW or NHWC, got '{layout}'")
+    return Preprocess(
+        base.mean if mean is None else mean,
+        base.std if std is None else std,
+        "NHWC" if (layout or base.layout) == "NHWC" else "NCHW",
+    )

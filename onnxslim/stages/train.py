@@ -95,9 +95,7 @@ class Train(Stage):
     epochs: int = Field(default=10, ge=1, description="Passes over the training data.")
     batch: int = Field(default=64, ge=1, description="Images a step, split between the workers.")
     optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="The optimiser.")
-    schedule: ScheduleOptions = Field(
-        default=ScheduleOptions(), description="The learning rate's course."
-    )
+    schedule: ScheduleOptions = Field(default=ScheduleOptions(), description="The learning rate's course.")
     augment: AugmentOptions = Field(default=AugmentOptions(), description="Default: none.")
     views: int | None = Field(
         default=None,

@@ -18,8 +18,9 @@ __all__ = ["ShortenNames"]
 class ShortenNames(Pass):
     """Values are named a, b, … z, A, … Z, aa, ab, …; nodes lose their names, doc strings and metadata.
 
-    Inputs and outputs of the graph keep their names, and so does what a subgraph body captures, and
-    bodies keep theirs. Deterministic in the order of the graph. Exact: nothing but names changes.
+    Inputs and outputs of the graph keep their names, and so does what a subgraph body captures;
+    bodies keep theirs, which no outer value is given. Deterministic in the order of the graph.
+    Exact: nothing but names changes.
     """
 
     name: ClassVar[str] = "shorten_names"
@@ -29,12 +30,11 @@ class ShortenNames(Pass):
         for node in graph.nodes():
             kept.update(value.name for value in graph.captures(node).values())
         values = [value for value in graph.values() if value.name not in kept]
-        if any(value.name not in kept for value in values):
-            for number, value in enumerate(values):  # out of the way first: short names may be taken
-                graph.rename(value, graph.fresh_name(f"{number}.renamed"))
-        names = (name for name in _names() if name not in kept)
-        for value, name in zip(values, names):
-            graph.rename(value, name)
+        for number, value in enumerate(values):  # out of the way first: short names may be taken
+            graph.rename(value, graph.fresh_name(f"{number}.renamed"))
+        names = _names()
+        for value in values:
+            graph.rename(value, next(name for name in names if graph.fresh_name(name) == name))
         for node in graph.nodes():
             node.name, node.doc = "", ""
         return Outcome(len(values))

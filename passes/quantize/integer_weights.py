@@ -78,6 +78,7 @@ def _lower_bias(graph: Graph, layer: Layer, weight_scale: Array, zeros: _Zeros) 
         zeros.like(scale, DType.INT32),
     ]
     axis = {"axis": 0} if scale.ndim else {}
-    node = graph.add_node("DequantizeLinear", parts, [f"{name}.dequantized"], axis, name=f"{name}.dq")
+    result = graph.fresh_name(f"{name}.dequantized")  # a bias may serve several layers, each at its own scale
+    node = graph.add_node("DequantizeLinear", parts, [result], axis, name=result)
     graph.set_type(graph.result(node), DType.FLOAT, integers.shape)
     graph.set_input(layer.node, 2, graph.result(node))

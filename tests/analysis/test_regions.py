@@ -108,9 +108,9 @@ def test_pad_hands_on_zeros_only() -> None:
     graph, x = start()
     pads = graph.add_constant("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1]))
     ones = graph.add_constant("one", np.float32(1))
-    for name, extra in (("zero", ()), ("one", (ones,))):
+    for name, extra in (("zeros", ()), ("ones", (ones,))):
         graph.op("Pad", x, pads, *extra, name=name)
-    assert [hands_on(graph, graph.node_named(f"{name}"), X64) for name in ("zero", "one")] == [True, False]
+    assert [hands_on(graph, graph.node_named(name), X64) for name in ("zeros", "ones")] == [True, False]
 
 
 @pytest.mark.parametrize(

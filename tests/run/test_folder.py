@@ -69,7 +69,9 @@ def test_finished_and_interrupted_stages_are_protected_and_later_ones_free(folde
     folder.begin(0, stages[0])
     folder.finish(0, stages[0], mlp(), mlp(seed=1), ROW)
     folder.require_same(FIXED, [stages[0], Train(epochs=5)])
-    with pytest.raises(RecipeError, match=r"stages\.0\.quantize\.samples was 512 and now is 3, but stage 0 is finished"):
+    with pytest.raises(
+        RecipeError, match=r"stages\.0\.quantize\.samples was 512 and now is 3, but stage 0 is finished"
+    ):
         folder.require_same(FIXED, [Quantize(samples=3), *stages[1:]])
     with pytest.raises(RecipeError, match=r"run\.seed was 0 and now is 1"):
         folder.require_same({**FIXED, "run": {"seed": 1}}, stages)

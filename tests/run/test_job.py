@@ -13,10 +13,10 @@ from onnxslim.data import Preprocess
 from onnxslim.errors import DataError, ModelFormatError, OutputError, RecipeError, UnsupportedError
 from onnxslim.evaluation import evaluate
 from onnxslim.onnx_io import read
+from onnxslim.recipe import load_recipe, parse_recipe
 from onnxslim.report import Report
 from onnxslim.run import compress
 from onnxslim.run.job import open_data
-from onnxslim.recipe import load_recipe, parse_recipe
 from onnxslim.stages import Export, Quantize
 
 

@@ -63,9 +63,7 @@ def test_the_record_names_files_and_sizes(tmp_path: Path, dataset: ArrayDataset,
     result = Export(ort=False).run(quantized, context(tmp_path, dataset))
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     size = (tmp_path / "model.onnx").stat().st_size
-    assert result.summary["files"] == [
-        {"target": "x64", "precision": "int8", "onnx": "model.onnx", "onnx_bytes": size}
-    ]
+    assert result.summary["files"] == [{"target": "x64", "precision": "int8", "onnx": "model.onnx", "onnx_bytes": size}]
 
 
 def test_a_float_model_is_exported_in_float(tmp_path: Path, dataset: ArrayDataset) -> None:

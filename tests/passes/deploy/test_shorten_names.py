@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import to_bytes
+from onnxslim.onnx_io import from_proto, to_bytes
 from onnxslim.runtime.session import Session
 from passes.deploy import ShortenNames
 
@@ -35,6 +37,30 @@ def test_inner_names_are_short_and_unique() -> None:
     assert (graph.inputs[0].name, graph.outputs[0].name) == ("a", "b")
     assert len(to_bytes(graph)) < size / 2
     np.testing.assert_array_equal(Session(graph).run({"a": np.ones(2, np.float32)})["b"], before)
+
+
+def test_subgraph_bodies_keep_working() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 18]>
+        main (float[2] x, bool flag) => (float[2] y) {
+            captured = Neg(x)
+            inner = Abs(captured)
+            chosen = If (flag) <
+                then_branch = yes () => (float[2] b) { b = Add(captured, captured) },
+                else_branch = no () => (float[2] a) { a = Identity(captured) }
+            >
+            y = Add(chosen, inner)
+        }
+    """)
+    graph = from_proto(model)
+    infer_shapes(graph)
+    ShortenNames()(graph)
+    names = {value.name for value in graph.values()}
+    assert "captured" in names
+    assert not names & {"a", "b", "inner", "chosen"}
+    for flag, expected in ((True, [-1.0, 6.0]), (False, [0.0, 4.0])):
+        found = Session(graph).run({"x": np.array([1, -2], np.float32), "flag": np.array(flag)})["y"]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_is_deterministic_and_idempotent() -> None:

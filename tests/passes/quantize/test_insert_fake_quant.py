@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,13 @@ def test_bits(net: Any) -> None:
     assert {n.attr("bits") for n in fake_quants(graph, "activation").values()} == {6}
     with pytest.raises(RecipeError, match="weight_bits: expected 2 to 8, got 1"):
         InsertFakeQuant(weight_bits=1).requests(graph, Context())
+
+
+def test_reduced_range_is_seven_bits(net: Any) -> None:
+    graph = net.finish(net.gemm(net.conv(net.x, 4)))
+    UNCALIBRATED(graph, Context(target=replace(load_target("x64"), reduce_range=True)))
+    assert {n.attr("bits") for n in fake_quants(graph, "weight").values()} == {7}
+    assert {n.attr("bits") for n in fake_quants(graph, "activation").values()} == {8}
 
 
 def test_per_tensor(net: Any) -> None:

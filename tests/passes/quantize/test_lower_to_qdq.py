@@ -187,6 +187,17 @@ def test_dead_channel_raises_its_scale_so_that_the_bias_fits(net: Any) -> None:
     np.testing.assert_array_equal(np.delete(constant(graph, kept, 1), 1), np.delete(folded, 1))
 
 
+def test_bias_shared_by_two_layers_gets_two_scales(net: Any) -> None:
+    a = net.conv(net.x, 4)
+    b = net.graph.op("Conv", a, net.constant("w", 4, 4, 1, 1), net.graph.value("conv.bias"), name="again")
+    net.channels[b.id] = 4
+    graph = fake_quantised(net.finish(net.gemm(b)))
+    LowerToQdq()(graph, X64)
+    names = [node.name for node in graph.nodes()]
+    assert len(set(names)) == len(names)
+    assert Session(graph).run({"x": np.zeros((1, 3, 8, 8), np.float32)})["y"].shape == (1, 10)
+
+
 def test_zero_points_are_written_and_shared(residual_net: Callable[[], Graph]) -> None:
     graph = fake_quantised(residual_net())
     LowerToQdq()(graph, X64)

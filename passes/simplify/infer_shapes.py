@@ -1,0 +1,22 @@
+"""`InferShapes`: every value's type and shape, as far as ONNX knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.graph import Graph
+from onnxslim.rewrite import Context, Outcome, Pass
+
+__all__ = ["InferShapes"]
+
+
+@dataclass(frozen=True)
+class InferShapes(Pass):
+    """Fills in types and shapes that are not known yet. The function is not touched."""
+
+    name: ClassVar[str] = "infer_shapes"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        return Outcome(infer_shapes(graph))

@@ -1,0 +1,105 @@
+"""`RestoreBatchnorm`: batch norms put back behind folded convolutions, for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxslim.graph import Graph, Node, Role
+from onnxslim.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
+from passes.simplify.linear_layers import Linear, linear_layer
+
+__all__ = ["RestoreBatchnorm"]
+
+
+@dataclass(frozen=True)
+class RestoreBatchnorm(Pass):
+    """Conv(x, w, b)  →  BN(Conv(x, w); γ = √(v + ε), β = m, μ = m − b, v),  m and v measured.
+
+    m and v are the mean and the biased variance of each channel of the convolution's output over
+    calibration data. In evaluation mode the function is unchanged; in training mode it trains as if
+    the batch norm had never been folded. Weights behind a FakeQuant keep their grid.
+
+    A channel whose variance is below `variance_floor` is dead: normalising it would blow its noise up.
+    It gets v = 1, γ = √(1 + ε) and stays the same function, almost untouched by training.
+
+    Refuses, naming the node: a convolution that a batch norm follows already, whose output is a
+    graph output, whose weight or bias is shared or computed, or all of whose channels are dead; and
+    one without statistics in the context.
+
+    Contract: evaluation mode equal to 1e-5 of the largest output.
+    """
+
+    epsilon: float = 1e-5
+    variance_floor: float = 1e-8
+    name: ClassVar[str] = "restore_batchnorm"
+
+    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
+        found = (_candidate(graph, node) for node in graph.nodes() if node.op == "Conv")
+        layers = [layer for layer in found if isinstance(layer, Linear)]
+        return [StatisticRequest(graph.result(layer.node).name, "channel_moments") for layer in layers]
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        count, refused = 0, []
+        for node in graph.nodes():
+            if node.op != "Conv" or node.domain:
+                continue
+            layer = _candidate(graph, node)
+            why = layer if isinstance(layer, str) else self._restore(graph, layer, context)
+            if why is None:
+                count += 1
+            else:
+                refused.append(Refusal(str(node), why))
+        return Outcome(count, tuple(refused))
+
+    def _restore(self, graph: Graph, layer: Linear, context: Context) -> str | None:
+        old = graph.result(layer.node)
+        moments = context.statistics.get(StatisticRequest(old.name, "channel_moments"))
+        if moments is None:
+            return f"the moments of '{old.name}' were not gathered"
+        mean, var = (np.asarray(m, np.float64) for m in moments)
+        dead = var < self.variance_floor
+        if dead.all():
+            return "all its channels are dead (no variance)"
+        var = np.where(dead, 1.0, var)
+        bias = np.zeros(layer.channels) if layer.bias is None or layer.bias.array is None else layer.bias.array.reshape(-1)
+        base = layer.node.name or layer.weight.name
+        gamma = np.sqrt(var + self.epsilon)
+        arrays = {"scale": gamma, "bias": mean, "mean": mean - bias, "var": var}
+        roles = {"scale": Role.PARAMETER, "bias": Role.PARAMETER}
+        values = []
+        for key, array in arrays.items():
+            role = roles.get(key, Role.STATISTIC)
+            owner = "" if key in roles else layer.weight.name
+            values.append(graph.add_constant(f"{base}.norm.{key}", array.astype(np.float32), role=role, owner=owner))
+        _drop_bias(graph, layer)
+        uses = graph.uses(old)
+        normed = graph.op("BatchNormalization", old, *values, name=f"{base}.norm", epsilon=self.epsilon)
+        graph.set_type(normed, old.dtype, old.shape)
+        graph.replace_uses(old, normed, only=uses)
+        return None
+
+
+def _candidate(graph: Graph, node: Node) -> Linear | str:
+    """The layer that can get a batch norm, or why not."""
+    layer = linear_layer(graph, node)
+    if isinstance(layer, str):
+        return layer
+    output = graph.result(node)
+    if graph.is_output(output):
+        return "its output is an output of the graph"
+    if any(use.node.op == "BatchNormalization" for use in graph.uses(output)):
+        return "a batch norm follows it already"
+    return layer
+
+
+def _drop_bias(graph: Graph, layer: Linear) -> None:
+    """The bias lives in β from here on."""
+    if layer.bias is None:
+        return
+    graph.set_input(layer.node, 2, None)
+    if not graph.is_used(layer.bias) and not graph.is_input(layer.bias):
+        graph.remove_value(layer.bias)

@@ -1,0 +1,243 @@
+"""The command line: every command does its job, teaches, and ends with the right code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import onnxslim
+from onnxslim.builders import small_cnn
+from onnxslim.cli import app
+from onnxslim.data import Preprocess
+from onnxslim.errors import InstallationError
+from onnxslim.onnx_io import read, write
+from onnxslim.run import quantize
+from onnxslim.stages.preprocessing import noted_preprocess
+
+COMMANDS = ("compress", "evaluate", "quantize", "export", "inspect", "doctor", "recipe", "demo")
+NORMALIZED = ("--mean", "100", "--std", "50")
+RECIPE = """\
+model: student.onnx
+data: {train: data.npz, val: data.npz, normalize: {mean: [100], std: [50]}}
+run: {workers: 1}
+stages: [quantize: {samples: 32}, export: {ort: false}]
+evaluate: {latency_repeats: 2}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with student.onnx, data.npz and r.yaml, which is the current directory."""
+    write(small_cnn((4, 8), classes=6), tmp_path / "student.onnx")
+    rng = np.random.default_rng(3)
+    arrays = {}
+    for split in ("train", "val"):
+        arrays[f"{split}_image"] = rng.integers(0, 255, (40, 8, 8, 1)).astype(np.uint8)
+        arrays[f"{split}_label"] = np.arange(40) % 6
+    np.savez(tmp_path / "data.npz", **arrays)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def good(*arguments: str) -> str:
+    """The output of a command that must succeed."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_that_says_what_it_does(command: str) -> None:
+    text = good(command, "--help")
+    assert "Usage" in text
+    if command not in ("doctor", "demo"):
+        assert "Examples" in text
+        assert f"onnxslim {command}" in text
+
+
+def test_the_top_help_names_every_command() -> None:
+    text = good("--help")
+    assert all(f" {command} " in text for command in COMMANDS)
+
+
+def test_version() -> None:
+    assert good("--version") == f"onnxslim {onnxslim.__version__}\n"
+
+
+def test_an_unknown_command_or_option_ends_with_2() -> None:
+    assert run("compres").exit_code == 2
+    assert run("compress", "r.yaml", "--sett", "a=1").exit_code == 2
+    assert run("quantize").exit_code == 2
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from onnxslim.cli import main; sys.argv = ['onnxslim', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([m for m in ('numpy', 'onnx', 'onnxruntime', 'pydantic', 'networkx', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_python_m_onnxslim_is_the_same_command(job: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "onnxslim", "inspect", "gone.onnx"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert "gone.onnx" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_compress_prints_the_report_and_leaves_the_run(job: Path) -> None:
+    text = good("compress", "r.yaml", "--set", "run.name=mine", "--set", "stages.0.quantize.target=arm")
+    assert "Run 'mine'" in text
+    assert "int8 arm" in text
+    assert (job / "runs" / "mine" / "model.onnx").is_file()
+    assert (
+        good("compress", "r.yaml", "--set", "run.name=mine", "--set", "stages.0.quantize.target=arm", "--resume")
+        == text
+    )
+    again = run("compress", "r.yaml", "--set", "run.name=mine")
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+
+
+def test_ctrl_c_says_how_to_go_on_and_ends_with_130(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("Stopped in epoch 2; the checkpoint is written.")
+
+    monkeypatch.setattr("onnxslim.stages.Quantize.run", interrupted)
+    result = run("compress", "r.yaml", "--set", "run.name=mine")
+    assert result.exit_code == 130
+    assert "Stopped in epoch 2; the checkpoint is written." in result.stderr
+    assert "onnxslim compress r.yaml --resume --set run.name=mine" in result.stderr
+    monkeypatch.undo()
+    monkeypatch.chdir(job)
+    good("compress", "r.yaml", "--resume", "--set", "run.name=mine")
+
+
+def test_quantize_writes_an_int8_model_that_evaluate_understands(job: Path) -> None:
+    text = good("quantize", "student.onnx", "-o", "int8.onnx", "--data", "data.npz", "--split", "train", *NORMALIZED)
+    assert text.startswith("int8.onnx: ")
+    assert noted_preprocess("int8.onnx") == Preprocess((100.0,), (50.0,))
+    expected = quantize("student.onnx", "data.npz", split="train", preprocess=Preprocess((100.0,), (50.0,)))
+    assert [n.op for n in read("int8.onnx").nodes()] == [n.op for n in expected.graph.nodes()]
+    noted = good("evaluate", "student.onnx", "int8.onnx", "--data", "data.npz", "--split", "val", "--repeats", "2")
+    assert "student.onnx" in noted
+    assert "int8.onnx" in noted
+    assert "McNemar" in noted
+    given = good(
+        "evaluate", "student.onnx", "int8.onnx", "--data", "data.npz", "--split", "val", "--repeats", "0", *NORMALIZED
+    )
+
+    def accuracies(text: str) -> list[str]:
+        return [line.split("]")[0] for line in text.splitlines() if ".onnx " in line and "[" in line]
+
+    assert accuracies(noted) == accuracies(given) != []
+    assert "latency" not in given
+
+
+def test_evaluate_refuses_models_of_different_preprocessing(job: Path) -> None:
+    for mean in ("100", "90"):
+        good(
+            "quantize", "student.onnx", "-o", f"{mean}.onnx", "--data", "data.npz", "--split", "train",
+            "--mean", mean, "--std", "50",
+        )  # fmt: skip
+    result = run("evaluate", "100.onnx", "90.onnx", "--data", "data.npz", "--split", "val")
+    assert result.exit_code == 2
+    assert "note different preprocessing" in result.stderr
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders(job: Path) -> None:
+    for folder in ("a", "b"):
+        (job / folder).mkdir()
+        write(read("student.onnx"), job / folder / "m.onnx")
+    text = good("evaluate", "a/m.onnx", "b/m.onnx", "--data", "data.npz", "--split", "val", "--repeats", "0")
+    assert "a/m.onnx" in text
+    assert "b/m.onnx" in text
+    assert run("evaluate", "a/m.onnx", "a/m.onnx", "--data", "data.npz", "--split", "val").exit_code == 2
+
+
+def test_export_writes_all_files_and_explains_a_float_model(job: Path) -> None:
+    good("compress", "r.yaml")
+    text = good("export", "runs/r/stages/0.onnx", "--target", "arm", "-o", "phone")
+    assert sorted(p.name for p in (job / "phone").iterdir()) == ["model.onnx", "model.ort", "required_operators.config"]
+    assert "no fake-quant" not in text
+    again = run("export", "runs/r/stages/0.onnx", "--target", "arm", "-o", "phone")
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    assert "no fake-quant nodes" in good("export", "student.onnx", "-o", "float", "--name", "small")
+    assert (job / "float" / "small.ort").is_file()
+
+
+def test_inspect_shows_what_can_be_done(job: Path) -> None:
+    text = good("inspect", "student.onnx", "--target", "arm")
+    for piece in (
+        "input",
+        "[N, 1, 8, 8]",
+        "parameters",
+        "MACs",
+        "Conv × 2",
+        "Can be quantised for arm",
+        "Can be trained",
+    ):
+        assert piece in text
+    wrong = run("inspect", "student.onnx", "--target", "amr")
+    assert wrong.exit_code == 2
+    assert "did you mean 'arm'" in wrong.stderr
+
+
+def test_doctor_reports_and_fails_with_the_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "The installation is sound." in good("doctor")
+
+    def broken() -> None:
+        raise InstallationError("This installation is not sound:\n- overwritten\n  repair: pip install …")
+
+    monkeypatch.setattr("onnxslim.runtime.capabilities.require_sound", broken)
+    result = run("doctor")
+    assert result.exit_code == 2
+    assert "repair: pip install" in result.stderr
+
+
+def test_recipe_lists_keys_and_prints_a_schema() -> None:
+    text = good("recipe")
+    assert "stages[…].train.optimizer.learning_rate" in text
+    assert json.loads(good("recipe", "--schema"))["required"] == ["model", "stages"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mean", "a,b", "--std", "1,1"), "--mean: expected numbers"),
+        (("--mean", "1,2"), "2 means, 0 stds"),
+        (("--std", "0", "--mean", "1"), "positive stds"),
+        (("--layout", "CHW"), "layout: expected NCHW or NHWC, got 'CHW'"),
+        (("--target", "arn"), "Unknown target 'arn'"),
+        (("--samples", "0"), "samples: expected at least 1, got 0"),
+        (("--skip", "haed"), "'haed' matches no node"),
+    ],
+)
+def test_wrong_options_of_quantize(job: Path, options: tuple[str, ...], message: str) -> None:
+    result = run("quantize", "student.onnx", "-o", "int8.onnx", "--data", "data.npz", "--split", "train", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (job / "int8.onnx").exists()
+
+
+def test_a_bug_keeps_its_traceback(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("onnxslim.stages.Quantize.run", bug)
+    assert isinstance(run("compress", "r.yaml").exception, ZeroDivisionError)
