@@ -45,3 +45,26 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="file"):
         demo.run_demo(tmp_path / "file" / "demo")
+
+
+@pytest.mark.slow
+def test_the_whole_way_in_a_short_version(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    result = demo.train_models(tmp_path / "demo", epochs=3, progress=lambda *call: seen.append(call))
+    titles = list(result.models)
+    assert titles == [row.name for row in result.rows]
+    assert titles[0] == "student, float"
+    assert len(titles) == 6
+    assert ("Demo", 6, 6) in seen
+    for title, model in result.models.items():
+        assert model.is_file()
+        assert model.with_suffix(".ort").is_file(), title
+    for row in result.rows:
+        assert row.accuracy is not None
+        assert row.accuracy.n == demo.TEST
+        assert row.accuracy.top1 > 0.6, row.name
+        low, high = row.accuracy.interval
+        assert low < row.accuracy.top1 < high
+    ptq, distilled = result.row("int8, PTQ"), result.row("int8, QAT + distillation")
+    assert ptq.bytes < 0.7 * result.row("student, float").bytes
+    assert distilled.bytes == pytest.approx(ptq.bytes, rel=0.02)

@@ -59,7 +59,7 @@ def rows_table(rows: Sequence[ModelRow], title: str | None = None) -> Table:
     for name, _ in filled:
         table.add_column(name, justify="right")
     for index, row in enumerate(rows):
-        table.add_row(row.name, *(cells[index] for _, cells in filled))
+        _row(table, row.name, *(cells[index] for _, cells in filled))
     return table
 
 
@@ -71,9 +71,9 @@ def report_view(report: Report) -> RenderableType:
     stages.add_column("seconds", justify="right")
     stages.add_column("")
     if report.baseline_val is not None:
-        stages.add_row("(float)", _accuracy(report.baseline_val), "", "")
+        _row(stages, "(float)", _accuracy(report.baseline_val), "", "")
     for stage in report.stages:
-        stages.add_row(stage.kind, _accuracy(stage.val), f"{stage.seconds:.1f}", _summary(stage))
+        _row(stages, stage.kind, _accuracy(stage.val), f"{stage.seconds:.1f}", _summary(stage))
     where = f" on {report.split}" if report.split else ""
     rows = rows_table(report.rows, f"Result{where}, with 95 % intervals")
     parts: list[RenderableType] = [stages, Text(), rows]
@@ -88,18 +88,18 @@ def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
     """What `onnxslim inspect` prints."""
     facts = Table.grid(padding=(0, 2))
     for tensor in found.inputs:
-        facts.add_row("input", f"{tensor.name}  {tensor.type}")
+        _row(facts, "input", f"{tensor.name}  {tensor.type}")
     for tensor in found.outputs:
-        facts.add_row("output", f"{tensor.name}  {tensor.type}")
-    facts.add_row("opset", ", ".join(f"{domain} {version}" for domain, version in found.opsets))
-    facts.add_row("IR version", str(found.ir_version))
+        _row(facts, "output", f"{tensor.name}  {tensor.type}")
+    _row(facts, "opset", ", ".join(f"{domain} {version}" for domain, version in found.opsets))
+    _row(facts, "IR version", str(found.ir_version))
     if found.producer:
-        facts.add_row("producer", found.producer)
-    facts.add_row("parameters", f"{found.cost.params:,}")
+        _row(facts, "producer", found.producer)
+    _row(facts, "parameters", f"{found.cost.params:,}")
     unknown = f" (and {len(found.cost.unknown)} nodes of unknown cost)" if found.cost.unknown else ""
-    facts.add_row("MACs, one sample", f"{found.cost.macs:,}{unknown}")
-    facts.add_row("bytes", f"{found.cost.bytes if found.file_bytes is None else found.file_bytes:,}")
-    facts.add_row("ops", ", ".join(f"{op} × {count}" for op, count in found.ops))
+    _row(facts, "MACs, one sample", f"{found.cost.macs:,}{unknown}")
+    _row(facts, "bytes", f"{found.cost.bytes if found.file_bytes is None else found.file_bytes:,}")
+    _row(facts, "ops", ", ".join(f"{op} × {count}" for op, count in found.ops))
     parts: list[RenderableType] = [Text(f"Model '{found.name}'"), facts]
     if found.quantizable is not None:
         parts.append(Text(f"Can be quantised{f' for {target}' if target else ''}: {len(found.quantizable)} nodes"))
@@ -113,12 +113,12 @@ def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
 def doctor_table(found: Capabilities) -> RenderableType:
     """What `onnxslim doctor` prints of a sound installation, or of any."""
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("Python", found.python)
-    facts.add_row("ONNX Runtime", f"{found.distribution} {found.version}".strip() or "none")
-    facts.add_row("training", "gradient builder and kernels" if found.has_training_kernels else "no training kernels")
-    facts.add_row("newest opset, IR", f"{found.max_opset}, {found.max_ir}")
-    facts.add_row("CPU", found.cpu)
-    facts.add_row("int8 path", int8_path(found.vnni))
+    _row(facts, "Python", found.python)
+    _row(facts, "ONNX Runtime", f"{found.distribution} {found.version}".strip() or "none")
+    _row(facts, "training", "gradient builder and kernels" if found.has_training_kernels else "no training kernels")
+    _row(facts, "newest opset, IR", f"{found.max_opset}, {found.max_ir}")
+    _row(facts, "CPU", found.cpu)
+    _row(facts, "int8 path", int8_path(found.vnni))
     limits = [Text(f"limit: {limit}") for limit in found.limits]
     return Group(facts, *limits)
 
@@ -129,7 +129,7 @@ def keys_table(keys: Iterable[Key]) -> Table:
     for column in ("key", "type", "default", "meaning"):
         table.add_column(column, overflow="fold")
     for key in keys:
-        table.add_row(key.path, key.type, key.default, key.description, style="bold" if key.type == "keys" else "")
+        _row(table, key.path, key.type, key.default, key.description, style="bold" if key.type == "keys" else "")
     return table
 
 
@@ -138,6 +138,11 @@ def int8_path(vnni: bool | None) -> str:
     if vnni is None:
         return "VNNI unknown or not applicable"
     return "VNNI" if vnni else "no VNNI: u8·s8 sums saturate in 16 bits, use 7-bit weights"
+
+
+def _row(table: Table, *cells: str, style: str = "") -> None:
+    """Adds a row of plain text: names and shapes are not markup."""
+    table.add_row(*map(Text, cells), style=style)
 
 
 def _table(title: str | None) -> Table:

@@ -18,7 +18,7 @@ from onnxslim.graph import DType, Graph, Role, Value
 from onnxslim.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
-from passes.distill import Loss, MergeTeacher, attach_losses
+from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses
 from passes.gradient import GradientOptions, differentiate
 from passes.gradient.train_batchnorm import TrainBatchnorm
 from passes.quantize import ExpandFakeQuant
@@ -72,18 +72,18 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
         data.append(label.name)
     target = None
     if teacher is not None and options.teacher_as_input:
-        target = graph.add_input(f"teacher.{logits.name}", DType.FLOAT, logits.shape)
+        target = graph.add_input(f"{PREFIX}{logits.name}", DType.FLOAT, logits.shape)
         data.append(target.name)
     elif teacher is not None:
         MergeTeacher()(graph, Context(graphs={"teacher": with_batch(teacher, batch)}))
-        target = graph.value(f"teacher.{teacher.outputs[0].name}")
-    loss, components = attach_losses(graph, options.losses, student=logits, teacher=target, label=label)
+        target = graph.value(f"{PREFIX}{teacher.outputs[0].name}")
+    loss, components = attach_losses(graph, options.losses, Taps(logits, target, label))
     outputs = [loss, *components.values(), *_observe(graph, trained)]
     if label is not None and len(logits.static_shape) == 2:
         outputs.append(_correct(graph, logits, label))
     infer_shapes(graph)
     for node in graph.nodes():
-        if node.op == "BatchNormalization" and node.attr("training_mode", 0) and not graph.operand(node, 3).name.startswith("teacher."):
+        if node.op == "BatchNormalization" and node.attr("training_mode", 0) and not graph.operand(node, 3).name.startswith(PREFIX):
             outputs += [graph.result(node, 1), graph.result(node, 2)]
     wrt = [graph.value(spec.name) for spec in trained.parameters]
     for value in graph.outputs:

@@ -104,6 +104,13 @@ def test_an_inspection_names_what_cannot_be_done() -> None:
     assert f"{found.cost.macs:,}" in text
 
 
+def test_square_brackets_are_not_markup() -> None:
+    graph = small_cnn((4,))
+    graph.set_type(graph.inputs[0], shape=("batch", 1, 8, 8))
+    assert "FLOAT[batch, 1, 8, 8]" in render(inspection_view(inspect_model(graph)))
+    assert "[red]" in render(rows_table([ModelRow("[red]", 10, 1.0)]))
+
+
 def test_the_doctor_says_what_there_is() -> None:
     found = capabilities()
     text = render(doctor_table(found))

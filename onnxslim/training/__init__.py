@@ -1,0 +1,1 @@
+"""Training: state, steps, workers, the loop and its checkpoints."""

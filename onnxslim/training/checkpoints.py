@@ -1,0 +1,132 @@
+"""Checkpoints: safetensors and JSON in a folder each, complete or not there.
+
+    <folder>/<label>-<epoch>[-<step>]/state.safetensors, state.json
+    <folder>/<label>-best/…
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from onnxslim.errors import CheckpointError, OutputError
+from onnxslim.files import write_atomic
+from onnxslim.training.state import State
+
+__all__ = ["Checkpoints"]
+
+_FIELDS = ("epoch", "step_in_epoch", "step", "best", "sums", "history")
+
+
+class Checkpoints:
+    """The checkpoints of one training stage: the newest `keep`, and the best on validation.
+
+    run: what must be the same for a checkpoint to be resumed (seed, workers, data …), as JSON values.
+    """
+
+    def __init__(self, folder: Path, label: str, keep: int = 2, run: dict[str, Any] | None = None) -> None:
+        self.folder, self.label, self.keep, self.run = Path(folder), label, keep, run or {}
+
+    def save(self, state: State, *, is_best: bool = False) -> Path:
+        """Writes a checkpoint: in a hidden folder first, synced, then renamed; then drops old ones."""
+        name = f"{self.label}-{state.epoch:04d}"
+        if state.step_in_epoch:
+            name += f"-{state.step_in_epoch:06d}"
+        path = self._write(name, state)
+        if is_best:
+            self._write(f"{self.label}-best", state)
+        for old in self._newest()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def latest(self, like: State) -> State | None:
+        """The newest checkpoint that can be read; unreadable ones are skipped with a warning.
+
+        Raises CheckpointError where it belongs to another model, optimiser or run.
+        """
+        for path in self._newest():
+            state = self._read(path)
+            if state is not None:
+                state.check_like(like, f"Checkpoint '{path}'")
+                return state
+        return None
+
+    def best(self, like: State) -> State | None:
+        """The best on validation, if any."""
+        path = self.folder / f"{self.label}-best"
+        state = self._read(path) if path.is_dir() else None
+        if state is not None:
+            state.check_like(like, f"Checkpoint '{path}'")
+        return state
+
+    def newest_name(self) -> str | None:
+        """The path of the newest checkpoint, for messages."""
+        found = self._newest()
+        return str(found[0]) if found else None
+
+    def clear(self) -> None:
+        """Forgets all of this stage's checkpoints: a run that starts anew must not resume them later."""
+        for path in (*self._newest(), self.folder / f"{self.label}-best"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _newest(self) -> list[Path]:
+        """Newest first: by epoch, then by step."""
+        pattern = re.compile(rf"{re.escape(self.label)}-(\d+)(?:-(\d+))?")
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            match = pattern.fullmatch(path.name)
+            if match and path.is_dir():
+                found.append((int(match[1]), int(match[2] or 0), path))
+        return [path for *_, path in sorted(found, reverse=True)]
+
+    def _write(self, name: str, state: State) -> Path:
+        target = self.folder / name
+        staged = self.folder / f".{name}.{secrets.token_hex(4)}"
+        tensors = safetensors.numpy.save(state.arrays)
+        meta = {field: getattr(state, field) for field in _FIELDS}
+        meta |= {"sha256": hashlib.sha256(tensors).hexdigest(), "run": self.run}
+        old = None
+        try:
+            staged.mkdir(parents=True)
+            write_atomic(staged / "state.safetensors", tensors)
+            write_atomic(staged / "state.json", json.dumps(meta, indent=1).encode())
+            if target.exists():  # a folder cannot be renamed over another: the old one steps aside first
+                old = self.folder / f".{name}.{secrets.token_hex(4)}"
+                os.rename(target, old)
+            os.rename(staged, target)
+        except OSError as error:
+            raise OutputError(f"Cannot write the checkpoint '{target}': {error.strerror or error}") from error
+        finally:
+            for spare in (staged, old):
+                if spare is not None:
+                    shutil.rmtree(spare, ignore_errors=True)
+        return target
+
+    def _read(self, path: Path) -> State | None:
+        try:
+            tensors = (path / "state.safetensors").read_bytes()
+            meta = json.loads((path / "state.json").read_text("utf-8"))
+            if hashlib.sha256(tensors).hexdigest() != meta["sha256"]:
+                raise ValueError("its tensors do not match their checksum")
+            state = State(safetensors.numpy.load(tensors), **{field: meta[field] for field in _FIELDS})
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            warnings.warn(f"The checkpoint '{path}' cannot be read ({error}); it is skipped", UserWarning, stacklevel=2)
+            return None
+        if meta.get("run", {}) != self.run:
+            mine, theirs = self.run, meta["run"]
+            key = next(k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k))
+            raise CheckpointError(
+                f"Checkpoint '{path}' belongs to another run: '{key}' was {theirs.get(key)!r}, now it is {mine.get(key)!r}. "
+                "Resume with the recipe that wrote it, or start anew"
+            )
+        return state

@@ -1,0 +1,70 @@
+"""`State`: the sole owner of what is trained, by name, in the model's own layout."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from onnxslim.errors import CheckpointError
+from onnxslim.graph import Array, Graph, Role
+from onnxslim.training.optimizers import Optimizer
+
+__all__ = ["State"]
+
+_OWNED = (Role.PARAMETER, Role.STATISTIC, Role.SCALE)
+
+
+@dataclass(frozen=True)
+class State:
+    """Parameters, statistics, scales and moments (float32, by name), and how far training is.
+
+    epoch and step_in_epoch: where training goes on. sums: of the metrics of the epoch under way.
+    best: the best validation metric yet. history: one record a finished epoch.
+    """
+
+    arrays: dict[str, Array]
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, graph: Graph, optimizer: Optimizer) -> State:
+        """The state in which a graph with marked parameters starts: its arrays, moments at zero."""
+        arrays: dict[str, Array] = {}
+        for value in graph.initializers():
+            if value.role in _OWNED and value.array is not None:
+                arrays[value.name] = np.array(value.array, np.float32)
+                if value.role is Role.PARAMETER:
+                    for moment in optimizer.moments:
+                        arrays[f"{value.name}.{moment}"] = np.zeros(value.static_shape, np.float32)
+        return cls(arrays)
+
+    def write_to(self, graph: Graph) -> None:
+        """Puts parameters, statistics and scales into the graph's initialisers."""
+        for value in graph.initializers():
+            if value.role in _OWNED:
+                graph.set_array(value, self.arrays[value.name].copy())
+
+    @property
+    def signature(self) -> str:
+        """A digest of names and shapes: states of one model and optimiser share it."""
+        what = "\n".join(f"{name} {self.arrays[name].shape}" for name in sorted(self.arrays))
+        return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+    def check_like(self, other: State, where: str) -> None:
+        """Raises CheckpointError naming the first array that only one of the two has, or in another shape."""
+        for name in sorted({*self.arrays, *other.arrays}):
+            mine, theirs = self.arrays.get(name), other.arrays.get(name)
+            if mine is None or theirs is None or mine.shape != theirs.shape:
+                got = "none" if mine is None else f"shape {mine.shape}"
+                expected = "none" if theirs is None else f"shape {theirs.shape}"
+                raise CheckpointError(
+                    f"{where} belongs to another model or optimiser: for '{name}' it has {got}, this run {expected}. "
+                    "Start anew, or resume with the recipe that wrote it"
+                )

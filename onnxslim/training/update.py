@@ -1,0 +1,221 @@
+"""`build_update`: one ONNX graph that turns a step's results into the next state.
+
+    w0/…, w1/… (each worker's step outputs), state, lr, step  →  <state>.next
+
+Gradients are weighted by each worker's share and summed in the workers' order. Observers lag one
+step: a step quantised with the state of the one before; weight scales follow the weight that was
+just updated, so that weight and scale of a state always belong together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxslim.graph import DType, Graph, Role, Shape, Value
+from onnxslim.quant_math import SCALE_FLOOR, qrange
+from onnxslim.training.optimizers import Optimizer, Rates
+
+__all__ = ["BatchNormSpec", "ObserverSpec", "ParameterSpec", "UpdatePlan", "WeightScaleSpec", "build_update"]
+
+MOMENTUM = 0.9
+"""Of running statistics and observed ranges: new = 0.9·old + 0.1·batch."""
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """decays: whether weight decay applies (not on biases and norms)."""
+
+    name: str
+    shape: tuple[int, ...]
+    decays: bool
+
+
+@dataclass(frozen=True)
+class BatchNormSpec:
+    """A batch norm's running mean and variance, float32 [channels]."""
+
+    mean: str
+    var: str
+    channels: int
+
+
+@dataclass(frozen=True)
+class ObserverSpec:
+    """An activation's observed range (float32 [2]) and the grid that follows it."""
+
+    range: str
+    scale: str
+    zero_point: str
+    bits: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class WeightScaleSpec:
+    """A weight's symmetric scale: per channel along `axis`, or one where it is None."""
+
+    parameter: str
+    scale: str
+    axis: int | None
+    bits: int
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """What is updated, and how. shares: each worker's fraction of the batch."""
+
+    parameters: tuple[ParameterSpec, ...]
+    batchnorms: tuple[BatchNormSpec, ...]
+    observers: tuple[ObserverSpec, ...]
+    weights: tuple[WeightScaleSpec, ...]
+    shares: tuple[float, ...]
+    optimizer: Optimizer
+
+
+def build_update(plan: UpdatePlan) -> Graph:
+    """The update graph. Scalar output beside the next state: `grad_norm`, where gradients are clipped."""
+    return _Builder(plan).build()
+
+
+class _Builder:
+    def __init__(self, plan: UpdatePlan) -> None:
+        self.plan = plan
+        self.graph = Graph("update")
+        self.shapes = {spec.name: spec.shape for spec in plan.parameters}
+
+    def build(self) -> Graph:
+        graph, plan = self.graph, self.plan
+        rates = Rates(graph.add_input("lr", DType.FLOAT, ()), graph.add_input("step", DType.FLOAT, ()))
+        gradients = [self._merged(f"grad.{spec.name}", spec.shape) for spec in plan.parameters]
+        if plan.optimizer.clip_norm is not None:
+            gradients = self._clipped(gradients, plan.optimizer.clip_norm)
+        updated = {}
+        for spec, gradient in zip(plan.parameters, gradients):
+            parameter = self._input(spec.name, spec.shape)
+            moments = [self._input(f"{spec.name}.{moment}", spec.shape) for moment in plan.optimizer.moments]
+            updated[spec.name], new = plan.optimizer.update(graph, parameter, gradient, moments, rates, spec.decays)
+            self._next(spec.name, updated[spec.name], spec.shape)
+            for moment, value in zip(plan.optimizer.moments, new):
+                self._next(f"{spec.name}.{moment}", value, spec.shape)
+        for batchnorm in plan.batchnorms:
+            self._running(batchnorm)
+        for observer in plan.observers:
+            self._observed(observer)
+        for weight in plan.weights:
+            self._weight_scale(weight, updated[weight.parameter])
+        return graph
+
+    # ------------------------------------------------------------------ words
+
+    def op(self, op: str, *inputs: Value, name: str, **attributes: Any) -> Value:
+        return self.graph.op(op, *inputs, name=name, **attributes)
+
+    def const(self, number: float) -> Value:
+        name = f"const/{float(number)!r}"
+        return self.graph.find(name) or self.graph.add_constant(name, np.float32(number))
+
+    def _input(self, name: str, shape: Shape) -> Value:
+        return self.graph.find(name) or self.graph.add_input(name, DType.FLOAT, shape)
+
+    def _next(self, name: str, value: Value, shape: Shape) -> None:
+        self.graph.rename(value, f"{name}.next")
+        self.graph.set_type(value, DType.FLOAT, shape)
+        self.graph.set_role(value, Role.ACTIVATION)
+        self.graph.add_output(value)
+
+    def _parts(self, name: str, shape: Shape) -> list[Value]:
+        return [self._input(f"w{i}/{name}", shape) for i in range(len(self.plan.shares))]
+
+    def _weighted(self, parts: list[Value], name: str) -> Value:
+        """Σ shareᵢ · partᵢ; equal shares are multiplied once."""
+        shares = self.plan.shares
+        if len(set(shares)) > 1:
+            parts = [self.op("Mul", p, self.const(s), name=f"{name}/share") for p, s in zip(parts, shares)]
+        total = parts[0]
+        for part in parts[1:]:  # Add by Add: the order of a Sum is the kernel's own
+            total = self.op("Add", total, part, name=f"{name}/sum")
+        if len(set(shares)) == 1 and len(shares) > 1:
+            total = self.op("Mul", total, self.const(shares[0]), name=f"{name}/mean")
+        return total
+
+    def _merged(self, name: str, shape: Shape) -> Value:
+        return self._weighted(self._parts(name, shape), name)
+
+    # ------------------------------------------------------------------ what is updated
+
+    def _clipped(self, gradients: list[Value], bound: float) -> list[Value]:
+        """All gradients times min(1, bound / (‖g‖ + 1e-6)), the norm over all of them."""
+        squares = [self.op("ReduceSumSquare", g, name="norm/square", keepdims=0) for g in gradients]
+        total = self.op("Sum", *squares, name="norm/total")
+        norm = self.op("Sqrt", total, name="grad_norm")
+        self.graph.set_type(norm, DType.FLOAT, ())
+        self.graph.add_output(norm)
+        ratio = self.op("Div", self.const(bound), self.op("Add", norm, self.const(1e-6), name="norm/safe"), name="norm/ratio")
+        factor = self.op("Min", ratio, self.const(1.0), name="norm/factor")
+        return [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
+
+    def _running(self, spec: BatchNormSpec) -> None:
+        """Running statistics follow the whole batch's: mean = Σ s·mᵢ, var = Σ s·(vᵢ + mᵢ²) − mean²."""
+        shape = (spec.channels,)
+        means = self._parts(f"batch_mean.{spec.mean}", shape)
+        variances = self._parts(f"batch_var.{spec.mean}", shape)
+        if len(means) == 1:
+            mean, var = means[0], variances[0]
+        else:
+            mean = self._weighted(means, f"{spec.mean}/batch")
+            squares = [
+                self.op("Add", v, self.op("Mul", m, m, name=f"{spec.var}/square"), name=f"{spec.var}/raw")
+                for m, v in zip(means, variances)
+            ]
+            raw = self._weighted(squares, f"{spec.var}/batch")
+            var = self.op("Sub", raw, self.op("Mul", mean, mean, name=f"{spec.var}/mean_square"), name=f"{spec.var}/total")
+        for name, batch in ((spec.mean, mean), (spec.var, var)):
+            self._next(name, self._moved(self._input(name, shape), batch), shape)
+
+    def _moved(self, old: Value, new: Value) -> Value:
+        kept = self.op("Mul", old, self.const(MOMENTUM), name=f"{old.name}/kept")
+        return self.op("Add", kept, self.op("Mul", new, self.const(0.1), name=f"{old.name}/added"), name=f"{old.name}/moved")
+
+    def _observed(self, spec: ObserverSpec) -> None:
+        """The range moves towards the batch's; scale and zero point by quant_math.affine_from_range."""
+        name = spec.range
+        parts = self._parts(f"observed.{name}", (2,))
+        batch = parts[0]
+        if len(parts) > 1:
+            # Ends are merged as (−lo, hi), so that one maximum serves both.
+            sign = self.graph.find("observed/sign") or self.graph.add_constant("observed/sign", np.array([-1, 1], np.float32))
+            outward = [self.op("Mul", part, sign, name=f"{name}/outward") for part in parts]
+            batch = self.op("Mul", self.op("Max", *outward, name=f"{name}/widest"), sign, name=f"{name}/batch")
+        moved = self._moved(self._input(name, (2,)), batch)
+        low = self.op("Min", self._end(moved, 0, name), self.const(0.0), name=f"{name}/low")
+        high = self.op("Max", self._end(moved, 1, name), self.const(0.0), name=f"{name}/high")
+        self._next(name, moved, (2,))
+        qmin, qmax = qrange(spec.bits, spec.signed)
+        width = self.op("Div", self.op("Sub", high, low, name=f"{name}/width"), self.const(qmax - qmin), name=f"{name}/step")
+        scale = self.op("Max", width, self.const(float(SCALE_FLOOR)), name=f"{name}/scale")
+        offset = self.op("Sub", self.const(qmin), self.op("Div", low, scale, name=f"{name}/below"), name=f"{name}/offset")
+        zero_point = self.op(
+            "Clip", self.op("Round", offset, name=f"{name}/round"), self.const(qmin), self.const(qmax), name=f"{name}/zero"
+        )
+        self._next(spec.scale, scale, ())
+        self._next(spec.zero_point, zero_point, ())
+
+    def _end(self, both: Value, index: int, name: str) -> Value:
+        place = self.graph.find(f"end/{index}") or self.graph.add_constant(f"end/{index}", np.array(index, np.int64))
+        return self.op("Gather", both, place, name=f"{name}/end", axis=0)
+
+    def _weight_scale(self, spec: WeightScaleSpec, weight: Value) -> None:
+        """max|w| / qmax, floored: quant_math.weight_scale of the updated weight."""
+        shape = self.shapes[spec.parameter]
+        axes = [a for a in range(len(shape)) if spec.axis is None or a != spec.axis % len(shape)]
+        name = f"axes/{'_'.join(map(str, axes))}"
+        constant = self.graph.find(name) or self.graph.add_constant(name, np.array(axes, np.int64))
+        size = self.op("Abs", weight, name=f"{spec.scale}/abs")
+        largest = self.op("ReduceMax", size, constant, name=f"{spec.scale}/largest", keepdims=0)
+        qmax = qrange(spec.bits, True, narrow=True)[1]
+        step = self.op("Div", largest, self.const(qmax), name=f"{spec.scale}/step")
+        scale = self.op("Max", step, self.const(float(SCALE_FLOOR)), name=f"{spec.scale}/floored")
+        self._next(spec.scale, scale, () if spec.axis is None else (shape[spec.axis],))

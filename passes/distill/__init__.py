@@ -1,0 +1,16 @@
+"""Teacher and losses: what a training graph is made of beside the student."""
+
+from passes.distill.losses import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel, Taps, attach_losses
+from passes.distill.merge_teacher import PREFIX, MergeTeacher
+
+__all__ = [
+    "PREFIX",
+    "CrossEntropy",
+    "Loss",
+    "MeanSquare",
+    "MergeTeacher",
+    "OnnxLoss",
+    "SoftLabel",
+    "Taps",
+    "attach_losses",
+]

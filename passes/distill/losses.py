@@ -1,0 +1,208 @@
+"""Losses as small specifications that build themselves into a graph.
+
+A loss reads named taps of the combined graph — the student's and the teacher's outputs, the labels —
+and yields a float32 scalar, the mean over the batch. All are made of ops with gradient rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from onnxslim.errors import RecipeError
+from onnxslim.graph import DType, Graph, Value
+from onnxslim.onnx_io import read
+
+__all__ = ["CrossEntropy", "Loss", "MeanSquare", "OnnxLoss", "SoftLabel", "Taps", "attach_losses"]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What losses may read: the student's output, the teacher's (None without one), the labels (None without)."""
+
+    student: Value
+    teacher: Value | None = None
+    label: Value | None = None
+
+    def need(self, name: str, loss: str) -> Value:
+        value: Value | None = getattr(self, name)
+        if value is None:
+            what = "a teacher" if name == "teacher" else "labels"
+            raise RecipeError(f"The loss '{loss}' needs {what}, but there is none")
+        return value
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A weighted term of the loss."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The taps it needs beside the student's."""
+        ...
+
+    def build(self, graph: Graph, taps: Taps) -> Value:
+        """Adds the unweighted term; returns a float32 scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Softmax cross-entropy with int64 labels [N] for logits [N, C]; `label_smoothing` ε gives the targets
+    (1 − ε)·onehot + ε/C (Szegedy et al. 2016)."""
+
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+    name: ClassVar[str] = "cross_entropy"
+    reads: ClassVar[tuple[str, ...]] = ("label",)
+
+    def build(self, graph: Graph, taps: Taps) -> Value:
+        logits, label = taps.student, taps.need("label", self.name)
+        samples, classes = _logits_shape(logits, self.name)
+        column = graph.op("Unsqueeze", label, _ints(graph, 1), name=f"{self.name}/column")
+        numbers = graph.add_constant(f"{self.name}/classes", np.arange(classes, dtype=np.int64))
+        hit = graph.op("Equal", column, numbers, name=f"{self.name}/hit")
+        target = graph.op("Cast", hit, name=f"{self.name}/onehot", to=int(DType.FLOAT))
+        if self.label_smoothing:
+            keep = graph.add_constant(f"{self.name}/keep", np.float32(1 - self.label_smoothing))
+            share = graph.add_constant(f"{self.name}/share", np.float32(self.label_smoothing / classes))
+            target = graph.op("Add", graph.op("Mul", target, keep, name=f"{self.name}/kept"), share, name=f"{self.name}/smooth")
+        return _cross_entropy(graph, target, logits, samples, self.name)
+
+
+@dataclass(frozen=True)
+class MeanSquare:
+    """Mean of (student − target)², the target being the teacher's output (`against="teacher"`) or float labels."""
+
+    weight: float = 1.0
+    against: Literal["teacher", "label"] = "label"
+    name: ClassVar[str] = "mean_square"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.against,)
+
+    def build(self, graph: Graph, taps: Taps) -> Value:
+        target = taps.need(self.against, self.name)
+        if not target.dtype.is_float:
+            raise RecipeError(f"The loss '{self.name}' compares numbers, but the labels are {target.dtype.name.lower()} classes")
+        apart = graph.op("Sub", taps.student, target, name=f"{self.name}/apart")
+        return graph.op("ReduceMean", graph.op("Mul", apart, apart, name=f"{self.name}/square"), name=self.name, keepdims=0)
+
+
+@dataclass(frozen=True)
+class SoftLabel:
+    """The teacher's class probabilities as targets; p = softmax(teacher / T_t), q = softmax(student / T_s).
+
+    "kl": KL(p ‖ q)·T_s·T_t, so that the gradient's size does not depend on the temperature (Hinton et
+    al. 2015). "cross_entropy": −Σ p·log q, PaddleSlim's form.
+    """
+
+    weight: float = 1.0
+    student_temperature: float = 4.0
+    teacher_temperature: float = 4.0
+    mode: Literal["kl", "cross_entropy"] = "kl"
+    name: ClassVar[str] = "soft_label"
+    reads: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    def build(self, graph: Graph, taps: Taps) -> Value:
+        student, teacher = taps.student, taps.need("teacher", self.name)
+        samples, _ = _logits_shape(student, self.name)
+        if teacher.shape != student.shape:
+            raise RecipeError(
+                f"The loss '{self.name}' compares the student's output '{student.name}' of shape {student.shape} "
+                f"with the teacher's '{teacher.name}' of shape {teacher.shape}: they must be equal"
+            )
+        cool = _scaled(graph, student, 1 / self.student_temperature, f"{self.name}/student")
+        warm = _scaled(graph, teacher, 1 / self.teacher_temperature, f"{self.name}/teacher")
+        target = graph.op("Softmax", warm, name=f"{self.name}/target", axis=1)
+        cross = _cross_entropy(graph, target, cool, samples, self.name)
+        if self.mode == "cross_entropy":
+            return cross
+        log_target = graph.op("LogSoftmax", warm, name=f"{self.name}/log_target", axis=1)
+        product = graph.op("Mul", target, log_target, name=f"{self.name}/product")
+        entropy = _scaled(graph, _total(graph, product, f"{self.name}/sum"), 1 / samples, f"{self.name}/entropy")
+        divergence = graph.op("Add", cross, entropy, name=f"{self.name}/divergence")
+        return _scaled(graph, divergence, self.student_temperature * self.teacher_temperature, f"{self.name}/kl")
+
+
+@dataclass(frozen=True)
+class OnnxLoss:
+    """The user's loss: an ONNX file whose inputs are named among `student`, `teacher` and `label`, and
+    whose first output is a float32 scalar. It must use the working opset, 18."""
+
+    path: str
+    weight: float = 1.0
+    name: ClassVar[str] = "onnx"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(v.name for v in read(Path(self.path)).inputs if v.array is None and v.name != "student")
+
+    def build(self, graph: Graph, taps: Taps) -> Value:
+        loss = read(Path(self.path))
+        names = [v.name for v in loss.inputs if v.array is None]
+        unknown = [n for n in names if n not in ("student", "teacher", "label")]
+        if unknown or "student" not in names:
+            raise RecipeError(f"The loss {self.path} has the inputs {names}; expected `student`, and maybe `teacher` and `label`")
+        feeds = {name: taps.student if name == "student" else taps.need(name, self.path) for name in names}
+        scalar = graph.merge(loss, "loss/", feeds)[loss.outputs[0].name]
+        return scalar if scalar.shape == () else graph.op("ReduceSum", scalar, name=f"{self.name}/scalar", keepdims=0)
+
+
+def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Value, Mapping[str, Value]]:
+    """Adds the weighted sum of the losses as the value `loss`, and each unweighted as `loss.<name>`.
+
+    A loss of weight 0 is left out, not multiplied: 0 · infinity is NaN. RecipeError where none is left.
+    """
+    active = [loss for loss in losses if loss.weight > 0]
+    if not active:
+        raise RecipeError("Every loss has the weight 0 or is missing: there is nothing to train towards")
+    components: dict[str, Value] = {}
+    terms = []
+    for loss in active:
+        term = loss.build(graph, taps)
+        graph.rename(term, graph.fresh_name(f"loss.{loss.name}"))
+        graph.set_type(term, DType.FLOAT, ())
+        components[loss.name] = term
+        weight = graph.add_constant(f"loss.{loss.name}.weight", np.float32(loss.weight))
+        terms.append(graph.op("Mul", term, weight, name=f"loss.{loss.name}.weighted"))
+    total = graph.op("Sum", *terms, name="loss")
+    graph.set_type(total, DType.FLOAT, ())
+    return total, components
+
+
+def _logits_shape(logits: Value, loss: str) -> tuple[int, int]:
+    shape = logits.static_shape
+    if len(shape) != 2:
+        raise RecipeError(f"The loss '{loss}' needs logits [batch, classes], but '{logits.name}' has the shape {shape}")
+    return shape[0], shape[1]
+
+
+def _cross_entropy(graph: Graph, target: Value, logits: Value, samples: int, name: str) -> Value:
+    """−Σ target · log softmax(logits) / samples."""
+    log_p = graph.op("LogSoftmax", logits, name=f"{name}/log_p", axis=1)
+    product = graph.op("Mul", target, log_p, name=f"{name}/weighted")
+    return _scaled(graph, _total(graph, product, f"{name}/total"), -1 / samples, f"{name}/mean")
+
+
+def _total(graph: Graph, value: Value, name: str) -> Value:
+    return graph.op("ReduceSum", value, name=name, keepdims=0)
+
+
+def _scaled(graph: Graph, value: Value, factor: float, name: str) -> Value:
+    return graph.op("Mul", value, graph.add_constant(f"{name}/factor", np.float32(factor)), name=name)
+
+
+def _ints(graph: Graph, *numbers: int) -> Value:
+    return graph.add_constant("axes", np.array(numbers, np.int64))
