@@ -167,6 +167,8 @@ def _options(runtime: Any, threads: int, optimize: bool, fuse_qdq: bool) -> Any:
     options.log_severity_level = 4  # what goes wrong is raised, not printed
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Weight decay drives dead channels' weights into denormals, which x86 multiplies 100 times slower.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if not fuse_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Graph
-from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageResult
+from onnxslim.data import Augment, Loader
+from onnxslim.errors import RecipeError
+from onnxslim.evaluation import evaluate
+from onnxslim.graph import Graph, Role
+from onnxslim.rewrite import Context, Outcome
+from onnxslim.runtime.capabilities import require_training
+from onnxslim.runtime.statistics import gather
+from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageResult, only_data_input
+from onnxslim.training.loop import Trainer
+from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
+from onnxslim.training.parameters import mark_parameters
+from onnxslim.training.schedules import Schedule
+from onnxslim.training.step import StepOptions, build_step
+from onnxslim.training.teacher_cache import TeacherCache
+from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel
+from passes.quantize import ExpandFakeQuant
+from passes.simplify import FoldBatchnorm, RestoreBatchnorm, canonicalize
 
-__all__ = ["AugmentOptions", "Distill", "OptimizerOptions", "ScheduleOptions", "SoftLabel", "TaskLoss", "Train"]
+__all__ = [
+    "AugmentOptions",
+    "Distill",
+    "MeanSquareOptions",
+    "OptimizerOptions",
+    "ScheduleOptions",
+    "SoftLabelOptions",
+    "TaskLoss",
+    "Train",
+    "mark_roles",
+    "prepared",
+]
+
+_MEASURED = 1024  # images on which the statistics of a restored batch norm are measured
 
 
 class OptimizerOptions(Options):
@@ -57,10 +86,13 @@ class AugmentOptions(Options):
 class TaskLoss(Options):
     """The loss against the labels."""
 
-    name: Literal["cross_entropy", "mean_square", "onnx"] = Field(default="cross_entropy", description="Which one.")
+    name: Literal["cross_entropy", "onnx"] = Field(default="cross_entropy", description="Which one.")
     weight: float = Field(default=1.0, ge=0, description="Its share; 0 leaves it out, and labels are not needed.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Of cross_entropy.")
-    path: Annotated[str | None, InputPath()] = Field(default=None, description="Of onnx: the loss as an ONNX file.")
+    path: Annotated[str | None, InputPath()] = Field(
+        default=None,
+        description="Of onnx: an ONNX file with the inputs student, label (and teacher) and a scalar output.",
+    )
 
     @model_validator(mode="after")
     def _path_for_onnx(self) -> TaskLoss:
@@ -69,28 +101,41 @@ class TaskLoss(Options):
         return self
 
 
-class SoftLabel(Options):
+class SoftLabelOptions(Options):
     """The teacher's probabilities as targets (Hinton et al., 2015)."""
 
     weight: float = Field(default=0.7, ge=0, description="Its share beside the task loss.")
     student_temperature: float = Field(default=4.0, gt=0, description="That the student's logits are divided by.")
     teacher_temperature: float = Field(default=4.0, gt=0, description="That the teacher's logits are divided by.")
     mode: Literal["kl", "cross_entropy"] = Field(
-        default="kl",
-        description="KL divergence times both temperatures, or the plain cross-entropy form of PaddleSlim.",
+        default="kl", description="KL divergence times both temperatures, or the plain cross-entropy form of PaddleSlim."
     )
 
 
-class Distill(Options):
-    """What is learnt from the teacher."""
+class MeanSquareOptions(Options):
+    """The mean square of the difference of the outputs."""
 
-    soft_label: SoftLabel = Field(default=SoftLabel(), description="From its outputs.")
+    weight: float = Field(default=1.0, ge=0, description="Its share beside the task loss.")
+
+
+class Distill(Options):
+    """What is learnt from the teacher: at least one of these."""
+
+    soft_label: SoftLabelOptions | None = Field(default=None, description="Its class probabilities.")
+    mean_square: MeanSquareOptions | None = Field(default=None, description="Its outputs as they are.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Distill:
+        if self.soft_label is None and self.mean_square is None:
+            raise ValueError("soft_label or mean_square")
+        return self
 
 
 class Train(Stage):
     """Trains the parameters: quantisation-aware where the graph has fake-quant nodes, else in float."""
 
     kind: ClassVar[str] = "train"
+    resumable: ClassVar[bool] = True
 
     epochs: int = Field(default=10, ge=1, description="Passes over the training data.")
     batch: int = Field(default=64, ge=1, description="Images a step, split between the workers.")
@@ -110,9 +155,167 @@ class Train(Stage):
     freeze_batchnorm: float = Field(
         default=0.3, ge=0, le=1, description="Fraction of the epochs, at the end, with batch norm's statistics frozen."
     )
+    take: Literal["best", "last"] = Field(
+        default="best", description="Which epoch's weights: the best on val, or the last. Without val: the last."
+    )
     gradient: Literal["own", "ort"] = Field(default="own", description="Our differentiate, or ONNX Runtime's builder.")
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept, beside the best on val.")
     threads: int = Field(default=1, ge=1, description="Threads that prepare batches.")
 
+    def check(self, graph: Graph, context: RunContext) -> None:
+        """Builds a small training step, so that a missing gradient, label or teacher is found now."""
+        if self.gradient == "ort":
+            require_training()
+        if self.distill is not None and context.teacher is None:
+            raise RecipeError("`distill` needs a teacher: give the recipe a `teacher`, or leave distill out")
+        if self.needs_labels and not context.data.get("train").labelled:
+            raise RecipeError("task_loss needs labels, data.train has none: set task_loss.weight to 0 and distil")
+        student = prepared(graph)
+        mark_roles(student)
+        self.loader(student, context)
+        build_step(student, 2, self.step_options(), self.prepared_teacher(context))
+
     def run(self, graph: Graph, context: RunContext) -> StageResult:
-        raise UnsupportedError("The training engine is not there yet")
+        student, restored = prepared(graph), Outcome()
+        loader = self.loader(student, context)
+        if self.restore_batchnorm:
+            restored = self.restore(student, loader, context)
+        mark_roles(student)
+        teacher = self.prepared_teacher(context)
+        cache = None
+        if self.views is not None and teacher is not None:
+            cache = TeacherCache(teacher, loader, context.folder.parent / "teacher-cache")
+            cache.prepare(context.progress, threads=context.workers)
+        norms = any(node.op == "BatchNormalization" for node in student.nodes())
+        frozen = round(self.freeze_batchnorm * self.epochs) if norms else 0
+        trainer = Trainer(
+            student,
+            loader,
+            self.step_options(),
+            self.made_optimizer(),
+            self.made_schedule(),
+            self.epochs,
+            workers=context.workers,
+            teacher=teacher,
+            cache=cache,
+            freeze_from=self.epochs - frozen if frozen else None,
+            folder=context.folder / "checkpoints",
+            label=context.label,
+            keep=self.keep,
+            validate=self.validation(context),
+            progress=context.progress,
+            log=context.log,
+        )
+        result = trainer.run(resume=context.resume)
+        trained = result.best if self.take == "best" else result.graph
+        if restored.rewrites:
+            FoldBatchnorm()(trained)
+        last = result.history[-1] if result.history else {}
+        summary = {"epochs": self.epochs, **{k: v for k, v in last.items() if k in ("loss", "train_top1")}}
+        seconds = [record["seconds"] for record in result.history if "seconds" in record]
+        if seconds:
+            summary["seconds_per_epoch"] = round(sum(seconds) / len(seconds), 1)
+        return StageResult(trained, {**summary, "history": list(result.history)})
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.task_loss.weight > 0
+
+    def losses(self) -> tuple[Loss, ...]:
+        """The weighted terms; those of weight 0 are left out."""
+        task, distill = self.task_loss, self.distill
+        found: list[Loss] = []
+        if task.path is not None:
+            found.append(OnnxLoss(task.path, task.weight))
+        else:
+            found.append(CrossEntropy(task.weight, task.label_smoothing))
+        if distill is not None and distill.soft_label is not None:
+            soft = distill.soft_label
+            found.append(SoftLabel(soft.weight, soft.student_temperature, soft.teacher_temperature, soft.mode))
+        if distill is not None and distill.mean_square is not None:
+            found.append(MeanSquare(distill.mean_square.weight, "teacher"))
+        return tuple(loss for loss in found if loss.weight > 0)
+
+    def step_options(self) -> StepOptions:
+        return StepOptions(self.losses(), labelled=self.needs_labels, gradient=self.gradient)
+
+    def made_optimizer(self) -> Optimizer:
+        options = self.optimizer
+        if options.name == "sgd":
+            return Sgd(options.momentum, options.nesterov, options.weight_decay, options.clip_norm)
+        first, second = options.betas
+        return AdamW((first, second), options.epsilon, options.weight_decay, options.clip_norm)
+
+    def made_schedule(self) -> Schedule:
+        options = self.schedule
+        return Schedule(
+            self.optimizer.learning_rate,
+            options.name,
+            options.warmup_epochs,
+            tuple(options.milestones),
+            options.factor,
+            options.final,
+            options.peak,
+        )
+
+    def loader(self, student: Graph, context: RunContext) -> Loader:
+        """DataError where the data are less than a batch."""
+        options = self.augment
+        return Loader(
+            context.data.get("train"),
+            only_data_input(student).name,
+            context.data.preprocess,
+            Augment(options.pad, options.crop, options.flip, options.cutout),
+            self.batch,
+            context.seed,
+            views=self.views,
+            threads=self.threads,
+        )
+
+    def prepared_teacher(self, context: RunContext) -> Graph | None:
+        """The teacher in the working opset, batch norm folded; None where nothing is distilled."""
+        if self.distill is None or context.teacher is None:
+            return None
+        teacher = prepared(context.teacher)
+        FoldBatchnorm()(teacher)
+        return teacher
+
+    def restore(self, student: Graph, loader: Loader, context: RunContext) -> Outcome:
+        """Puts batch norms behind folded convolutions, in place, measured on images as they are trained on."""
+        step = RestoreBatchnorm()
+        blank = Context(seed=context.seed)
+        requests = step.requests(student, blank)
+        runnable = student.copy()
+        ExpandFakeQuant()(runnable)
+        batches = (batch.feeds for batch in islice(loader.epoch(0), -(-_MEASURED // self.batch)))
+        statistics = gather(runnable, requests, batches, context.progress, threads=context.workers)
+        return step(student, Context(statistics=statistics, seed=context.seed))
+
+    def validation(self, context: RunContext) -> Callable[[Graph], float] | None:
+        """Top-1 on val; None where there is none with labels."""
+        if not context.data.has("val") or not context.data.get("val").labelled:
+            return None
+        val, preprocess = context.data.get("val"), context.data.preprocess
+        return lambda graph: evaluate(graph, val, preprocess, threads=context.workers).top1
+
+
+def prepared(graph: Graph) -> Graph:
+    """A copy in the working opset and float32."""
+    graph = graph.copy()
+    canonicalize()(graph)
+    return graph
+
+
+def mark_roles(graph: Graph) -> None:
+    """Says which values training owns, in place: an ONNX file does not tell.
+
+    Raises TrainingError where there is nothing to train.
+    """
+    for node in graph.nodes():
+        if node.op == "FakeQuant" and node.domain == "onnxslim":
+            owner = graph.operand(node, 0).name
+            for slot, role in ((1, Role.SCALE), (2, Role.SCALE), (3, Role.STATISTIC)):
+                value = graph.input(node, slot)
+                if value is not None and value.array is not None and not value.owner:
+                    graph.set_role(value, role, owner)
+    mark_parameters(graph)

@@ -21,6 +21,7 @@ from onnxslim.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
 from onnxslim.training.nan_hunt import first_nonfinite
 from onnxslim.training.optimizers import Optimizer
+from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.schedules import Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import Step, StepOptions, build_step
@@ -70,6 +71,10 @@ class Trainer:
     progress: ProgressCallback | None = None
     log: Callable[..., None] | None = None
     _stop: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.student = self.student.copy()
+        mark_parameters(self.student)
 
     def run(self, resume: bool = False) -> TrainingResult:
         """Trains from the start, or from the newest checkpoint; returns what came out.
@@ -178,11 +183,12 @@ class Trainer:
             if batch.labels is None:
                 raise DataError("The loss needs labels, but the training data have none: use distillation alone")
             classes = logits.shape[-1] if logits.shape else None
-            wrong = np.flatnonzero((batch.labels < 0) | (batch.labels >= classes)) if isinstance(classes, int) else []
-            if len(wrong):
+            last = classes - 1 if isinstance(classes, int) else np.iinfo(np.int64).max
+            wrong = np.flatnonzero((batch.labels < 0) | (batch.labels > last))
+            if wrong.size:
                 raise DataError(
                     f"Sample {int(batch.indices[wrong[0]])} has the label {int(batch.labels[wrong[0]])}, "
-                    f"but output '{logits.name}' has {classes} classes (expected 0 … {int(classes) - 1})"  # type: ignore[arg-type]
+                    f"but output '{logits.name}' has {classes} classes (expected 0 … {last})"
                 )
             feeds["label"] = batch.labels
         if self.cache is not None:

@@ -5,10 +5,14 @@
 Gradients are weighted by each worker's share and summed in the workers' order. Observers lag one
 step: a step quantised with the state of the one before; weight scales follow the weight that was
 just updated, so that weight and scale of a state always belong together.
+
+Every array is seen as one row of numbers, whatever its shape elsewhere: ONNX Runtime multiplies
+[O, I, 1, 1] by a scalar thirty times slower than it does [O·I].
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,17 +93,17 @@ class _Builder:
     def build(self) -> Graph:
         graph, plan = self.graph, self.plan
         rates = Rates(graph.add_input("lr", DType.FLOAT, ()), graph.add_input("step", DType.FLOAT, ()))
-        gradients = [self._merged(f"grad.{spec.name}", spec.shape) for spec in plan.parameters]
+        gradients = [self._merged(f"grad.{spec.name}", _row(spec)) for spec in plan.parameters]
         if plan.optimizer.clip_norm is not None:
             gradients = self._clipped(gradients, plan.optimizer.clip_norm)
         updated = {}
         for spec, gradient in zip(plan.parameters, gradients):
-            parameter = self._input(spec.name, spec.shape)
-            moments = [self._input(f"{spec.name}.{moment}", spec.shape) for moment in plan.optimizer.moments]
+            parameter = self._input(spec.name, _row(spec))
+            moments = [self._input(f"{spec.name}.{moment}", _row(spec)) for moment in plan.optimizer.moments]
             updated[spec.name], new = plan.optimizer.update(graph, parameter, gradient, moments, rates, spec.decays)
-            self._next(spec.name, updated[spec.name], spec.shape)
+            self._next(spec.name, updated[spec.name], _row(spec))
             for moment, value in zip(plan.optimizer.moments, new):
-                self._next(f"{spec.name}.{moment}", value, spec.shape)
+                self._next(f"{spec.name}.{moment}", value, _row(spec))
         for batchnorm in plan.batchnorms:
             self._running(batchnorm)
         for observer in plan.observers:
@@ -210,12 +214,23 @@ class _Builder:
     def _weight_scale(self, spec: WeightScaleSpec, weight: Value) -> None:
         """max|w| / qmax, floored: quant_math.weight_scale of the updated weight."""
         shape = self.shapes[spec.parameter]
-        axes = [a for a in range(len(shape)) if spec.axis is None or a != spec.axis % len(shape)]
-        name = f"axes/{'_'.join(map(str, axes))}"
-        constant = self.graph.find(name) or self.graph.add_constant(name, np.array(axes, np.int64))
         size = self.op("Abs", weight, name=f"{spec.scale}/abs")
-        largest = self.op("ReduceMax", size, constant, name=f"{spec.scale}/largest", keepdims=0)
+        if spec.axis is None:
+            largest = self.op("ReduceMax", size, name=f"{spec.scale}/largest", keepdims=0)
+        else:
+            axis = spec.axis % len(shape)
+            blocks = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+            cut = self.op("Reshape", size, self._ints(*blocks), name=f"{spec.scale}/channels")
+            largest = self.op("ReduceMax", cut, self._ints(0, 2), name=f"{spec.scale}/largest", keepdims=0)
         qmax = qrange(spec.bits, True, narrow=True)[1]
         step = self.op("Div", largest, self.const(qmax), name=f"{spec.scale}/step")
         scale = self.op("Max", step, self.const(float(SCALE_FLOOR)), name=f"{spec.scale}/floored")
         self._next(spec.scale, scale, () if spec.axis is None else (shape[spec.axis],))
+
+    def _ints(self, *numbers: int) -> Value:
+        name = f"ints/{'_'.join(map(str, numbers))}"
+        return self.graph.find(name) or self.graph.add_constant(name, np.array(numbers, np.int64))
+
+
+def _row(spec: ParameterSpec) -> tuple[int]:
+    return (math.prod(spec.shape),)

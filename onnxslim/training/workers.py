@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxslim.graph import Array, DType, Graph
+from onnxslim.graph import Array, Graph
 from onnxslim.runtime.capabilities import load_runtime
 from onnxslim.runtime.session import Session
 from onnxslim.training.step import Step
@@ -33,30 +33,40 @@ class Worker(Protocol):
     def run(self, feeds: Mapping[str, Array], bank: int) -> None: ...
 
     @property
-    def results(self) -> Mapping[str, Any]:
+    def results(self) -> Mapping[str, Buffer]:
         """The step's outputs by name, in buffers that the next run writes over."""
         ...
+
+
+class Buffer:
+    """An array that sessions read and write in place: in its own shape, and as one row of numbers."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = np.asarray(array, order="C")
+        make = load_runtime().OrtValue.ortvalue_from_numpy  # shares the array's memory, which must outlive it
+        self.shaped = make(self.array, "cpu")
+        self.row = make(self.array.reshape(-1), "cpu") if self.array.ndim > 1 else self.shaped
 
 
 class LocalWorker:
     """A single-threaded session in this process; its inputs and outputs are bound once."""
 
-    def __init__(self, step: Step, banks: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, step: Step, banks: Sequence[Mapping[str, Buffer]]) -> None:
         self.step = step
         self._session = Session(step.graph, threads=1, fuse_qdq=False)
-        self.results: dict[str, Any] = {v.name: _empty(v.static_shape, v.dtype) for v in step.graph.outputs}
+        self.results = {v.name: Buffer(np.zeros(v.static_shape, v.dtype.numpy)) for v in step.graph.outputs}
         self._bindings = []
         for bank in banks:
             binding = self._session.raw.io_binding()
             for name in step.state:
-                binding.bind_ortvalue_input(name, bank[name])
+                binding.bind_ortvalue_input(name, bank[name].shaped)
             for name, buffer in self.results.items():
-                binding.bind_ortvalue_output(name, buffer)
+                binding.bind_ortvalue_output(name, buffer.shaped)
             self._bindings.append(binding)
 
     def run(self, feeds: Mapping[str, Array], bank: int) -> None:
         binding = self._bindings[bank]
-        kept = [np.ascontiguousarray(feeds[name]) for name in self.step.data]
+        kept = [np.asarray(feeds[name], order="C") for name in self.step.data]
         for name, array in zip(self.step.data, kept):
             binding.bind_cpu_input(name, array)
         self._session.raw.run_with_iobinding(binding)
@@ -71,29 +81,28 @@ class Engine:
 
     def __init__(self, steps: Sequence[Step], update: Graph, arrays: Mapping[str, Array]) -> None:
         self._update = Session(update, threads=1, fuse_qdq=False)
-        moved = {p.name.removesuffix(".next") for p in self._update.outputs if p.name.endswith(".next")}
-        first = {name: _value(array) for name, array in arrays.items()}
-        second = {name: _value(array) if name in moved else first[name] for name, array in arrays.items()}
-        self._banks, self._moved, self._bank = (first, second), sorted(moved), 0
+        self._moved = [p.name.removesuffix(".next") for p in self._update.outputs if p.name.endswith(".next")]
+        first = {name: Buffer(array.copy()) for name, array in arrays.items()}
+        second = first | {name: Buffer(arrays[name].copy()) for name in self._moved}
+        self._banks, self._bank = (first, second), 0
         self.workers: list[Worker] = [LocalWorker(step, self._banks) for step in steps]
         self._sizes = [step.batch for step in steps]
-        self._scalars = {p.name: _empty((), DType.FLOAT) for p in self._update.outputs if not p.name.endswith(".next")}
+        self._scalars = {p.name: Buffer(np.zeros((), np.float32)) for p in self._update.outputs if p.name == "grad_norm"}
         self._bindings = [self._bind(bank) for bank in (0, 1)]
         self._pool = ThreadPoolExecutor(len(steps), thread_name_prefix="worker")
 
     def _bind(self, bank: int) -> Any:
         binding = self._update.raw.io_binding()
-        wanted = {port.name for port in self._update.inputs} - {"lr", "step"}
-        for name in sorted(wanted):
-            owner, _, output = name.partition("/")
+        for port in self._update.inputs:
+            owner, _, output = port.name.partition("/")
             if owner[:1] == "w" and owner[1:].isdigit() and output:
-                binding.bind_ortvalue_input(name, self.workers[int(owner[1:])].results[output])
-            else:
-                binding.bind_ortvalue_input(name, self._banks[bank][name])
+                binding.bind_ortvalue_input(port.name, self.workers[int(owner[1:])].results[output].row)
+            elif port.name not in ("lr", "step"):
+                binding.bind_ortvalue_input(port.name, self._banks[bank][port.name].row)
         for name in self._moved:
-            binding.bind_ortvalue_output(f"{name}.next", self._banks[1 - bank][name])
+            binding.bind_ortvalue_output(f"{name}.next", self._banks[1 - bank][name].row)
         for name, buffer in self._scalars.items():
-            binding.bind_ortvalue_output(name, buffer)
+            binding.bind_ortvalue_output(name, buffer.shaped)
         return binding
 
     def compute(self, feeds: Mapping[str, Array]) -> dict[str, float]:
@@ -109,9 +118,9 @@ class Engine:
         for worker, size in zip(self.workers, self._sizes):
             for name, buffer in worker.results.items():
                 if name == "correct":
-                    metrics[name] = metrics.get(name, 0.0) + float(buffer.numpy())
+                    metrics[name] = metrics.get(name, 0.0) + float(buffer.array)
                 elif name == "loss" or name.startswith("loss."):
-                    metrics[name] = metrics.get(name, 0.0) + float(buffer.numpy()) * size / sum(self._sizes)
+                    metrics[name] = metrics.get(name, 0.0) + float(buffer.array) * size / sum(self._sizes)
         return metrics
 
     def apply(self, rate: float, step: int) -> None:
@@ -127,18 +136,8 @@ class Engine:
 
     def arrays(self) -> dict[str, Array]:
         """Copies of the present state."""
-        return {name: value.numpy().copy() for name, value in self._banks[self._bank].items()}
+        return {name: buffer.array.copy() for name, buffer in self._banks[self._bank].items()}
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
 
-
-def _value(array: Array) -> Any:
-    """A buffer of ONNX Runtime's own, holding a copy."""
-    value = _empty(array.shape, DType.of(array))
-    value.update_inplace(np.ascontiguousarray(array))
-    return value
-
-
-def _empty(shape: tuple[int, ...], dtype: DType) -> Any:
-    return load_runtime().OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.numpy.type, "cpu")
