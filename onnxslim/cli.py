@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from onnxslim.errors import OnnxSlimError
+from onnxslim.runtime.capabilities import require_own_passes
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
@@ -26,6 +27,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            require_own_passes()
             return super().invoke(ctx)
         except OnnxSlimError as error:
             _complain(f"Error: {error}")

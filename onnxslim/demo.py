@@ -70,11 +70,11 @@ def run_demo(folder: str | Path, *, seed: int = 0, progress: ProgressCallback | 
 
 
 def train_models(
-    folder: Path, *, seed: int = 0, epochs: int = 15, progress: ProgressCallback | None = None
+    folder: Path, *, seed: int = 0, epochs: int = 12, progress: ProgressCallback | None = None
 ) -> DemoResult:
     """Every model of the demo, trained, exported and compared.
 
-    epochs: of each training; all rows after the float student's get the same budget.
+    epochs: of each of the student's trainings; the teacher gets twice as many.
     """
     started = time.perf_counter()
     arrays: dict[str, Any] = {**load_digits_arrays(seed)}
@@ -133,12 +133,12 @@ def _jobs(folder: Path, seed: int, epochs: int) -> list[tuple[str, str, dict[str
     student: Graph = small_cnn(STUDENT_CHANNELS, seed=seed + 1)
     trained, trained_teacher = str(folder / "student" / "model.onnx"), str(folder / "teacher" / "model.onnx")
     first, again = _training(epochs, 0.1), _training(epochs, 0.02)
-    distilled = {**again, "distill": {"soft_label": {"weight": 0.7}}, "task_loss": {"weight": 0.3}}
+    distilled = {**again, "distill": {"soft_label": {"weight": 0.9}}, "task_loss": {"weight": 0.1}}
     target = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x64"
     quantize: dict[str, Any] = {"quantize": {"target": target}}
     export: dict[str, Any] = {"export": {}}
     return [
-        ("teacher, float", "teacher", {"model": teacher, "stages": [{"train": first}, export]}),
+        ("teacher, float", "teacher", {"model": teacher, "stages": [{"train": _training(2 * epochs, 0.1)}, export]}),
         ("student, float", "student", {"model": student, "stages": [{"train": first}, export]}),
         ("trained on, no teacher", "longer", {"model": trained, "stages": [{"train": again}, export]}),
         ("int8, PTQ", "ptq", {"model": trained, "stages": [quantize, export]}),

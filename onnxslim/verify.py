@@ -161,6 +161,7 @@ def _check_fake_quant(graph: Graph, node: Node) -> None:
 
 
 def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
+    nodes = _typed(graph, nodes)
     try:
         found = inferred_types(graph, nodes, strict=True)
     except ModelError as error:
@@ -176,6 +177,18 @@ def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
                     f"{node} makes '{value.name}': expected {_type(value.dtype, value.shape)} as declared, "
                     f"got {_type(dtype, shape)} from its inputs"
                 )
+
+
+def _typed(graph: Graph, nodes: Sequence[Node]) -> list[Node]:
+    """Those whose operands have types: declared, or from a node before them."""
+    known: set[int] = set()
+    typed = []
+    for node in nodes:
+        operands = [v for v in (*graph.node_inputs(node), *graph.captures(node).values()) if v is not None]
+        if all(v.id in known or v.dtype is not DType.UNDEFINED or v.type_proto is not None for v in operands):
+            typed.append(node)
+            known.update(v.id for v in graph.node_outputs(node) if v is not None)
+    return typed
 
 
 def _agree(a: Shape, b: Shape) -> bool:

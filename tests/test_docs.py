@@ -50,8 +50,8 @@ def test_readme_names_every_command() -> None:
 
 
 def test_readme_names_the_two_commands() -> None:
-    blocks = re.findall(r"```\n(.*?)\n```", README, re.DOTALL)
-    assert blocks[:2] == ["scripts/demo", "scripts/test"]
+    blocks = re.findall(r"^```(\w*)\n(.*?)\n```$", README, re.DOTALL | re.MULTILINE)
+    assert [text for language, text in blocks if not language][:2] == ["scripts/demo", "scripts/test"]
 
 
 def test_the_python_example_is_ten_lines_and_compiles() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from onnxslim.onnx_io import read
+from onnxslim.recipe import load_recipe
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MANIFESTS = sorted(MODELS.glob("*/manifest.yaml"))
@@ -42,3 +43,16 @@ def test_every_folder_of_models_has_a_manifest() -> None:
     folders = sorted(p.name for p in MODELS.iterdir() if p.is_dir())
     assert folders == [p.parent.name for p in MANIFESTS]
     assert folders
+
+
+RECIPES = [p for p in sorted(MODELS.glob("*/*.yaml")) if "stages" in yaml.safe_load(p.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_recipes_are_valid_and_their_models_are_here(path: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.zip"
+    data.touch()  # the recipes name the user's own copy of the data
+    recipe = load_recipe(path, [f"data.{role}={data}" for role in ("train", "val", "test")])
+    assert recipe.stages[-1].stage.kind == "export"
+    distils = any(getattr(entry.stage, "distill", None) is not None for entry in recipe.stages)
+    assert distils == (recipe.teacher is not None)

@@ -139,8 +139,8 @@ def require_training() -> Capabilities:
 
 
 def require_own_passes() -> None:
-    """InstallationError where another package or folder hides our `passes`."""
-    problem = passes_problem()
+    """InstallationError where another package or folder is imported as `passes`. Takes microseconds."""
+    problem = _shadow()
     if problem is not None:
         raise InstallationError(str(problem))
 
@@ -184,29 +184,41 @@ def diagnose(facts: Facts) -> tuple[Problem, ...]:
 
 def passes_problem() -> Problem | None:
     """Whether `passes` is something else than ours, which lies beside the package `onnxslim`."""
-    home = Path(__file__).resolve().parents[2]
     owners = [name for name in _distributions("passes") if name != "onnxslim"]
-    try:
-        spec = importlib.util.find_spec("passes")
-    except (ImportError, ValueError):
-        spec = None
-    loaded = sys.modules.get("passes")
-    origin = getattr(loaded, "__file__", None) or (spec.origin if spec is not None else None)
-    if origin is not None and Path(origin).resolve() == home / "passes" / "__init__.py" and not owners:
-        return None
     if owners:
-        command = f"{_pip()} uninstall -y {' '.join(owners)} && {_pip()} install --force-reinstall --no-deps onnxslim"
-        return Problem(f"The package `passes` of onnxslim is overwritten by {' and '.join(owners)}", command)
-    if origin is None and spec is None:
-        command = f"{_pip()} install --force-reinstall --no-deps onnxslim"
-        return Problem("The package `passes` of onnxslim is not there", command)
-    where = Path(origin) if origin else Path(next(iter(spec.submodule_search_locations or ["passes"]))) if spec else home
-    place = where.parent if where.name == "__init__.py" else where
+        command = f"{_pip()} uninstall -y {' '.join(owners)} && {_reinstall_self()}"
+        what = f"The package `passes` of onnxslim is overwritten by the distribution {' and '.join(owners)}"
+        return Problem(what, command)
+    return _shadow()
+
+
+def _shadow() -> Problem | None:
+    """What `import passes` finds instead of ours."""
+    home = Path(__file__).resolve().parents[2] / "passes"
+    place = _location("passes")
+    if place is None:
+        return Problem("The package `passes` of onnxslim is not there", _reinstall_self())
+    if place == home:
+        return None
     moved = place.with_name(f"{place.stem}_renamed{place.suffix}")
     return Problem(
-        f"`import passes` finds '{place}', which hides the package `passes` of onnxslim ('{home / 'passes'}')",
+        f"`import passes` finds '{place}', which hides the package `passes` of onnxslim ('{home}'): rename it, "
+        "or start from another folder",
         f"mv {shlex.quote(str(place))} {shlex.quote(str(moved))}",
     )
+
+
+def _location(package: str) -> Path | None:
+    """The folder of a package, or the file of a module, as Python imports it now."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    folders = list(spec.submodule_search_locations or [])
+    found = folders[0] if folders else spec.origin
+    return None if found is None else Path(found).resolve()
 
 
 def _observe() -> tuple[Facts, Any]:
@@ -265,14 +277,18 @@ def _reinstall(facts: Facts, training: bool = False) -> str:
     wants_training = facts.training_platform and _OLDEST_PYTHON <= facts.python <= _NEWEST_TRAINING_PYTHON
     plain_alone = list(facts.installed) and TRAINING not in facts.installed and not training
     wanted = f"{TRAINING}=={TRAINING_VERSION}" if wants_training and not plain_alone else "onnxruntime"
-    install = f"{_pip()} install --force-reinstall --no-deps {wanted}" if facts.installed else f"{_pip()} install {wanted}"
     if not facts.installed:
-        return install
-    return f"{_pip()} uninstall -y {' '.join(facts.installed)} && {install}"
+        return f"{_pip()} install {wanted}"
+    removed = " ".join(facts.installed)
+    return f"{_pip()} uninstall -y {removed} && {_pip()} install --force-reinstall --no-deps {wanted}"
 
 
 def _pip() -> str:
     return f"{shlex.quote(sys.executable or 'python')} -m pip"
+
+
+def _reinstall_self() -> str:
+    return f"{_pip()} install --force-reinstall --no-deps onnxslim"
 
 
 def _other_python() -> str:

@@ -6,14 +6,14 @@ wait: a spinning pool would take the other session's core.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import onnx
 
-from onnxslim.errors import DataError, ModelError, ModelFormatError, UnsupportedError
+from onnxslim.errors import DataError, ModelError, ModelFormatError, OnnxSlimError, UnsupportedError
 from onnxslim.graph import Array, DType, Graph, Shape, Value
 from onnxslim.onnx_io import to_bytes, to_proto
 from onnxslim.runtime.capabilities import load_runtime
@@ -27,6 +27,7 @@ _HAND_OVER_FROM = 1 << 20
 """Arrays of this many bytes are worth handing over by pointer instead of through the protobuf."""
 _EMBED_LIMIT = 1 << 28
 """Weights of more than this in total are handed over; so are memory-mapped ones of any total."""
+_POSITION = re.compile(r"\S*/\S+\.(?:cc|h):\d+ ")
 _SHARED_KINDS = "fiub"
 _TYPES = {
     "float": DType.FLOAT,
@@ -35,7 +36,7 @@ _TYPES = {
     "bfloat16": DType.BFLOAT16,
     "bool": DType.BOOL,
     "string": DType.STRING,
-    **{kind: DType[kind.upper()] for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+    **{f"{sign}int{bits}": DType[f"{sign}int{bits}".upper()] for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 
 
@@ -79,7 +80,7 @@ class Session:
         try:
             self.raw = self._runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's classes derive from Exception alone
-            _translate(error, f"ONNX Runtime cannot load {self.name}")
+            _translate(error, f"ONNX Runtime cannot load {self.name}", ModelFormatError)
         self.inputs: tuple[Port, ...] = tuple(Port(a) for a in self.raw.get_inputs())
         self.outputs: tuple[Port, ...] = tuple(Port(a) for a in self.raw.get_outputs())
         overridable = (Port(a) for a in self.raw.get_overridable_initializers())
@@ -103,13 +104,14 @@ class Session:
         try:
             found = self.raw.run(names, dict(feeds))
         except Exception as error:
-            _translate(error, f"Running {self.name} failed")
+            _translate(error, f"Running {self.name} failed", DataError)
         return dict(zip(names, found))
 
     def _check(self, feeds: Mapping[str, Array]) -> None:
         for name in self._required:
             if name not in feeds:
-                raise DataError(f"{self.name} needs input '{name}', which was not fed; fed: {', '.join(feeds) or 'none'}")
+                fed = ", ".join(feeds) or "none"
+                raise DataError(f"{self.name} needs input '{name}', which was not fed; fed: {fed}")
         for name, array in feeds.items():
             port = self._required.get(name) or self._optional.get(name)
             if port is None:
@@ -167,8 +169,6 @@ def _options(runtime: Any, threads: int, optimize: bool, fuse_qdq: bool) -> Any:
     options.log_severity_level = 4  # what goes wrong is raised, not printed
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Weight decay drives dead channels' weights into denormals, which x86 multiplies 100 times slower.
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if not fuse_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
@@ -207,8 +207,6 @@ def _is_mapped(array: Array) -> bool:
 
 
 def _check_array(where: str, port: Port, array: Array) -> None:
-    if not isinstance(array, np.ndarray):
-        return  # sequences and OrtValues: ONNX Runtime judges them
     if port.dtype is not DType.UNDEFINED and array.dtype != port.dtype.numpy and port.dtype is not DType.STRING:
         raise DataError(
             f"Input '{port.name}' of {where}: expected {port.dtype.numpy}, got {array.dtype}; convert the data"
@@ -223,9 +221,11 @@ def _check_array(where: str, port: Port, array: Array) -> None:
         raise DataError(f"Input '{port.name}' of {where}: expected shape ({wanted}), got {array.shape}")
 
 
-def _translate(error: Exception, what: str) -> NoReturn:
-    """Raises one of our errors for one of ONNX Runtime's; others pass unchanged."""
+def _translate(error: Exception, what: str, invalid: type[OnnxSlimError]) -> NoReturn:
+    """Raises one of our errors for one of ONNX Runtime's, `invalid` for an invalid argument; others pass unchanged."""
     kind, text = type(error).__name__, _plain(str(error))
+    if isinstance(error, RuntimeError) and "Numpy type" in text:  # bfloat16 and its like, in the binding
+        raise UnsupportedError(f"{what}: an output's type has no counterpart in numpy; Cast it first") from error
     if not type(error).__module__.startswith("onnxruntime"):
         raise error
     if kind == "InvalidProtobuf":
@@ -235,12 +235,10 @@ def _translate(error: Exception, what: str) -> NoReturn:
             f"{what}: {text}; this ONNX Runtime has no kernel or reader for it, see `onnxslim doctor`"
         ) from error
     if kind == "InvalidArgument":
-        raise DataError(f"{what}: {text}") from error
+        raise invalid(f"{what}: {text}") from error
     raise ModelError(f"{what}: {text}") from error
 
 
 def _plain(text: str) -> str:
     """ONNX Runtime's message without its own source positions."""
-    text = text.strip().removeprefix("[ONNXRuntimeError] : ")
-    words = [w for w in text.split() if not (Path(w.partition(":")[0]).suffix in (".cc", ".h") and "/" in w)]
-    return " ".join(words)
+    return " ".join(_POSITION.sub("", text).removeprefix("[ONNXRuntimeError] : ").split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -26,13 +27,17 @@ def gather(
     """The statistics by request; see StatisticRequest for their shapes (float32).
 
     Each is reduced inside the graph, batch by batch, and accumulated in float64: memory does not
-    grow with the data. `batches` are feeds by input name; `total` is how many, for the progress.
-    Raises DataError where there is no batch, or a request names no value.
+    grow with the data. `batches` are feeds by input name, of any sizes; `total` is how many, for the
+    progress. A NaN anywhere gives a NaN, never a number that hides it. The graph is not changed, and
+    must be executable (FakeQuant expanded).
+
+    Raises DataError where there is no batch, or a request is of an unknown kind, of no value of the
+    graph, of one that is not float, or (moments) of one without a channel axis.
     """
     watched = graph.copy()
     for value in watched.outputs:
         watched.remove_output(value)
-    plans = [_Plan.of(watched, request) for request in dict.fromkeys(requests)]
+    plans = [_plan(watched, request) for request in dict.fromkeys(requests)]
     if not plans:
         return {}
     session = Session(watched, threads=threads, fuse_qdq=False)
@@ -40,7 +45,7 @@ def gather(
     for feeds in batches:
         found = session.run(feeds)
         for plan in plans:
-            plan.add(found)
+            plan.add([found[name] for name in plan.outputs])
         count += 1
         if progress is not None:
             progress("calibrating", count, max(total, count))
@@ -49,63 +54,99 @@ def gather(
     return {plan.request: plan.result() for plan in plans}
 
 
-class _Plan:
+class _Plan(ABC):
     """One request: the outputs it adds to the graph, and how batches of them add up."""
 
-    def __init__(self, request: StatisticRequest, outputs: Sequence[str]) -> None:
-        self.request, self.outputs = request, outputs
-        self._low, self._high = np.inf, -np.inf
-        self._count, self._sum, self._square = 0.0, np.zeros(0), np.zeros(0)
+    def __init__(self, graph: Graph, request: StatisticRequest, value: Value) -> None:
+        self.request = request
+        outputs = self.reduce(graph, value, f"statistic/{value.name}")
+        for output in outputs:
+            graph.add_output(output)
+        self.outputs = [output.name for output in outputs]
 
-    @classmethod
-    def of(cls, graph: Graph, request: StatisticRequest) -> _Plan:
-        value = graph.find(request.value)
-        if value is None:
-            raise DataError(f"A statistic of '{request.value}' was asked for, but the graph has no such value")
-        if request.kind == "range":
-            parts = [graph.op(op, value, name=f"statistic/{value.name}/{op}", keepdims=0) for op in ("ReduceMin", "ReduceMax")]
-        elif request.kind == "channel_moments":
-            parts = _moments(graph, value)
-        else:
-            raise DataError(f"Unknown statistic '{request.kind}'; known: range, channel_moments")
-        for part in parts:
-            graph.add_output(part)
-        return cls(request, [part.name for part in parts])
+    @abstractmethod
+    def reduce(self, graph: Graph, value: Value, base: str) -> list[Value]:
+        """Adds the reductions to the graph."""
 
-    def add(self, found: Mapping[str, Array]) -> None:
-        first, *rest = (found[name] for name in self.outputs)
-        if self.request.kind == "range":
-            self._low, self._high = min(self._low, float(first)), max(self._high, float(rest[0]))
-            return
-        # Chan et al. 1979: moments of the parts, merged; differences of large sums would lose them.
-        mean, var, size = first.astype(np.float64), rest[0].astype(np.float64), float(rest[1])
+    @abstractmethod
+    def add(self, batch: Sequence[Array]) -> None:
+        """Takes in what the reductions gave for a batch."""
+
+    @abstractmethod
+    def result(self) -> Array: ...
+
+
+class _Range(_Plan):
+    """The least and the largest. ONNX Runtime's ReduceMin and ReduceMax may skip a NaN; a mean cannot."""
+
+    def __init__(self, graph: Graph, request: StatisticRequest, value: Value) -> None:
+        super().__init__(graph, request, value)
+        self._low, self._high = np.float64(np.inf), np.float64(-np.inf)
+
+    def reduce(self, graph: Graph, value: Value, base: str) -> list[Value]:
+        return [graph.op(op, value, name=f"{base}/{op}", keepdims=0) for op in ("ReduceMin", "ReduceMax", "ReduceMean")]
+
+    def add(self, batch: Sequence[Array]) -> None:
+        low, high, mean = (np.float64(part) for part in batch)
+        poison = np.float64(np.nan) if np.isnan(mean) else np.float64(0)
+        self._low, self._high = np.minimum(self._low, low + poison), np.maximum(self._high, high + poison)
+
+    def result(self) -> Array:
+        return np.array([self._low, self._high], np.float32)
+
+
+class _ChannelMoments(_Plan):
+    """Mean and biased variance of each channel, parts merged by Chan, Golub and LeVeque (1979): a
+    difference of large sums would lose them."""
+
+    def __init__(self, graph: Graph, request: StatisticRequest, value: Value) -> None:
+        super().__init__(graph, request, value)
+        self._count, self._mean, self._squares = 0.0, np.zeros(0), np.zeros(0)
+
+    def reduce(self, graph: Graph, value: Value, base: str) -> list[Value]:
+        """Mean [C], variance [C], and how many elements a channel has."""
+        if value.shape is None or len(value.shape) < 2:
+            raise DataError(f"'{value.name}' has the shape {value.shape}, but channel moments need a channel axis")
+        axes = [0, *range(2, len(value.shape))]
+        row = graph.add_constant("statistic/row", np.array([-1], np.int64))
+        kept = _mean(graph, value, axes, f"{base}/mean", keepdims=1)
+        centred = graph.op("Sub", value, kept, name=f"{base}/centred")
+        square = graph.op("Mul", centred, centred, name=f"{base}/square")
+        var = _mean(graph, square, axes, f"{base}/var", keepdims=0)
+        mean = graph.op("Reshape", kept, row, name=f"{base}/flat")
+        sizes = [graph.op("Size", v, name=f"{base}/size") for v in (value, mean)]
+        return [mean, var, graph.op("Div", *sizes, name=f"{base}/count")]
+
+    def add(self, batch: Sequence[Array]) -> None:
+        mean, var, size = batch[0].astype(np.float64), batch[1].astype(np.float64), float(batch[2])
         if not self._count:
-            self._sum, self._square, self._count = mean, var * size, size
-            return
+            self._mean, self._squares = np.zeros_like(mean), np.zeros_like(var)
         total = self._count + size
-        shift = mean - self._sum
-        self._sum = self._sum + shift * size / total
-        self._square = self._square + var * size + shift**2 * self._count * size / total
+        shift = mean - self._mean
+        self._squares += var * size + shift**2 * (self._count * size / total)
+        self._mean += shift * (size / total)
         self._count = total
 
     def result(self) -> Array:
-        if self.request.kind == "range":
-            return np.array([self._low, self._high], np.float32)
-        return np.stack([self._sum, self._square / self._count]).astype(np.float32)
+        return np.stack([self._mean, self._squares / self._count]).astype(np.float32)
 
 
-def _moments(graph: Graph, value: Value) -> list[Value]:
-    """Mean and biased variance over all axes but 1, and how many elements each is of."""
-    if value.shape is None or len(value.shape) < 2:
-        raise DataError(f"'{value.name}' has the shape {value.shape}, but channel moments need a channel axis")
-    axes = graph.add_constant("statistic/axes", np.array([0, *range(2, len(value.shape))], np.int64))
-    base = f"statistic/{value.name}"
-    kept = graph.op("ReduceMean", value, axes, name=f"{base}/mean", keepdims=1)
-    centred = graph.op("Sub", value, kept, name=f"{base}/centred")
-    var = graph.op("ReduceMean", graph.op("Mul", centred, centred, name=f"{base}/square"), axes, name=f"{base}/var", keepdims=0)
-    flat = graph.op("Reshape", kept, graph.add_constant("statistic/flat", np.array([-1], np.int64)), name=f"{base}/flat")
-    size = graph.op("Size", value, name=f"{base}/size")
-    channels = graph.op("Size", flat, name=f"{base}/channels")
-    count = graph.op("Div", size, channels, name=f"{base}/count")
-    graph.set_type(count, DType.INT64, ())
-    return [flat, var, count]
+def _mean(graph: Graph, value: Value, axes: Sequence[int], name: str, keepdims: int) -> Value:
+    if graph.opset < 18:
+        return graph.op("ReduceMean", value, name=name, axes=list(axes), keepdims=keepdims)
+    given = graph.add_constant("statistic/axes", np.array(axes, np.int64))
+    return graph.op("ReduceMean", value, given, name=name, keepdims=keepdims)
+
+
+_KINDS: Mapping[str, type[_Plan]] = {"channel_moments": _ChannelMoments, "range": _Range}
+
+
+def _plan(graph: Graph, request: StatisticRequest) -> _Plan:
+    value, kind = graph.find(request.value), _KINDS.get(request.kind)
+    if kind is None:
+        raise DataError(f"Unknown statistic '{request.kind}' of '{request.value}'; known: {', '.join(_KINDS)}")
+    if value is None:
+        raise DataError(f"A statistic of '{request.value}' was asked for, but graph '{graph.name}' has no such value")
+    if value.dtype not in (DType.FLOAT, DType.DOUBLE, DType.UNDEFINED):
+        raise DataError(f"A statistic of '{value.name}' was asked for, but it is {value.dtype.name}, not a float")
+    return kind(graph, request, value)

@@ -55,7 +55,7 @@ class Quantize(Stage):
         check_fits(context.data.get(self.data), only_data_input(graph), None, context.data.preprocess)
         plain = graph.copy()
         blank = Context(target=load_target(self.target), seed=context.seed)
-        canonicalize()(plain, blank)
+        canonicalize(float32=True)(plain, blank)
         self._insert().requests(plain, blank)  # knows whether `skip` matches
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
@@ -73,7 +73,7 @@ class Quantize(Stage):
         """`run`, without a run: the graph with fake-quant nodes, calibrated on a data set."""
         graph = graph.copy()
         blank = Context(target=load_target(self.target), seed=seed)
-        outcome = canonicalize()(graph, blank)
+        outcome = canonicalize(float32=True)(graph, blank)
         if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
             outcome += FoldBatchnorm()(graph, blank)
         insert = self._insert()

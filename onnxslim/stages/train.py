@@ -108,7 +108,8 @@ class SoftLabelOptions(Options):
     student_temperature: float = Field(default=4.0, gt=0, description="That the student's logits are divided by.")
     teacher_temperature: float = Field(default=4.0, gt=0, description="That the teacher's logits are divided by.")
     mode: Literal["kl", "cross_entropy"] = Field(
-        default="kl", description="KL divergence times both temperatures, or the plain cross-entropy form of PaddleSlim."
+        default="kl",
+        description="KL divergence times both temperatures, or the plain cross-entropy form of PaddleSlim.",
     )
 
 
@@ -302,7 +303,7 @@ class Train(Stage):
 def prepared(graph: Graph) -> Graph:
     """A copy in the working opset and float32."""
     graph = graph.copy()
-    canonicalize()(graph)
+    canonicalize(float32=True)(graph)
     return graph
 
 

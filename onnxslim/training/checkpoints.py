@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON in a folder each, complete or not there.
 
-    <folder>/<label>-<epoch>[-<step>]/state.safetensors, state.json
-    <folder>/<label>-best/…
+<folder>/<label>-<epoch>[-<step>]/state.safetensors, state.json
+<folder>/<label>-best/…
 """
 
 from __future__ import annotations

@@ -161,7 +161,14 @@ class Trainer:
         return trained
 
     def _record(
-        self, epoch: int, totals: dict[str, float], steps: int, rate: float, metric: float | None, seconds: float, waited: float
+        self,
+        epoch: int,
+        totals: dict[str, float],
+        steps: int,
+        rate: float,
+        metric: float | None,
+        seconds: float,
+        waited: float,
     ) -> dict[str, Any]:
         record: dict[str, Any] = {"epoch": epoch + 1, "lr": rate}
         for name, value in totals.items():
@@ -197,7 +204,13 @@ class Trainer:
         return feeds
 
     def _nan(
-        self, engine: Engine, steps: list[Step], feeds: dict[str, Array], epoch: int, done: int, checkpoints: Checkpoints | None
+        self,
+        engine: Engine,
+        steps: list[Step],
+        feeds: dict[str, Array],
+        epoch: int,
+        done: int,
+        checkpoints: Checkpoints | None,
     ) -> str:
         """The message of a loss that is not finite; the state from before the step is still the engine's."""
         start, where, state = 0, "", engine.arrays()
@@ -215,7 +228,13 @@ class Trainer:
         )
 
     def _keep(
-        self, engine: Engine, state: State, epoch: int, done: int, sums: dict[str, float], checkpoints: Checkpoints | None
+        self,
+        engine: Engine,
+        state: State,
+        epoch: int,
+        done: int,
+        sums: dict[str, float],
+        checkpoints: Checkpoints | None,
     ) -> None:
         """Saves the state in mid-epoch and stops."""
         if checkpoints is not None:

@@ -97,11 +97,18 @@ class AdamW:
             added = graph.op("Mul", seen, _const(graph, 1 - beta), name=f"{base}/{what}_added")
             news.append(graph.op("Add", kept, added, name=f"{base}/{what}"))
         mean, spread = (graph.op("Div", n, c, name=f"{base}/corrected") for n, c in zip(news, corrections))
-        root = graph.op("Add", graph.op("Sqrt", spread, name=f"{base}/root"), _const(graph, self.epsilon), name=f"{base}/denominator")
+        root = graph.op(
+            "Add",
+            graph.op("Sqrt", spread, name=f"{base}/root"),
+            _const(graph, self.epsilon),
+            name=f"{base}/denominator",
+        )
         change = graph.op("Mul", graph.op("Div", mean, root, name=f"{base}/direction"), rates.lr, name=f"{base}/change")
         if decays and self.weight_decay:
             rate = graph.op("Mul", rates.lr, _const(graph, self.weight_decay), name=f"{base}/decay_rate")
-            parameter = graph.op("Sub", parameter, graph.op("Mul", parameter, rate, name=f"{base}/decay"), name=f"{base}/decayed")
+            parameter = graph.op(
+                "Sub", parameter, graph.op("Mul", parameter, rate, name=f"{base}/decay"), name=f"{base}/decayed"
+            )
         return graph.op("Sub", parameter, change, name=f"{base}/moved"), news
 
     def _correction(self, graph: Graph, rates: Rates, which: int) -> Value:

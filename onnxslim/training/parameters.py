@@ -46,14 +46,21 @@ def mark_parameters(graph: Graph) -> list[Value]:
             continue
         for slot in _TRAINABLE.get(node.op, ()):
             value = _behind_fake_quant(graph, graph.input(node, slot))
-            if value is not None and graph.constant_of(value) is not None and value.dtype is DType.FLOAT and value.shape:
+            if (
+                value is not None
+                and graph.constant_of(value) is not None
+                and value.dtype is DType.FLOAT
+                and value.shape
+            ):
                 graph.set_role(value, Role.PARAMETER)
                 found[value.id] = value
         if node.op == "BatchNormalization":
             for slot in (3, 4):
                 graph.set_role(graph.operand(node, slot), Role.STATISTIC, graph.operand(node, slot).owner)
     if not found:
-        raise TrainingError(f"Graph '{graph.name}' has no weights that can be trained (float32 initialisers of Conv, Gemm …)")
+        raise TrainingError(
+            f"Graph '{graph.name}' has no weights that can be trained (float32 initialisers of Conv, Gemm …)"
+        )
     return list(found.values())
 
 
@@ -73,7 +80,9 @@ def trained_of(graph: Graph, *, frozen_batchnorm: bool = False) -> Trained:
                 axis = node.attr("axis") if scale.shape else None
                 weights.append(WeightScaleSpec(x.name, scale.name, axis, node.attr("bits", 8)))
             elif observed is not None:
-                spec = ObserverSpec(observed.name, scale.name, zero_point.name, node.attr("bits", 8), bool(node.attr("signed", 1)))
+                spec = ObserverSpec(
+                    observed.name, scale.name, zero_point.name, node.attr("bits", 8), bool(node.attr("signed", 1))
+                )
                 observers[observed.id] = spec
     specs = tuple(ParameterSpec(v.name, v.static_shape, len(v.static_shape) > 1) for v in parameters)
     return Trained(specs, tuple(batchnorms), tuple(observers.values()), tuple(dict.fromkeys(weights)))

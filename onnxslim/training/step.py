@@ -1,13 +1,12 @@
 """`build_step`: the graph that one worker runs each step — forward, losses, gradients, what observers see.
 
-    student (+ teacher) + losses → differentiate → one graph
-        in:  images, labels, [teacher outputs]; parameters, scales, [running statistics] by name
-        out: loss, loss.<name>, correct, grad.<parameter>, batch_mean.* and batch_var.*, observed.<range>
+student (+ teacher) + losses → differentiate → one graph
+    in:  images, labels, [teacher outputs]; parameters, scales, [running statistics] by name
+    out: loss, loss.<name>, correct, grad.<parameter>, batch_mean.* and batch_var.*, observed.<range>
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,7 +82,11 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
         outputs.append(_correct(graph, logits, label))
     infer_shapes(graph)
     for node in graph.nodes():
-        if node.op == "BatchNormalization" and node.attr("training_mode", 0) and not graph.operand(node, 3).name.startswith(PREFIX):
+        if (
+            node.op == "BatchNormalization"
+            and node.attr("training_mode", 0)
+            and not graph.operand(node, 3).name.startswith(PREFIX)
+        ):
             outputs += [graph.result(node, 1), graph.result(node, 2)]
     wrt = [graph.value(spec.name) for spec in trained.parameters]
     for value in graph.outputs:
@@ -159,7 +162,9 @@ def _observe(graph: Graph, trained: Trained) -> list[Value]:
 def _correct(graph: Graph, logits: Value, label: Value) -> Value:
     """How many samples have their largest logit at the label: float32 scalar `correct`."""
     best = graph.op("ArgMax", logits, name="correct/argmax", axis=1, keepdims=0)
-    hits = graph.op("Cast", graph.op("Equal", best, label, name="correct/hit"), name="correct/float", to=int(DType.FLOAT))
+    hits = graph.op(
+        "Cast", graph.op("Equal", best, label, name="correct/hit"), name="correct/float", to=int(DType.FLOAT)
+    )
     count = graph.op("ReduceSum", hits, name="correct", keepdims=0)
     graph.set_type(count, DType.FLOAT, ())
     return count

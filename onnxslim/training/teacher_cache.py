@@ -36,7 +36,9 @@ class TeacherCache:
         self.path = folder / f"teacher-{key}.safetensors"
         self._outputs: Array | None = None
 
-    def prepare(self, progress: Callable[[str, int, int], None] | None = None, threads: int = 1, batch: int = 250) -> None:
+    def prepare(
+        self, progress: Callable[[str, int, int], None] | None = None, threads: int = 1, batch: int = 250
+    ) -> None:
         """Reads the file, or runs the teacher over every view and writes it."""
         if self.path.is_file():
             self._outputs = safetensors.numpy.load_file(self.path)["outputs"]

@@ -157,7 +157,9 @@ class _Builder:
         norm = self.op("Sqrt", total, name="grad_norm")
         self.graph.set_type(norm, DType.FLOAT, ())
         self.graph.add_output(norm)
-        ratio = self.op("Div", self.const(bound), self.op("Add", norm, self.const(1e-6), name="norm/safe"), name="norm/ratio")
+        ratio = self.op(
+            "Div", self.const(bound), self.op("Add", norm, self.const(1e-6), name="norm/safe"), name="norm/ratio"
+        )
         factor = self.op("Min", ratio, self.const(1.0), name="norm/factor")
         return [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
 
@@ -175,13 +177,17 @@ class _Builder:
                 for m, v in zip(means, variances)
             ]
             raw = self._weighted(squares, f"{spec.var}/batch")
-            var = self.op("Sub", raw, self.op("Mul", mean, mean, name=f"{spec.var}/mean_square"), name=f"{spec.var}/total")
+            var = self.op(
+                "Sub", raw, self.op("Mul", mean, mean, name=f"{spec.var}/mean_square"), name=f"{spec.var}/total"
+            )
         for name, batch in ((spec.mean, mean), (spec.var, var)):
             self._next(name, self._moved(self._input(name, shape), batch), shape)
 
     def _moved(self, old: Value, new: Value) -> Value:
         kept = self.op("Mul", old, self.const(MOMENTUM), name=f"{old.name}/kept")
-        return self.op("Add", kept, self.op("Mul", new, self.const(0.1), name=f"{old.name}/added"), name=f"{old.name}/moved")
+        return self.op(
+            "Add", kept, self.op("Mul", new, self.const(0.1), name=f"{old.name}/added"), name=f"{old.name}/moved"
+        )
 
     def _observed(self, spec: ObserverSpec) -> None:
         """The range moves towards the batch's; scale and zero point by quant_math.affine_from_range."""
@@ -190,7 +196,9 @@ class _Builder:
         batch = parts[0]
         if len(parts) > 1:
             # Ends are merged as (−lo, hi), so that one maximum serves both.
-            sign = self.graph.find("observed/sign") or self.graph.add_constant("observed/sign", np.array([-1, 1], np.float32))
+            sign = self.graph.find("observed/sign") or self.graph.add_constant(
+                "observed/sign", np.array([-1, 1], np.float32)
+            )
             outward = [self.op("Mul", part, sign, name=f"{name}/outward") for part in parts]
             batch = self.op("Mul", self.op("Max", *outward, name=f"{name}/widest"), sign, name=f"{name}/batch")
         moved = self._moved(self._input(name, (2,)), batch)
@@ -198,11 +206,19 @@ class _Builder:
         high = self.op("Max", self._end(moved, 1, name), self.const(0.0), name=f"{name}/high")
         self._next(name, moved, (2,))
         qmin, qmax = qrange(spec.bits, spec.signed)
-        width = self.op("Div", self.op("Sub", high, low, name=f"{name}/width"), self.const(qmax - qmin), name=f"{name}/step")
+        width = self.op(
+            "Div", self.op("Sub", high, low, name=f"{name}/width"), self.const(qmax - qmin), name=f"{name}/step"
+        )
         scale = self.op("Max", width, self.const(float(SCALE_FLOOR)), name=f"{name}/scale")
-        offset = self.op("Sub", self.const(qmin), self.op("Div", low, scale, name=f"{name}/below"), name=f"{name}/offset")
+        offset = self.op(
+            "Sub", self.const(qmin), self.op("Div", low, scale, name=f"{name}/below"), name=f"{name}/offset"
+        )
         zero_point = self.op(
-            "Clip", self.op("Round", offset, name=f"{name}/round"), self.const(qmin), self.const(qmax), name=f"{name}/zero"
+            "Clip",
+            self.op("Round", offset, name=f"{name}/round"),
+            self.const(qmin),
+            self.const(qmax),
+            name=f"{name}/zero",
         )
         self._next(spec.scale, scale, ())
         self._next(spec.zero_point, zero_point, ())

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxslim.graph import Array, Graph
 from onnxslim.runtime.capabilities import load_runtime
+from onnxslim.runtime.denormals import flush_denormals
 from onnxslim.runtime.session import Session
 from onnxslim.training.step import Step
 
@@ -87,9 +88,11 @@ class Engine:
         self._banks, self._bank = (first, second), 0
         self.workers: list[Worker] = [LocalWorker(step, self._banks) for step in steps]
         self._sizes = [step.batch for step in steps]
-        self._scalars = {p.name: Buffer(np.zeros((), np.float32)) for p in self._update.outputs if p.name == "grad_norm"}
+        self._scalars = {
+            p.name: Buffer(np.zeros((), np.float32)) for p in self._update.outputs if p.name == "grad_norm"
+        }
         self._bindings = [self._bind(bank) for bank in (0, 1)]
-        self._pool = ThreadPoolExecutor(len(steps), thread_name_prefix="worker")
+        self._pool = ThreadPoolExecutor(len(steps), thread_name_prefix="worker", initializer=flush_denormals)
 
     def _bind(self, bank: int) -> Any:
         binding = self._update.raw.io_binding()
@@ -131,7 +134,7 @@ class Engine:
         for name, array in zip(("lr", "step"), scalars):
             if name in names:
                 binding.bind_cpu_input(name, array)
-        self._update.raw.run_with_iobinding(binding)
+        self._pool.submit(self._update.raw.run_with_iobinding, binding).result()
         self._bank = 1 - self._bank
 
     def arrays(self) -> dict[str, Array]:
@@ -140,4 +143,3 @@ class Engine:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
-

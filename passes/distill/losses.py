@@ -76,7 +76,9 @@ class CrossEntropy:
         if self.label_smoothing:
             keep = graph.add_constant(f"{self.name}/keep", np.float32(1 - self.label_smoothing))
             share = graph.add_constant(f"{self.name}/share", np.float32(self.label_smoothing / classes))
-            target = graph.op("Add", graph.op("Mul", target, keep, name=f"{self.name}/kept"), share, name=f"{self.name}/smooth")
+            target = graph.op(
+                "Add", graph.op("Mul", target, keep, name=f"{self.name}/kept"), share, name=f"{self.name}/smooth"
+            )
         return _cross_entropy(graph, target, logits, samples, self.name)
 
 
@@ -95,9 +97,13 @@ class MeanSquare:
     def build(self, graph: Graph, taps: Taps) -> Value:
         target = taps.need(self.against, self.name)
         if not target.dtype.is_float:
-            raise RecipeError(f"The loss '{self.name}' compares numbers, but the labels are {target.dtype.name.lower()} classes")
+            raise RecipeError(
+                f"The loss '{self.name}' compares numbers, but the labels are {target.dtype.name.lower()} classes"
+            )
         apart = graph.op("Sub", taps.student, target, name=f"{self.name}/apart")
-        return graph.op("ReduceMean", graph.op("Mul", apart, apart, name=f"{self.name}/square"), name=self.name, keepdims=0)
+        return graph.op(
+            "ReduceMean", graph.op("Mul", apart, apart, name=f"{self.name}/square"), name=self.name, keepdims=0
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,9 @@ class OnnxLoss:
         names = [v.name for v in loss.inputs if v.array is None]
         unknown = [n for n in names if n not in ("student", "teacher", "label")]
         if unknown or "student" not in names:
-            raise RecipeError(f"The loss {self.path} has the inputs {names}; expected `student`, and maybe `teacher` and `label`")
+            raise RecipeError(
+                f"The loss {self.path} has the inputs {names}; expected `student`, and maybe `teacher` and `label`"
+            )
         feeds = {name: taps.student if name == "student" else taps.need(name, self.path) for name in names}
         scalar = graph.merge(loss, "loss/", feeds)[loss.outputs[0].name]
         return scalar if scalar.shape == () else graph.op("ReduceSum", scalar, name=f"{self.name}/scalar", keepdims=0)

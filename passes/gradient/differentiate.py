@@ -21,6 +21,8 @@ from passes.gradient.tape import GradientOptions, Tape
 
 __all__ = ["differentiable_ops", "differentiate", "refusal"]
 
+_OLDEST_OPSET = 13
+
 
 def differentiable_ops() -> list[tuple[str, str]]:
     """(domain, op) of every op with a rule, sorted."""
@@ -39,12 +41,19 @@ def differentiate(
 ) -> dict[str, Value]:
     """Adds the gradient of a scalar `loss` to the graph, in place; returns it by name of `wrt`.
 
-    Shapes must be static (`with_batch`). A value of `wrt` that the loss does not depend on gets zeros.
+    Shapes must be static (`with_batch`), the opset 13 or later. A value of `wrt` that the loss does not depend on gets zeros.
     Raises GradientError naming the node that stands in the way and has no rule.
     """
     options = options or GradientOptions()
+    if graph.opset < _OLDEST_OPSET:
+        raise GradientError(
+            f"Graph '{graph.name}' has opset {graph.opset}; gradients are written in {_OLDEST_OPSET} and later, "
+            "where Softmax means one axis: convert it first (ConvertOpset)"
+        )
     reached = _between(graph, loss, wrt)
-    gradients: dict[int, list[Value]] = {loss.id: [graph.add_constant("grad/one", np.ones(loss.static_shape, np.float32))]}
+    gradients: dict[int, list[Value]] = {
+        loss.id: [graph.add_constant("grad/one", np.ones(loss.static_shape, np.float32))]
+    }
     for node in reversed(graph.nodes()):
         if node.id not in reached:
             continue

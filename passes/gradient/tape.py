@@ -65,11 +65,16 @@ class Tape:
     # ------------------------------------------------------------------ words
 
     def op(self, op: str, *inputs: Value | None, domain: str = "", outputs: int = 1, **attributes: Any) -> Value:
-        return self.graph.op(
-            op, *inputs, name=f"{self._name}/{op}", domain=domain, outputs=outputs, **attributes
-        )
+        return self.graph.op(op, *inputs, name=f"{self._name}/{op}", domain=domain, outputs=outputs, **attributes)
 
-    def node_of(self, op: str, inputs: Sequence[Value | None], outputs: Sequence[str | None], domain: str = "", **attributes: Any) -> Node:
+    def node_of(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        outputs: Sequence[str | None],
+        domain: str = "",
+        **attributes: Any,
+    ) -> Node:
         """A node of which only the named outputs are wanted."""
         names = [None if o is None else f"{self._name}/{op}/{o}" for o in outputs]
         return self.graph.add_node(op, inputs, names, attributes, domain=domain)

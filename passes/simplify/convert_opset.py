@@ -2,102 +2,171 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from onnx import version_converter
+import onnx
+from onnx import defs, helper
 
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import from_proto, to_proto
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.graph import DType, Graph, Node
+from onnxslim.onnx_io.bodies import bodies_of
+from onnxslim.rewrite import Context, Outcome, Pass
+from passes.simplify.opset_rules import RULES
 
 __all__ = ["ConvertOpset"]
 
-_LARGE = 1 << 12
-"""Initialisers of more elements go around the converter: it copies, and reads only small ones."""
-
-_SAME_DOWN_TO_18 = {
-    "AveragePool", "Cast", "CastLike", "Constant", "ConstantOfShape", "DequantizeLinear", "Equal", "Flatten", "Identity",
-    "If", "Loop", "Pad", "QuantizeLinear", "ReduceMax", "ReduceMin", "Reshape", "Resize", "Scan", "Shape", "Size",
-    "Squeeze", "Transpose", "Unsqueeze", "DFT", "IsInf", "IsNaN", "ConstantOfShape", "Range", "GridSample",
+_OLDEST = 11
+_OPSET_OF_TYPE = {
+    DType.INT4: 21, DType.UINT4: 21, DType.INT2: 25, DType.UINT2: 25, DType.FLOAT4E2M1: 23, DType.FLOAT8E8M0: 24,
+    DType.FLOAT8E4M3FN: 19, DType.FLOAT8E4M3FNUZ: 19, DType.FLOAT8E5M2: 19, DType.FLOAT8E5M2FNUZ: 19,
 }  # fmt: skip
-"""Ops redefined in opsets 19 to 21 whose former meaning covers what float32 models use: the change
-was in element types, or in attributes whose default is the old behaviour."""
 
 
 @dataclass(frozen=True)
 class ConvertOpset(Pass):
-    """The same model in opset `version` of ai.onnx (IR 9): attributes that became inputs move, ops
-    that were renamed or split are rewritten by onnx's version converter.
+    """The same model in opset `version` (18 to 21) of ai.onnx, from opset 11 on, IR 9, edited in place.
 
-    Downwards (from 19–21) the graph stays as it is, where every op means the same in both versions.
-    Other domains are not touched. Raises UnsupportedError naming op and opset where it cannot.
+    An op whose definition did not change between the two versions, or only in the types it takes
+    or by optional inputs and attributes, stays. The others have a rule of their own (`opset_rules`):
 
-    Exact.
+        ReduceMax(x; axes=[1])   → ReduceMax(x, [1])           up to opset 17; likewise Squeeze, Unsqueeze, Split
+        Softmax(x; axis=k)       → Reshape(Softmax(Flatten(x; k)))   up to opset 12, unless k is the last axis
+        Gelu(x)                  → x/2 · (1 + Erf(x/√2))       from opset 20
+
+    Other domains, local functions, names, roles and weights are not touched. Raises UnsupportedError,
+    naming node and opset, where an op cannot be expressed, and for a body (If, Loop, Scan) that
+    holds one which needs rewriting; the graph is then unusable.
+
+    Exact; for Gelu equal to 1e-6 of the largest output.
     """
 
     version: int = 18
     name: ClassVar[str] = "convert_opset"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        old = graph.opset
-        if old == self.version or not old:
-            return Outcome()
-        if old > self.version:
-            _step_down(graph, old, self.version)
-        else:
-            why = _convert(graph, old, self.version)
-            if why is not None:
-                return Outcome(refused=(Refusal(f"graph '{graph.name}'", why),))
-        graph.opsets[""] = self.version
-        graph.ir_version = max(min(graph.ir_version, 10), 9)
-        return Outcome(1)
-
-
-def _step_down(graph: Graph, old: int, version: int) -> None:
-    from onnx import defs
-
-    for node in graph.nodes():
-        if node.domain:
-            continue
-        schema = defs.get_schema(node.op, old, "")
-        if schema.since_version > version and (old > 21 or node.op not in _SAME_DOWN_TO_18 or _has_new_attribute(node.op, node.attributes, version)):
+        if not 18 <= self.version <= 21:
+            raise UnsupportedError(f"Pass '{self.name}' converts to opset 18 to 21, not {self.version}")
+        old, ir = graph.opset, graph.ir_version
+        if old and old < _OLDEST:
             raise UnsupportedError(
-                f"{node} has its meaning of opset {schema.since_version} in a model of opset {old}, "
-                f"which opset {version} cannot express: export the model with opset {version}"
+                f"Graph '{graph.name}' is of opset {old}, older than {_OLDEST}: export it again, or convert it with "
+                "onnx.version_converter.convert_version first"
             )
+        if old and old != self.version:
+            infer_shapes(graph)  # some rules depend on ranks and types
+            for node in graph.nodes():
+                _convert(graph, node, old, self.version)
+            _require_types(graph, old, self.version)
+            graph.opsets[""] = self.version
+        graph.ir_version = _ir_version(graph)
+        return Outcome(int((old or self.version, ir) != (self.version, graph.ir_version)))
 
 
-def _has_new_attribute(op: str, attributes: object, version: int) -> bool:
-    from onnx import defs
+def _convert(graph: Graph, node: Node, old: int, new: int) -> None:
+    for body in bodies_of(node.attributes.values()):
+        _require_same(graph, node, body, old, new)
+    if node.domain:
+        return
+    before, after = _schema(node.op, old), _schema(node.op, new)
+    if before is None or (after is not None and before.since_version == after.since_version):
+        return  # no op of onnx's is for the verifier to name
+    rule = RULES.get(node.op)
+    if rule is not None:
+        why = rule(graph, node, old, new)
+    elif after is None:
+        why = "has no such op"
+    else:
+        why = _difference(before, after, node.attributes.values(), len(graph.node_inputs(node)))
+        if why is None:
+            for name in [name for name in node.attributes if name not in after.attributes]:
+                graph.set_attribute(node, name, None)  # it has the value that is meant without it
+    if why is not None:
+        _refuse(graph, str(node), old, new, why)
 
-    known = defs.get_schema(op, version, "").attributes
-    assert isinstance(attributes, dict)
-    return any(name not in known for name in attributes)
+
+def _refuse(graph: Graph, where: str, old: int, new: int, why: str) -> None:
+    raise UnsupportedError(
+        f"Graph '{graph.name}': {where} of opset {old} cannot be converted to opset {new}, which {why}; "
+        f"export the model with opset {new}"
+    )
 
 
-def _convert(graph: Graph, old: int, version: int) -> str | None:
-    """Through onnx's converter, large weights held back; the graph takes over what comes out."""
-    light = graph.copy()
-    held: dict[str, Array] = {}
-    for value in light.initializers():
-        if value.array is not None and value.array.size > _LARGE and not light.is_input(value):
-            held[value.name] = value.array
-            light.set_array(value, None)
-            light.add_input(value.name, value.dtype, value.shape)
+def _schema(op: str, version: int) -> defs.OpSchema | None:
     try:
-        proto = version_converter.convert_version(to_proto(light), version)
-    except Exception as error:
-        raise UnsupportedError(f"Graph '{graph.name}' cannot be converted from opset {old} to {version}: {error}") from error
-    converted = from_proto(proto)
-    for name, array in held.items():
-        twin = converted.value(name)
-        converted.remove_input(twin)
-        converted.set_array(twin, array)
-    for value in graph.initializers():
-        same = converted.find(value.name)
-        if same is not None and same.array is not None:
-            converted.set_role(same, value.role, value.owner)
-    graph.become(converted)
+        return defs.get_schema(op, version, "")
+    except defs.SchemaError:
+        return None
+
+
+def _difference(
+    before: defs.OpSchema, after: defs.OpSchema, attributes: Iterable[onnx.AttributeProto], inputs: int
+) -> str | None:
+    """What the newer or older definition cannot say of a node; None where it means the same by it."""
+    if after.deprecated and not before.deprecated:
+        return "has deprecated the op"
+    for attribute in attributes:
+        known, default = attribute.name in after.attributes, before.attributes[attribute.name].default_value
+        if not known and not _same_value(attribute, default):
+            return f"has no attribute '{attribute.name}'"
+    given = {attribute.name for attribute in attributes}
+    for name, new in after.attributes.items():
+        old = before.attributes.get(name)
+        if name in given:
+            continue
+        if old is None and new.required:
+            return f"requires an attribute '{name}'"
+        if old is not None and not _same_value(old.default_value, new.default_value):
+            return f"has another default for attribute '{name}'"
+    if inputs > after.max_input:
+        return f"takes at most {after.max_input} inputs"
     return None
+
+
+def _same_value(a: onnx.AttributeProto, b: onnx.AttributeProto) -> bool:
+    if not a.type or not b.type:
+        return a.type == b.type
+    return bool(_plain(a) == _plain(b))
+
+
+def _plain(attribute: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    return list(value) if isinstance(value, list) or hasattr(value, "extend") else value
+
+
+def _require_same(graph: Graph, node: Node, body: onnx.GraphProto, old: int, new: int) -> None:
+    """Nothing in the body needs rewriting."""
+    for inner in body.node:
+        for deeper in bodies_of(inner.attribute):
+            _require_same(graph, node, deeper, old, new)
+        if inner.domain not in ("", "ai.onnx"):
+            continue
+        before, after = _schema(inner.op_type, old), _schema(inner.op_type, new)
+        if before is None or (after is not None and before.since_version == after.since_version):
+            continue
+        why: str | None = "has no such op"
+        if inner.op_type in RULES:
+            why = "defines it differently"
+        elif after is not None:
+            given = [a for a in inner.attribute if a.name not in after.attributes]
+            why = _difference(before, after, inner.attribute, len(inner.input))
+            why = why or (f"has no attribute '{given[0].name}'" if given else None)
+        if why is not None:
+            where = f"node '{inner.name}' ({inner.op_type}) in a body of {node}"
+            _refuse(graph, where, old, new, why)
+
+
+def _require_types(graph: Graph, old: int, new: int) -> None:
+    for value in graph.values():
+        first = _OPSET_OF_TYPE.get(value.dtype, 0)
+        if new < first <= old:
+            _refuse(graph, f"value '{value.name}' ({value.dtype.name})", old, new, "has no such type")
+
+
+def _ir_version(graph: Graph) -> int:
+    """9, or 10 where the model needs what came with it: overloads of functions, 4-bit integers."""
+    overloads = any(f.overload for f in graph.functions)
+    small = any(v.dtype in (DType.INT4, DType.UINT4) for v in graph.values())
+    return 10 if overloads or small else 9

@@ -1,4 +1,4 @@
-"""`FoldBatchnorm`: a batch norm becomes part of the convolution before it."""
+"""`FoldBatchnorm`: a batch norm becomes part of the layer before it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import DType, Graph, Node, Role
+from onnxslim.graph import Array, Graph, Node, Role
+from onnxslim.quant_math import dequantize, quantize
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
-from passes.simplify.linear_layers import Linear, linear_layer, per_channel, set_bias
+from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer, per_channel, set_bias
 
 __all__ = ["FoldBatchnorm"]
+
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,12 @@ class FoldBatchnorm(Pass):
     """BN(Conv(x, w, b); γ, β, μ, v)  →  Conv(x, w·k, β + (b − μ)·k),  k = γ / √(v + ε).
 
     Also for Gemm and ConvTranspose, and through a FakeQuant of the weight with one scale a channel:
-    w → w·k, s → s·|k|, so that the integers of the grid stay what they were, up to k's sign.
+    w → w·k, s → s·|k|, so that the integers of the grid stay what they were, up to k's sign (where
+    float32 would round a weight to the next integer, it moves onto its own).
 
     Refuses, naming the node: a batch norm in training mode or with computed parameters; a layer whose
     output is read elsewhere, whose weight is shared or computed, or whose weight grid has one scale for
-    all channels or an asymmetric range (its integers would change).
+    all channels or is asymmetric (its integers would change).
 
     Contract: equal to 1e-5 of the largest output (float32 rounding of w·k).
     """
@@ -56,47 +60,45 @@ def _fold(graph: Graph, node: Node) -> str | None:
         return f"{producer} before it cannot take it: {layer}"
     if len(graph.uses(x)) > 1 or graph.is_output(x):
         return f"the output of {producer} is read elsewhere too"
-    arrays = [graph.constant_of(graph.operand(node, slot)) for slot in range(1, 5)]
-    if layer.weight.dtype is not DType.FLOAT or any(a is None for a in arrays):
-        return "its parameters are computed, or not float32"
+    parameters = [graph.operand(node, slot) for slot in range(1, 5)]
+    arrays = [graph.constant_of(value) for value in parameters]
+    if any(array is None for array in arrays):
+        return "its parameters are computed or fed"
+    obstacle = grid_obstacle(graph, layer)
+    if obstacle is not None:
+        return obstacle
     gamma, beta, mean, var = (a.astype(np.float64) for a in arrays if a is not None)
     factor = gamma / np.sqrt(var + node.attr("epsilon", 1e-5))
+    scaled = layer.weight_array.astype(np.float64) * per_channel(factor, layer.weight_array.ndim, layer.axis)
+    weight = scaled.astype(np.float32)
     if layer.fake_quant is not None:
-        why = _rescale(graph, layer, factor)
-        if why is not None:
-            return why
-    assert layer.weight.array is not None
-    weight = layer.weight.array.astype(np.float64) * per_channel(factor, layer.weight.array.ndim, layer.axis)
-    graph.set_array(layer.weight, weight.astype(np.float32))
-    before = 0.0 if layer.bias is None or layer.bias.array is None else layer.bias.array.reshape(-1).astype(np.float64)
-    set_bias(graph, layer, beta + (before - mean) * factor)
-    spare = [graph.operand(node, slot) for slot in range(1, 5)]
+        weight = _rescale(graph, layer, layer.fake_quant, factor, weight)
+    graph.set_array(layer.weight, weight)
+    set_bias(graph, layer, beta + (layer.bias_array - mean) * factor)
     graph.replace_uses(graph.result(node), x)
     graph.remove_node(node)
-    for value in dict.fromkeys(spare):
+    for value in dict.fromkeys(parameters):
         if not graph.is_used(value) and not graph.is_input(value):
             graph.remove_value(value)
     return None
 
 
-def _rescale(graph: Graph, layer: Linear, factor: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str | None:
-    """s → s·|k| for the weight's grid, or why not."""
-    node = layer.fake_quant
-    assert node is not None
-    scale, zero_point = graph.operand(node, 1), graph.operand(node, 2)
-    if scale.array is None or zero_point.array is None:
-        return f"the scale of {node} is computed"
-    if scale.static_shape != (layer.channels,) or node.attr("axis", 0) % len(layer.weight.static_shape) != layer.axis:
-        return f"{node} has no scale of its own for each output channel"
-    if zero_point.array.any() or not node.attr("narrow", 0):
-        return f"the grid of {node} is not symmetric"
-    rescaled = scale.array.astype(np.float64) * np.abs(factor)
-    if not rescaled.all():
-        # A channel that the batch norm silences: any grid holds its zeros.
-        rescaled = np.where(rescaled == 0, scale.array, rescaled)
+def _rescale(graph: Graph, layer: Linear, node: Node, factor: Array, weight: Array) -> Array:
+    """s → s·|k| for the weight's grid; returns the weight, float32, whose integers are ±the former ones."""
+    scale = graph.operand(node, 1)
+    assert scale.array is not None
+    bits, axis = node.attr("bits", 8), layer.axis
+    before = quantize(layer.weight_array, scale.array, bits=bits, narrow=True, axis=axis)
+    rescaled = (scale.array.astype(np.float64) * np.abs(factor)).astype(np.float32)
+    # A channel that the batch norm silences: its weights are nothing on any grid.
+    silent = rescaled < _SMALLEST_SCALE
+    rescaled = np.where(silent, scale.array, rescaled)
+    signs = per_channel(np.where(silent, 0, np.sign(factor)), weight.ndim, axis)
+    wanted = (before * signs).astype(np.int8)
+    moved = quantize(weight, rescaled, bits=bits, narrow=True, axis=axis) != wanted
     if len(graph.uses(scale)) > 1:
-        scale = graph.add_constant(scale.name, rescaled.astype(np.float32), role=Role.SCALE, owner=layer.weight.name)
+        scale = graph.add_constant(scale.name, rescaled, role=Role.SCALE, owner=layer.weight.name)
         graph.set_input(node, 1, scale)
     else:
-        graph.set_array(scale, rescaled.astype(np.float32))
-    return None
+        graph.set_array(scale, rescaled)
+    return np.where(moved, dequantize(wanted, rescaled, axis=axis), weight).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,23 +11,36 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnxslim.errors import OnnxSlimError
-from onnxslim.graph import Array, DType, Graph, Node, Value
+from onnxslim.graph import Array, Graph, Node, Value
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
 
 __all__ = ["FoldConstants"]
 
-_NEVER = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-_GRIDS = {"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"}
+_RANDOM = (
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+_GRIDS = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
+_WORKSPACE = 1 << 28
+"""No single result larger than this is computed, folded or not."""
 
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """op(constants) → initialiser; Constant → initialiser; Shape(x), Size(x) of a known shape → initialiser.
 
-    All foldable nodes run in one session. Refuses, naming the node: a result more than `max_growth`
-    bytes larger than what it replaces. Random ops, quantisation grids, ops of other domains and nodes
-    with bodies stay.
+    All that can be folded is computed in one session. Retained: random ops, FakeQuant and quantisation
+    grids with everything that reads them, ops of other domains and local functions, nodes with
+    bodies, and nodes whose output is a graph output.
+
+    Refuses, naming the node: a result that would make the model more than `max_growth` bytes larger,
+    the constants that it alone needed taken off.
 
     Exact: ONNX Runtime computes what it would have computed later.
     """
@@ -36,57 +50,111 @@ class FoldConstants(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         count = sum(_known_at_once(graph, node) for node in graph.nodes())
-        constant = {v.id for v in graph.initializers() if graph.constant_of(v) is not None}
-        chosen: list[Node] = []
-        for node in graph.nodes():
-            inputs = [v for v in graph.node_inputs(node) if v is not None]
-            if not _may_fold(graph, node) or not all(v.id in constant for v in inputs):
-                continue
-            chosen.append(node)
-            constant.update(v.id for v in graph.node_outputs(node) if v is not None)
-        if not chosen:
-            return Outcome(count)
-        ids = {node.id for node in chosen}
-        border = [
-            v for node in chosen for v in graph.node_outputs(node)
-            if v is not None and (graph.is_output(v) or any(use.node.id not in ids for use in graph.uses(v)))
-        ]  # fmt: skip
-        found = _compute(graph, chosen, border)
-        refused = []
-        for value in border:
-            array = found.get(value.name)
-            producer = graph.producer(value)
-            if array is None or producer is None:
-                continue
-            replaced = sum(v.array.nbytes for v in graph.node_inputs(producer) if v is not None and v.array is not None)
-            if array.nbytes - replaced > self.max_growth:
-                refused.append(Refusal(str(producer), f"folding it would add {array.nbytes - replaced:,} bytes"))
-            elif len([v for v in graph.node_outputs(producer) if v is not None]) == 1:
-                graph.detach(producer)
-                graph.set_array(value, array)
+        plan = _Plan(graph, self.max_growth)
+        found = plan.compute()
+        for node in plan.chosen:
+            results = [v for v in graph.node_outputs(node) if v is not None]
+            if all(v.name in found or not graph.is_used(v) for v in results) and any(v.name in found for v in results):
+                graph.detach(node)
+                for value in results:
+                    if value.name in found:
+                        graph.set_array(value, found[value.name])
                 count += 1
-        return Outcome(count, tuple(refused))
+        return Outcome(count, tuple(plan.refused))
+
+
+class _Plan:
+    """Which nodes are computed, which of their results replace them, and what is refused."""
+
+    def __init__(self, graph: Graph, max_growth: int) -> None:
+        self.graph, self.max_growth = graph, max_growth
+        self.chosen: list[Node] = []
+        self.refused: list[Refusal] = []
+        self._leaves: dict[int, frozenset[int]] = {  # initialisers that a value is computed from
+            v.id: frozenset((v.id,)) for v in graph.initializers() if graph.constant_of(v) is not None
+        }
+        functions = {(f.domain, f.name) for f in graph.functions}
+        for node in graph.nodes():
+            if _may_fold(graph, node) and (node.domain, node.op) not in functions:
+                self._choose(node)
+        self._ids = {node.id for node in self.chosen}
+
+    def _choose(self, node: Node) -> None:
+        inputs = [v for v in self.graph.node_inputs(node) if v is not None]
+        outputs = [v for v in self.graph.node_outputs(node) if v is not None]
+        if not all(v.id in self._leaves for v in inputs):
+            return
+        size = max((_predicted_bytes(v) for v in outputs), default=0)
+        if size > _WORKSPACE:
+            self.refused.append(Refusal(str(node), f"its result has {size:,} bytes"))
+            return
+        leaves = frozenset[int]().union(*(self._leaves[v.id] for v in inputs))
+        self._leaves.update((v.id, leaves) for v in outputs)
+        self.chosen.append(node)
+
+    def compute(self) -> dict[str, Array]:
+        """By name, the arrays that may replace the nodes which make them."""
+        graph = self.graph
+        border = [
+            value
+            for node in self.chosen
+            for value in graph.node_outputs(node)
+            if value is not None and any(use.node.id not in self._ids for use in graph.uses(value))
+        ]
+        wanted = [value for value in border if self._fits(value, _predicted_bytes(value))]
+        if not wanted:
+            return {}
+        found = _run(graph, self.chosen, wanted) or self._one_by_one(wanted)
+        return {v.name: found[v.name] for v in wanted if v.name in found and self._fits(v, found[v.name].nbytes)}
+
+    def _fits(self, value: Value, size: int) -> bool:
+        """Whether the model may grow by it; a refusal is noted."""
+        graph = self.graph
+        spared = 0
+        for id in sorted(self._leaves[value.id]):
+            leaf = graph.item(id)
+            assert isinstance(leaf, Value)
+            if leaf.array is not None and all(use.node.id in self._ids for use in graph.uses(leaf)):
+                spared += leaf.array.nbytes
+        if size - spared <= self.max_growth:
+            return True
+        self.refused.append(Refusal(str(graph.producer(value)), f"folding it would add {size - spared:,} bytes"))
+        return False
+
+    def _one_by_one(self, wanted: Sequence[Value]) -> dict[str, Array]:
+        """Where ONNX Runtime cannot take them together: each node whose inputs were found."""
+        found: dict[str, Array] = {}
+        for node in self.chosen:
+            inputs = [v for v in self.graph.node_inputs(node) if v is not None]
+            if all(v.array is not None or v.name in found for v in inputs):
+                outputs = [v for v in self.graph.node_outputs(node) if v is not None]
+                found.update(_run(self.graph, [node], outputs, found) or {})
+        names = {value.name for value in wanted}
+        return {name: array for name, array in found.items() if name in names}
 
 
 def _may_fold(graph: Graph, node: Node) -> bool:
     bodies = any(a.HasField("g") or a.graphs for a in node.attributes.values())
-    return not (node.domain or bodies or node.op in _NEVER or node.op in _GRIDS or graph.captures(node))
+    given = any(graph.is_output(v) for v in graph.node_outputs(node) if v is not None)
+    return not (node.domain or node.overload or bodies or given or node.op in _RANDOM or node.op in _GRIDS)
+
+
+def _predicted_bytes(value: Value) -> int:
+    """What its type says; 0 where that is not known."""
+    if value.shape is None or not value.dtype or not all(isinstance(d, int) for d in value.shape):
+        return 0
+    return math.prod(value.static_shape) * value.dtype.numpy.itemsize
 
 
 def _known_at_once(graph: Graph, node: Node) -> int:
     """Constant, and Shape or Size of a known shape."""
-    if node.domain:
+    if node.domain or graph.is_output(graph.result(node)):
         return 0
     array: Array | None = None
     if node.op == "Constant":
         array = _constant(node)
     elif node.op in ("Shape", "Size"):
-        shape = graph.operand(node, 0).shape
-        if shape is not None:
-            part = shape[slice(node.attr("start", 0), node.attr("end"))] if node.op == "Shape" else shape
-            if all(isinstance(d, int) for d in part):
-                numbers = [d for d in part if isinstance(d, int)]
-                array = np.array(numbers if node.op == "Shape" else math.prod(numbers), np.int64)
+        array = _measured(graph.operand(node, 0), node)
     if array is None:
         return 0
     result = graph.result(node)
@@ -96,6 +164,7 @@ def _known_at_once(graph: Graph, node: Node) -> int:
 
 
 def _constant(node: Node) -> Array | None:
+    """The array of a Constant; None for text and sparse tensors, which stay."""
     for name, proto in node.attributes.items():
         if name == "value":
             return numpy_helper.to_array(proto.t)
@@ -106,33 +175,37 @@ def _constant(node: Node) -> Array | None:
     return None
 
 
-def _compute(graph: Graph, chosen: list[Node], border: list[Value]) -> dict[str, Array]:
-    """The border's arrays from one session over the chosen nodes; empty where ONNX Runtime has no kernel."""
+def _measured(value: Value, node: Node) -> Array | None:
+    if value.shape is None:
+        return None
+    part = value.shape[slice(node.attr("start", 0), node.attr("end"))] if node.op == "Shape" else value.shape
+    numbers = [d for d in part if isinstance(d, int)]
+    if len(numbers) != len(part):
+        return None
+    return np.array(numbers if node.op == "Shape" else math.prod(numbers), np.int64)
+
+
+def _run(
+    graph: Graph, nodes: Sequence[Node], wanted: Sequence[Value], known: Mapping[str, Array] | None = None
+) -> dict[str, Array] | None:
+    """The wanted values by name, from one session over the nodes; None where ONNX Runtime has no kernel."""
     part = Graph(f"{graph.name}.constants", graph.opset, graph.ir_version)
     part.opsets = dict(graph.opsets)
     twins: dict[int, Value] = {}
-    for node in chosen:
-        inputs: list[Value | None] = []
+    for node in nodes:
         for value in graph.node_inputs(node):
-            if value is None:
-                inputs.append(None)
-                continue
-            if value.id not in twins:
-                assert value.array is not None
-                twins[value.id] = part.add_constant(value.name, value.array)
-            inputs.append(twins[value.id])
-        outputs: list[Value | None] = []
+            if value is not None and value.id not in twins:
+                array = value.array if value.array is not None else (known or {})[value.name]
+                twins[value.id] = part.add_constant(value.name, array)
         for value in graph.node_outputs(node):
             if value is not None:
                 twins[value.id] = part.add_value(value.name, value.dtype, value.shape)
-            outputs.append(None if value is None else twins[value.id])
+        inputs = [None if v is None else twins[v.id] for v in graph.node_inputs(node)]
+        outputs = [None if v is None else twins[v.id] for v in graph.node_outputs(node)]
         part.add_node(node.op, inputs, outputs, node.attributes, name=node.name)
-    for value in border:
-        if value.dtype is not DType.UNDEFINED:
-            part.add_output(twins[value.id])
-    if not part.outputs:
-        return {}
+    for value in wanted:
+        part.add_output(twins[value.id])
     try:
         return Session(part, optimize=False).run({})
     except OnnxSlimError:  # an op or type without a kernel: nothing is folded, nothing is lost
-        return {}
+        return None

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph, Node, Role, Value
+from onnxslim.graph import Array, DType, Graph, Node, Role, Value
 
-__all__ = ["Linear", "linear_layer", "per_channel"]
+__all__ = ["Linear", "grid_obstacle", "linear_layer", "per_channel", "set_bias"]
 
 
 @dataclass(frozen=True)
 class Linear:
     """A Conv, ConvTranspose or Gemm with constant weights.
 
-    axis: of the weight, along which its output channels lie. fake_quant: the node between, if any.
+    axis: of the weight, along which its output channels lie. fake_quant: the node between weight and
+    layer, if any. bias: [C] or [1, C], if any.
     """
 
     node: Node
@@ -24,6 +25,18 @@ class Linear:
     fake_quant: Node | None
     bias: Value | None
     channels: int
+
+    @property
+    def weight_array(self) -> Array:
+        assert self.weight.array is not None
+        return self.weight.array
+
+    @property
+    def bias_array(self) -> Array:
+        """float64 [C]; zeros where there is no bias."""
+        if self.bias is None or self.bias.array is None:
+            return np.zeros(self.channels)
+        return self.bias.array.reshape(-1).astype(np.float64)
 
 
 def linear_layer(graph: Graph, node: Node) -> Linear | str:
@@ -37,15 +50,17 @@ def linear_layer(graph: Graph, node: Node) -> Linear | str:
     weight = graph.operand(node, 1)
     fake_quant = graph.producer(weight)
     if fake_quant is not None:
-        if fake_quant.op != "FakeQuant":
+        if fake_quant.op != "FakeQuant" or fake_quant.domain != "onnxslim":
             return f"its weight is computed by {fake_quant}"
-        if len(graph.uses(weight)) > 1:
+        if len(graph.uses(weight)) > 1 or graph.is_output(weight):
             return "its fake-quantised weight is shared"
         weight = graph.operand(fake_quant, 0)
     if graph.constant_of(weight) is None:
         return f"its weight '{weight.name}' is not constant"
     if len(graph.uses(weight)) > 1 or graph.is_output(weight):
         return f"its weight '{weight.name}' is shared"
+    if weight.dtype is not DType.FLOAT:
+        return f"its weight '{weight.name}' is {weight.dtype.name}, not FLOAT"
     bias = graph.input(node, 2)
     if bias is not None and graph.constant_of(bias) is None:
         return f"its bias '{bias.name}' is not constant"
@@ -56,6 +71,22 @@ def linear_layer(graph: Graph, node: Node) -> Linear | str:
     return Linear(node, weight, axis, fake_quant, bias, channels)
 
 
+def grid_obstacle(graph: Graph, layer: Linear) -> str | None:
+    """Why the grid of the weight cannot be scaled channel by channel; None where it can, or there is none."""
+    node = layer.fake_quant
+    if node is None:
+        return None
+    scale, zero_point = graph.operand(node, 1), graph.operand(node, 2)
+    offset = graph.constant_of(zero_point)
+    if graph.constant_of(scale) is None or offset is None:
+        return f"the scale of {node} is computed"
+    if scale.static_shape != (layer.channels,) or node.attr("axis", 0) % len(layer.weight.static_shape) != layer.axis:
+        return f"{node} has no scale of its own for each output channel"
+    if offset.any() or not node.attr("signed", 1) or not node.attr("narrow", 0):
+        return f"the grid of {node} is not symmetric"
+    return None
+
+
 def per_channel(array: Array, rank: int, axis: int) -> Array:
     """[C] in the shape that broadcasts along `axis`."""
     shape = [1] * rank
@@ -64,12 +95,12 @@ def per_channel(array: Array, rank: int, axis: int) -> Array:
 
 
 def set_bias(graph: Graph, layer: Linear, bias: Array) -> None:
-    """Gives the layer a bias of its own, float32 [C]."""
+    """Gives the layer a bias of its own, float32 [C], under the old one's name where that is free."""
     old = layer.bias
     base = layer.node.name or layer.weight.name
     new = graph.add_constant(f"{base}.bias", bias.astype(np.float32), role=Role.PARAMETER)
     graph.set_input(layer.node, 2, new)
-    if old is not None and not graph.is_used(old):
+    if old is not None and not graph.is_used(old) and not graph.is_input(old):
         name = old.name
         graph.remove_value(old)
         graph.rename(new, name)

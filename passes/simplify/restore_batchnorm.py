@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim.graph import Graph, Node, Role
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
-from passes.simplify.linear_layers import Linear, linear_layer
+from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer
 
 __all__ = ["RestoreBatchnorm"]
 
@@ -23,14 +23,17 @@ class RestoreBatchnorm(Pass):
     calibration data. In evaluation mode the function is unchanged; in training mode it trains as if
     the batch norm had never been folded. Weights behind a FakeQuant keep their grid.
 
-    A channel whose variance is below `variance_floor` is dead: normalising it would blow its noise up.
-    It gets v = 1, γ = √(1 + ε) and stays the same function, almost untouched by training.
+    A channel whose variance is below `variance_floor` is dead. It gets v = `variance_floor`, and so
+    γ = √(floor + ε): its gain in training mode, γ / √(v_batch + ε), stays near 1 and cannot blow noise
+    up, whatever its running variance becomes.
 
-    Refuses, naming the node: a convolution that a batch norm follows already, whose output is a
-    graph output, whose weight or bias is shared or computed, or all of whose channels are dead; and
-    one without statistics in the context.
+    Refuses, naming the node: a convolution that a batch norm follows already, whose output is a graph
+    output or one number a channel and image (too few for statistics: a squeeze-excite gate), whose
+    weight or bias is shared or computed, whose weight grid cannot be scaled channel by channel (the
+    batch norm could not be folded again), or all of whose channels are dead; and one without
+    statistics in the context.
 
-    Contract: evaluation mode equal to 1e-5 of the largest output.
+    Contract: evaluation mode equal to 1e-5 of the largest output; `fold_batchnorm` undoes it.
     """
 
     epsilon: float = 1e-5
@@ -61,14 +64,14 @@ class RestoreBatchnorm(Pass):
         if moments is None:
             return f"the moments of '{old.name}' were not gathered"
         mean, var = (np.asarray(m, np.float64) for m in moments)
-        dead = var < self.variance_floor
-        if dead.all():
+        if not np.isfinite(moments).all():
+            return f"the moments of '{old.name}' are not finite"
+        if (var < self.variance_floor).all():
             return "all its channels are dead (no variance)"
-        var = np.where(dead, 1.0, var)
-        bias = np.zeros(layer.channels) if layer.bias is None or layer.bias.array is None else layer.bias.array.reshape(-1)
+        var = np.maximum(var, self.variance_floor)
         base = layer.node.name or layer.weight.name
         gamma = np.sqrt(var + self.epsilon)
-        arrays = {"scale": gamma, "bias": mean, "mean": mean - bias, "var": var}
+        arrays = {"scale": gamma, "bias": mean, "mean": mean - layer.bias_array, "var": var}
         roles = {"scale": Role.PARAMETER, "bias": Role.PARAMETER}
         values = []
         for key, array in arrays.items():
@@ -93,7 +96,10 @@ def _candidate(graph: Graph, node: Node) -> Linear | str:
         return "its output is an output of the graph"
     if any(use.node.op == "BatchNormalization" for use in graph.uses(output)):
         return "a batch norm follows it already"
-    return layer
+    if output.shape is not None and len(output.shape) > 2 and all(axis == 1 for axis in output.shape[2:]):
+        return "it makes one number a channel and image, too few for batch statistics"
+    obstacle = grid_obstacle(graph, layer)
+    return layer if obstacle is None else obstacle
 
 
 def _drop_bias(graph: Graph, layer: Linear) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onnxslim.errors import GradientError
 from onnxslim.graph import Value
 from onnxslim.ops import Window, window
 from passes.gradient.tape import Rule, Tape
@@ -74,7 +75,12 @@ def _turned(t: Tape, w: Value, group: int, rank: int) -> Value:
     if any(k > 1 for k in kernel):
         axes = [2 + i for i, k in enumerate(kernel) if k > 1]
         w = t.op(
-            "Slice", w, t.ints(*[-1] * len(axes)), t.ints(*[-(2**31)] * len(axes)), t.ints(*axes), t.ints(*[-1] * len(axes))
+            "Slice",
+            w,
+            t.ints(*[-1] * len(axes)),
+            t.ints(*[-(2**31)] * len(axes)),
+            t.ints(*axes),
+            t.ints(*[-1] * len(axes)),
         )
     if group > 1 and inside == 1 and out == group:
         return w  # depthwise: input and output channels are the same
@@ -124,8 +130,9 @@ def _conv_transpose(t: Tape) -> Gradients:
     spatial = list(range(2, len(shape)))
     rank = len(spatial)
     reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilations)]
-    given = t.node.attr("output_shape") is None and t.node.attr("auto_pad", "NOTSET") == "NOTSET"
-    begins = geometry.pads[:rank] if given else (0,) * rank
+    if t.node.attr("output_shape") is not None or t.node.attr("auto_pad", "NOTSET") != "NOTSET":
+        raise GradientError(f"{t.node}: output_shape and auto_pad have no gradient rule; give its pads instead")
+    begins = geometry.pads[:rank]
     # Pads of the convolution from Y's size to X's: what reaches past the last window is left unread.
     ends = [
         max((i - 1) * s + r + 1 - b - o, 0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Value
 from passes.gradient.tape import Rule, Tape
@@ -42,8 +41,13 @@ def _div(t: Tape) -> Gradients:
 
 
 def _pow(t: Tape) -> Gradients:
-    """y = aᵇ: da = dy · b · aᵇ⁻¹, db = dy · y · ln a."""
+    """y = aᵇ: da = dy · b · aᵇ⁻¹, db = dy · y · ln a. A square is spared the powers."""
     a, b = t.x(0), t.x(1)
+    power = t.graph.constant_of(b)
+    if power is not None and power.size == 1 and power.item() == 2:
+        return [t.unbroadcast(t.scale(t.mul(t.dy, a), 2), 0), None]
+    if not b.dtype.is_float:
+        b = t.op("Cast", b, to=int(a.dtype))
     da = db = None
     if t.wants(0):
         slope = t.mul(b, t.op("Pow", a, t.sub(b, t.const(1))))

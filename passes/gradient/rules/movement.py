@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,14 +74,15 @@ def _slice(t: Tape) -> Gradients:
     for axis, start, end, step in zip(axes, starts, ends, steps):
         size = t.shape()[axis]
         kept = list(range(size))[slice(start, end if end >= -size or step > 0 else None, step)]
-        if kept != list(range(size)):
-            dx = _spread(t, dx, axis, kept, size)
+        dx = _spread(t, dx, axis, kept, size)
     return [dx, None, None, None, None]
 
 
 def _spread(t: Tape, dy: Value, axis: int, kept: Sequence[int], size: int) -> Value:
     """dy's rows along `axis` at the positions `kept` of `size`, zeros elsewhere (positions are distinct)."""
     rank = len(t.shape())
+    if list(kept) == list(range(size)):
+        return dy
     if kept and list(kept) == list(range(kept[0], kept[0] + len(kept))):
         pads = [0] * (2 * rank)
         pads[axis], pads[rank + axis] = kept[0], size - kept[-1] - 1
@@ -93,15 +95,20 @@ def _spread(t: Tape, dy: Value, axis: int, kept: Sequence[int], size: int) -> Va
 
 
 def _gather(t: Tape) -> Gradients:
-    """Constant or computed indices: rows added up where an index repeats, by a one-hot product."""
+    """Each row back to where it came from; rows add up where an index repeats, by a one-hot product."""
     axis = axis_of(t.node, len(t.shape()), 0)
-    shape, indices = t.shape(), t.shape(1)
-    size = shape[axis]
-    picked = t.op("Mod", t.op("Add", t.reshape(t.x(1), [-1]), t.const(size, t.x(1).dtype.numpy)), t.const(size, t.x(1).dtype.numpy))
-    onehot = t.as_float(t.op("Equal", t.op("Unsqueeze", picked, t.ints(1)), t.const(np.arange(size), t.x(1).dtype.numpy)))
-    before, after = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
-    rows = t.reshape(t.dy, [before, int(np.prod(indices)), after])
-    summed = t.op("MatMul", t.op("Transpose", onehot, perm=[1, 0]), rows)
+    shape, size = t.shape(), t.shape()[axis]
+    before, after = shape[:axis], shape[axis + 1 :]
+    count = math.prod(t.shape(1))
+    known = t.graph.constant_of(t.x(1))
+    if known is not None:
+        rows = [int(i) % size for i in known.reshape(-1)]
+        if len(set(rows)) == count:
+            return [_spread(t, t.reshape(t.dy, [*before, count, *after]), axis, rows, size), None]
+    dtype = t.x(1).dtype.numpy
+    picked = t.op("Mod", t.add(t.reshape(t.x(1), [1, -1]), t.const(size, dtype)), t.const(size, dtype))
+    onehot = t.as_float(t.op("Equal", t.const(np.arange(size)[:, None], dtype), picked))
+    summed = t.op("MatMul", onehot, t.reshape(t.dy, [math.prod(before), count, math.prod(after)]))
     return [t.reshape(summed, shape), None]
 
 
@@ -109,7 +116,7 @@ def _pad(t: Tape) -> Gradients:
     """Constant mode: the middle of the gradient."""
     if t.node.attr("mode", "constant") != "constant":
         raise GradientError(f"{t.node}: Pad has a gradient rule for mode 'constant' only, not '{t.node.attr('mode')}'")
-    pads = t.node.attr("pads") or t.graph.constant_of(t.graph.input(t.node, 1))
+    pads = t.graph.constant_of(t.graph.input(t.node, 1))
     if pads is None or t.graph.input(t.node, 3) is not None:
         raise GradientError(f"{t.node}: the pads must be constant, and for all axes")
     rank = len(t.shape())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxslim.errors import GradientError
 from onnxslim.graph import Value
 from passes.gradient.tape import Rule, Tape
 
@@ -23,6 +24,8 @@ def _batch_norm(t: Tape) -> Gradients:
     a, b, c a channel, so dx takes two passes over memory: a BatchNormalization as the affine
     a·dy + c, and b·x added.
     """
+    if any(dy is not None for dy in t.dys()[1:]):
+        raise GradientError(f"{t.node}: a loss that reads the batch's statistics has no gradient rule")
     training = bool(t.node.attr("training_mode", 0))
     shape = t.shape()
     channels, count = shape[1], math.prod(shape) // shape[1]

@@ -17,7 +17,9 @@ __all__ = ["RULES"]
 Gradients = Sequence[Value | None]
 
 
-def _patches(t: Tape, shape: Sequence[int], geometry: Window) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int64]], int]:
+def _patches(
+    t: Tape, shape: Sequence[int], geometry: Window
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int64]], int]:
     """For each output pixel and window position the flat input pixel it reads, int64 [Ho·Wo, k];
     what lies in the padding is the number of pixels, returned too."""
     out = t.y().static_shape[2:]
@@ -35,7 +37,9 @@ def _patches(t: Tape, shape: Sequence[int], geometry: Window) -> tuple[np.ndarra
     return np.where(valid, index, pixels), pixels
 
 
-def _scatter(t: Tape, shape: Sequence[int], index: np.ndarray[tuple[int, ...], np.dtype[np.int64]], pixels: int, values: Value) -> Value:
+def _scatter(
+    t: Tape, shape: Sequence[int], index: np.ndarray[tuple[int, ...], np.dtype[np.int64]], pixels: int, values: Value
+) -> Value:
     """Adds values [N·C, Ho·Wo, k] up at their input pixels: one Gather a tap that can meet a pixel."""
     flat = index.reshape(-1)
     order = np.argsort(flat, kind="stable")
@@ -56,7 +60,9 @@ def _average(t: Tape) -> Gradients:
     if t.node.attr("ceil_mode", 0):
         raise GradientError(f"{t.node}: AveragePool has a gradient rule for ceil_mode=0 only")
     index, pixels = _patches(t, shape, geometry)
-    counted = (index < pixels).sum(1) if not t.node.attr("count_include_pad", 0) else np.full(len(index), index.shape[1])
+    counted = (
+        (index < pixels).sum(1) if not t.node.attr("count_include_pad", 0) else np.full(len(index), index.shape[1])
+    )
     planes = math.prod(shape[:2])
     share = t.mul(t.reshape(t.dy, [planes, len(index)]), t.const(1 / counted))
     taps = t.op("Expand", t.reshape(share, [planes, len(index), 1]), t.ints(planes, *index.shape))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxslim.errors import GradientError
 from onnxslim.graph import Value
 from onnxslim.ops import axes_of, axis_of
@@ -49,8 +51,9 @@ def _log_sum_exp(t: Tape) -> Gradients:
 
 
 def _l2(t: Tape) -> Gradients:
-    """dx = dy · x / y."""
-    return [t.mul(t.x(), _kept(t, t.div(t.dy, t.y())))]
+    """dx = dy · x / y, and 0 where all of x is."""
+    norm = t.op("Max", t.y(), t.const(np.finfo(np.float32).tiny))
+    return [t.mul(t.x(), _kept(t, t.div(t.dy, norm)))]
 
 
 def _global_average(t: Tape) -> Gradients:

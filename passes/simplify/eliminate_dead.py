@@ -1,0 +1,36 @@
+"""`EliminateDead`: nodes and initialisers that no output depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxslim.graph import Graph
+from onnxslim.rewrite import Context, Outcome, Pass
+
+__all__ = ["EliminateDead"]
+
+
+@dataclass(frozen=True)
+class EliminateDead(Pass):
+    """A node none of whose outputs is read → nothing; an initialiser that nothing reads → nothing.
+
+    Retained: graph inputs, also unread ones (they are the model's interface), and everything that a
+    graph output or a subgraph body depends on.
+
+    Exact.
+    """
+
+    name: ClassVar[str] = "eliminate_dead"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        count = 0
+        for node in reversed(graph.nodes()):
+            if not any(value is not None and graph.is_used(value) for value in graph.node_outputs(node)):
+                graph.remove_node(node)
+                count += 1
+        for value in graph.values():
+            if not graph.is_used(value) and not graph.is_input(value) and graph.producer(value) is None:
+                graph.remove_value(value)
+                count += 1
+        return Outcome(count)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.errors import GradientError
+from onnxslim.graph import DType, Graph
+from onnxslim.runtime.session import Session
+from passes.gradient import differentiate
+from passes.gradient.rules import normalization
+from passes.gradient.train_batchnorm import TrainBatchnorm
+
+SHAPES = pytest.mark.parametrize("shape", [(4, 3, 2, 3), (5, 3, 4), (6, 2), (2, 2, 2, 3, 2), (2, 1, 3, 3)], ids=str)
+SUBSETS = pytest.mark.parametrize("wrt", [[0], [1], [2], [0, 1, 2], [1, 2]], ids=str)
+
+
+def batch_norm(epsilon: float, training: bool) -> Callable:
+    def run(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+        axes = tuple(a for a in range(x.ndim) if a != 1)
+        if training:
+            mean, var = x.mean(axes), x.var(axes)
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        g, b, m, v = (a.reshape(shape) for a in (gamma, beta, mean, var))
+        return ((x - m) / np.sqrt(v + epsilon) * g + b).reshape(-1)
+
+    return run
+
+
+def test_every_rule_has_a_case() -> None:
+    assert sorted(normalization.RULES) == ["BatchNormalization"]
+
+
+@SHAPES
+@SUBSETS
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_evaluation_mode(
+    shape: tuple[int, ...], wrt: list[int], epsilon: float, check: Callable, spaced: Callable
+) -> None:
+    c = (shape[1],)
+    arrays = [spaced(c, 2), spaced(c, 3), spaced(c, 4), spaced(c, 5, 0.3, 2)]
+    check(
+        "BatchNormalization", [spaced(shape, 1), *arrays], wrt, forward=batch_norm(epsilon, False), epsilon=epsilon
+    )  # fmt: skip
+
+
+@SHAPES
+@SUBSETS
+@pytest.mark.parametrize("offset", [0, 3])
+def test_training_mode(shape: tuple[int, ...], wrt: list[int], offset: int, check: Callable, spaced: Callable) -> None:
+    """With inputs far from zero too, where sums of x and of x − mean differ most."""
+    c = (shape[1],)
+    arrays = [spaced(c, 2), spaced(c, 3), np.zeros(c, np.float32), np.ones(c, np.float32)]
+    kept = batch_norm(1e-5, True)
+
+    def forward(x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+        axes = tuple(a for a in range(x.ndim) if a != 1)
+        return np.concatenate([kept(x, *rest), x.mean(axes), x.var(axes)])
+
+    check(
+        "BatchNormalization", [spaced(shape, 1) + np.float32(offset), *arrays], wrt, forward=forward,
+        outputs=3, unused=(1, 2), training_mode=1, momentum=0.0,
+    )  # fmt: skip
+
+
+def small() -> Graph:
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, (4, 2, 3, 3))
+    arrays = [graph.add_constant(n, np.ones(2, np.float32)) for n in ("gamma", "beta", "mean", "var")]
+    y = graph.op("BatchNormalization", x, *arrays, name="norm")
+    graph.add_output(graph.op("ReduceSum", y, name="loss", keepdims=0))
+    infer_shapes(graph)
+    return graph
+
+
+def test_train_batchnorm_gives_the_batch_statistics() -> None:
+    graph = small()
+    assert TrainBatchnorm()(graph).rewrites == 1
+    assert TrainBatchnorm()(graph).rewrites == 0
+    for name in ("batch_mean.mean", "batch_var.mean"):
+        graph.add_output(graph.value(name))
+    x = np.random.default_rng(0).normal(2, 3, (4, 2, 3, 3)).astype(np.float32)
+    _, mean, var = Session(graph).run({"x": x}).values()
+    np.testing.assert_allclose(mean, x.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(var, x.var((0, 2, 3)), rtol=1e-5)
+
+
+def test_a_loss_of_the_batch_statistics_is_refused() -> None:
+    graph = small()
+    TrainBatchnorm()(graph)
+    infer_shapes(graph)
+    both = graph.op("Add", graph.value("loss"), graph.op("ReduceSum", graph.value("batch_mean.mean"), keepdims=0))
+    infer_shapes(graph)
+    graph.set_type(both, DType.FLOAT, ())
+    with pytest.raises(GradientError, match=r"'norm' \(BatchNormalization\).*statistics"):
+        differentiate(graph, both, [graph.value("x")])

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.errors import GradientError
+from onnxslim.graph import DType, Graph, Role, Value
+from onnxslim.runtime.session import Session
+from onnxslim.text import to_text
+from passes.gradient import GradientOptions, differentiable_ops, differentiate, refusal
+from passes.gradient.rules import RULES
+
+ROOT = Path(__file__).resolve().parents[3]
+STRUCTURES = sorted((ROOT.parent / "shared" / "models" / "structures").glob("*.onnx"))
+BAKED_BATCH = ("densenet.dynamo", "mobilenet_v3_small.dynamo", "shufflenet_v2.dynamo")
+"""Exported with batch 2 written into their shapes."""
+
+
+def small() -> tuple[Graph, Value, Value]:
+    """x, w → loss = Σ relu(x·w) + Σ w."""
+    graph = Graph()
+    x, w = graph.add_input("x", DType.FLOAT, (2, 3)), graph.add_input("w", DType.FLOAT, (3, 4))
+    y = graph.op("Relu", graph.op("MatMul", x, w, name="product"), name="y")
+    parts = [graph.op("ReduceSum", v, name=f"sum/{v.name}", keepdims=0) for v in (y, w)]
+    loss = graph.op("Add", *parts, name="loss")
+    graph.add_output(loss)
+    infer_shapes(graph)
+    return graph, loss, w
+
+
+def test_gradients_of_several_uses_add_up() -> None:
+    graph, loss, w = small()
+    gradients = differentiate(graph, loss, [w, graph.value("x")])
+    for value in gradients.values():
+        graph.add_output(value)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3)).astype(np.float32), rng.normal(size=(3, 4)).astype(np.float32)
+    found = Session(graph).run({"x": a, "w": b})
+    dy = (a @ b > 0).astype(np.float32)
+    np.testing.assert_allclose(found[gradients["w"].name], a.T @ dy + 1, rtol=1e-5)
+    np.testing.assert_allclose(found[gradients["x"].name], dy @ b.T, rtol=1e-5)
+
+
+def test_a_result_has_its_type_role_and_owner() -> None:
+    graph, loss, w = small()
+    gradient = differentiate(graph, loss, [w])["w"]
+    assert (gradient.dtype, gradient.shape, gradient.role, gradient.owner) == (DType.FLOAT, (3, 4), Role.GRADIENT, "w")
+
+
+def test_what_the_loss_does_not_read_gets_zeros() -> None:
+    graph, loss, w = small()
+    spare = graph.add_input("spare", DType.FLOAT, (5,))
+    graph.op("Relu", spare)
+    found = differentiate(graph, loss, [spare, w])
+    assert list(found) == ["spare", "w"]
+    np.testing.assert_array_equal(found["spare"].array, np.zeros(5))
+
+
+def test_nothing_is_built_beside_the_way() -> None:
+    """x needs no gradient, so no MatMul with w transposed appears."""
+    graph, loss, w = small()
+    differentiate(graph, loss, [w])
+    assert [n.op for n in graph.nodes()].count("MatMul") == 2
+
+
+def test_equal_graphs_give_equal_text() -> None:
+    texts = []
+    for _ in range(2):
+        graph, loss, w = small()
+        graph.add_output(differentiate(graph, loss, [w])["w"])
+        texts.append(to_text(graph))
+    assert texts[0] == texts[1]
+
+
+def test_an_op_without_a_rule_is_refused_by_name() -> None:
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, (3,))
+    y = graph.op("CumSum", x, graph.add_constant("axis", np.int64(0)), name="running")
+    loss = graph.op("ReduceSum", y, name="loss", keepdims=0)
+    infer_shapes(graph)
+    with pytest.raises(GradientError, match=r"node 'running' \(CumSum\).*'loss'.*no gradient rule for CumSum"):
+        differentiate(graph, loss, [x])
+    custom = graph.add_node("Twist", [x], domain="com.example", name="odd")
+    assert refusal(custom) == "no gradient rule for com.example.Twist"
+    assert refusal(graph.nodes()[-1]) is None or refusal(graph.nodes()[0]) is not None
+
+
+def test_an_op_without_a_rule_beside_the_way_does_not_matter() -> None:
+    graph, loss, w = small()
+    graph.op("CumSum", w, graph.add_constant("axis", np.int64(0)))
+    assert list(differentiate(graph, loss, [w])) == ["w"]
+
+
+def test_an_old_opset_is_refused() -> None:
+    graph = Graph(opset=12)
+    x = graph.add_input("x", DType.FLOAT, (3,))
+    loss = graph.op("ReduceSum", x, keepdims=0)
+    with pytest.raises(GradientError, match="opset 12.*ConvertOpset"):
+        differentiate(graph, loss, [x])
+
+
+def test_the_list_of_ops_is_that_of_the_rules() -> None:
+    assert differentiable_ops() == sorted(RULES)
+    assert ("", "Conv") in differentiable_ops()
+    assert ("onnxslim", "FakeQuant") in differentiable_ops()
+
+
+def check_slope(path: Path, network: Callable, *, training: bool) -> None:
+    """Along the gradient itself the loss rises as fast as the gradient says; steps so small that
+    few ReLUs switch, so large that float32 still sees them."""
+    net = network(path, training=training)
+    gradients = net.gradients(GradientOptions())
+    plain = net.gradients(GradientOptions(training_kernels=False))
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(
+            gradient, plain[name], rtol=0, atol=1e-3 * np.abs(gradient).max() + 1e-6, err_msg=name
+        )
+    size = {name: np.linalg.norm(g.astype(np.float64)) for name, g in gradients.items()}
+    way = {
+        n: g.astype(np.float64) / max(size[n], 1e-30) * np.linalg.norm(net.feeds[n]) for n, g in gradients.items()
+    }  # fmt: skip
+    expected = sum(float((gradients[n] * way[n]).sum()) for n in gradients)
+    session = Session(net.graph)
+    start = float(session.run(net.feeds)["loss"])
+    errors = []
+    for change in (1e-2, 3e-3, 1e-3, 3e-4):
+        step = change * abs(start) / expected
+        moved = [
+            {**net.feeds, **{n: (net.feeds[n] + s * step * way[n]).astype(np.float32) for n in way}} for s in (1, -1)
+        ]
+        up, down = (float(session.run(feeds)["loss"]) for feeds in moved)
+        errors.append(abs((up - down) / (2 * step) / expected - 1))
+    assert min(errors) < 1e-2, errors
+
+
+def test_trained_networks(trained_path: Path, network: Callable) -> None:
+    check_slope(trained_path, network, training=True)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
+@pytest.mark.parametrize("path", [p for p in STRUCTURES if p.stem not in BAKED_BATCH], ids=lambda p: p.stem)
+def test_structures(path: Path, training: bool, network: Callable) -> None:
+    if "dynamo" in path.stem and not training:
+        pytest.skip("the same network as its torchscript twin")
+    check_slope(path, network, training=training)

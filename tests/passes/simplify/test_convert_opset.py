@@ -1,0 +1,249 @@
+"""ConvertOpset: every rule agrees with ONNX Runtime's own reading of the old opset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import defs, helper
+
+from onnxslim.errors import UnsupportedError
+from onnxslim.graph import DType, Graph
+from onnxslim.onnx_io import from_proto, read
+from onnxslim.verify import verify
+from passes.simplify import ConvertOpset
+from passes.simplify.convert_opset import _difference
+from passes.simplify.opset_rules import RULES
+
+
+def converted(graph: Graph, version: int = 18) -> Graph:
+    twin = graph.copy()
+    assert ConvertOpset(version)(twin).rewrites == 1
+    verify(twin)
+    assert twin.opset == version
+    return twin
+
+
+def test_every_model_file(model_path: Path, run_on_file, largest_error) -> None:
+    before, after, outcome = run_on_file(ConvertOpset(), model_path)
+    assert (after.opset, after.ir_version, outcome.rewrites) == (18, 9, 1)
+    assert largest_error(before, after) <= 1e-5
+    old = {v.name: v for v in before.initializers()}
+    for value in after.initializers():
+        if value.name in old:
+            assert np.shares_memory(value.array, old[value.name].array) or value.array.size == 0
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17])
+@pytest.mark.parametrize(
+    "op", ["ReduceMean", "ReduceMax", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare", "ReduceProd"]
+)
+def test_axes_of_reductions(op: str, opset: int, build, largest_error) -> None:
+    b = build("N", 3, 4, 5, opset=opset)
+    outputs = [b.graph.op(op, b.x, name=f"{op}{i}", **a) for i, a in enumerate(({"axes": [1, -1], "keepdims": 0}, {}))]
+    before = b.finish(*outputs, infer=False)
+    after = converted(before)
+    assert all("axes" not in node.attributes for node in after.nodes())
+    assert largest_error(before, after) == 0
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_what_became_inputs_at_13(opset: int, build, largest_error) -> None:
+    b = build("N", 4, 6, opset=opset)
+    g = b.graph
+    summed = g.op("ReduceSum", b.x, axes=[2], keepdims=1)
+    squeezed = g.op("Squeeze", summed, axes=[2])
+    unsqueezed = g.op("Unsqueeze", squeezed, axes=[0, 3])
+    uneven = g.add_node("Split", [b.x], 2, {"axis": 2, "split": [1, 5]}, name="uneven")
+    even = g.add_node("Split", [b.x], 3, {"axis": 2}, name="even")
+    outputs = [unsqueezed, *g.node_outputs(uneven), *g.node_outputs(even)]
+    before = b.finish(*outputs, infer=False)
+    after = converted(before)
+    assert after.node_named("even").attr("num_outputs") == 3
+    assert largest_error(before, after) == 0
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2, 3, -1, -2])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_softmax_over_all_axes_from_one_on(op: str, axis: int | None, build, largest_error, ops) -> None:
+    b = build(2, 3, 4, 5, opset=12)
+    before = b.finish(b.graph.op(op, b.x, name="s", **({} if axis is None else {"axis": axis})), infer=False)
+    after = converted(before)
+    assert len(after.nodes()) == (1 if axis in (3, -1) else 4)
+    assert largest_error(before, after) <= 1e-6
+
+
+def test_softmax_of_opset_13_is_retained(build, ops) -> None:
+    b = build(2, 3, 4, opset=13)
+    after = converted(b.finish(b.graph.op("Softmax", b.x, name="s", axis=1)))
+    assert ops(after) == ["Softmax"]
+    assert after.nodes()[0].attr("axis") == 1
+
+
+def test_dropout_pad_resize_and_roi_align(build, largest_error) -> None:
+    b = build(1, 3, 8, 8, opset=11)
+    g = b.graph
+    dropped = g.op("Dropout", b.x, name="d", ratio=0.3)
+    padded = g.op("Pad", dropped, b.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])), b.constant(np.float32(0.5)), name="p")
+    empty = b.constant(np.zeros(0, np.float32), "roi")
+    resized = g.op("Resize", padded, empty, b.constant(np.array([1, 1, 2, 2], np.float32)), name="r", mode="linear")
+    boxes = b.constant(np.array([[1, 1, 6.5, 7]], np.float32), "boxes")
+    aligned = g.op("RoiAlign", padded, boxes, b.constant(np.array([0])), name="a", output_height=3, output_width=3)
+    before = b.finish(resized, aligned, infer=False)
+    after = converted(before)
+    assert after.node_named("a").attr("coordinate_transformation_mode") == "output_half_pixel"
+    assert largest_error(before, after) <= 1e-6
+
+
+@pytest.mark.parametrize("approximate", [None, "none", "tanh"])
+def test_gelu_of_opset_20(approximate: str | None, build, largest_error, ops) -> None:
+    b = build("N", 300, opset=20)
+    before = b.finish(b.graph.op("Gelu", b.x, name="gelu", approximate=approximate))
+    after = converted(before)
+    assert "Gelu" not in ops(after)
+    assert largest_error(before, after) <= 1e-6
+
+
+def test_upwards_gelu_needs_no_rule(build) -> None:
+    b = build("N", 3, opset=20)
+    after = converted(b.finish(b.graph.op("Gelu", b.x)), 21)
+    assert [node.op for node in after.nodes()] == ["Gelu"]
+
+
+@pytest.mark.parametrize("opset", [20, 21])
+def test_downwards_what_means_the_same_is_retained(opset: int, build, largest_error, ops) -> None:
+    b = build("N", 4, 6, 6, opset=opset)
+    g = b.graph
+    pooled = g.op("AveragePool", b.x, name="pool", kernel_shape=[2, 2])
+    scale, zero = b.constant(np.float32(0.1)), b.constant(np.uint8(128))
+    attributes = {"saturate": 1} if opset == 20 else {"saturate": 1, "block_size": 0}
+    q = g.op("QuantizeLinear", pooled, scale, zero, name="q", **attributes)
+    real = g.op("DequantizeLinear", q, scale, zero, name="dq")
+    before = b.finish(g.op("Cast", real, name="cast", to=1, saturate=1), infer=False)
+    after = converted(before)
+    assert ops(after) == ops(before)
+    assert all("saturate" not in n.attributes and "block_size" not in n.attributes for n in after.nodes())
+    assert largest_error(before, after) == 0
+
+
+def test_grid_sample_both_ways(build, largest_error) -> None:
+    b = build(1, 2, 5, 5, opset=20)
+    grid = b.constant(np.random.default_rng(0).uniform(-1, 1, (1, 4, 4, 2)).astype(np.float32))
+    before = b.finish(b.graph.op("GridSample", b.x, grid, name="s", mode="linear"))
+    after = converted(before)
+    assert after.nodes()[0].attr("mode") == "bilinear"
+    assert largest_error(before, after) <= 1e-6
+    assert converted(after, 20).nodes()[0].attr("mode") == "linear"
+
+
+REFUSED = {
+    "GroupNormalization": (21, {"num_groups": 2}, 3, "scales groups"),
+    "AveragePool": (20, {"kernel_shape": [2, 2], "dilations": [2, 2]}, 1, "no attribute 'dilations'"),
+    "Pad": (20, {"mode": "wrap"}, 2, "no mode 'wrap'"),
+    "AffineGrid": (20, {}, 2, "no such op"),
+    "DFT": (20, {}, 1, "axis differently"),
+    "Resize": (20, {"coordinate_transformation_mode": "half_pixel_symmetric"}, 3, "half_pixel_symmetric"),
+}
+
+
+@pytest.mark.parametrize("op", REFUSED)
+def test_what_cannot_be_said_is_refused_by_name(op: str, build) -> None:
+    opset, attributes, arity, why = REFUSED[op]
+    b = build(1, 4, 4, 4, opset=opset)
+    b.graph.op(op, *[b.x] * arity, name="culprit", **attributes)
+    with pytest.raises(UnsupportedError, match=rf"node 'culprit' \({op}\) of opset {opset} .*to opset 18.*{why}"):
+        ConvertOpset().run(b.graph, None)
+
+
+def test_old_training_batch_norm_is_refused(build) -> None:
+    b = build(2, 3, 4, opset=13)
+    values = [b.constant(np.ones(3, np.float32)) for _ in range(4)]
+    b.graph.add_node("BatchNormalization", [b.x, *values], 5, name="bn")
+    with pytest.raises(UnsupportedError, match="'bn'.*training mode"):
+        ConvertOpset().run(b.graph, None)
+
+
+def test_opsets_before_11_are_refused(build) -> None:
+    with pytest.raises(UnsupportedError, match="opset 10, older than 11.*version_converter"):
+        ConvertOpset()(build(1, opset=10).graph)
+
+
+def test_other_versions_than_18_to_21_are_refused(build) -> None:
+    with pytest.raises(UnsupportedError, match="18 to 21, not 13"):
+        ConvertOpset(13)(build(1).graph)
+
+
+@pytest.mark.parametrize("ir, expected", [(8, 9), (9, 9), (14, 9)])
+def test_file_format_that_runtimes_read(ir: int, expected: int, build) -> None:
+    b = build("N", 2)
+    graph = b.finish(b.graph.op("Relu", b.x))
+    graph.ir_version = ir
+    assert ConvertOpset()(graph).rewrites == int(ir != expected)
+    assert graph.ir_version == expected
+
+
+def test_four_bit_integers_keep_what_they_need(build) -> None:
+    b = build("N", 2, opset=21)
+    b.graph.set_type(b.graph.add_value("q"), DType.INT4)
+    with pytest.raises(UnsupportedError, match=r"value 'q' \(INT4\) of opset 21"):
+        ConvertOpset().run(b.graph, None)
+    assert ConvertOpset(21)(b.graph).rewrites == 1
+    assert b.graph.ir_version == 10
+
+
+def branches(node: onnx.NodeProto, opset: int) -> Graph:
+    """If(c) then node(x) else x."""
+    out = helper.make_tensor_value_info("y", 1, None)
+    info = helper.make_tensor_value_info("t", 1, None)
+    then = helper.make_graph([node], "then", [], [info])
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["e"])], "else", [], [helper.make_tensor_value_info("e", 1, None)]
+    )
+    choice = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=then, else_branch=other)
+    inputs = [helper.make_tensor_value_info("c", 9, []), helper.make_tensor_value_info("x", 1, ["N", 3])]
+    model = helper.make_model(
+        helper.make_graph([choice], "g", inputs, [out]), opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+    )
+    return from_proto(model)
+
+
+def test_a_body_that_means_the_same_is_carried_along() -> None:
+    graph = branches(helper.make_node("Relu", ["x"], ["t"], name="inner"), 13)
+    assert ConvertOpset()(graph).rewrites == 1
+
+
+def test_a_body_that_needs_rewriting_is_refused() -> None:
+    graph = branches(helper.make_node("ReduceMean", ["x"], ["t"], name="inner", axes=[1]), 13)
+    with pytest.raises(UnsupportedError, match=r"node 'inner' \(ReduceMean\) in a body of node 'choice' \(If\)"):
+        ConvertOpset()(graph)
+
+
+def test_other_domains_names_and_roles_stay(mobilenet: Path) -> None:
+    graph = read(mobilenet)
+    graph.opsets["com.example"] = 3
+    names = [node.name for node in graph.nodes()]
+    weight = graph.initializers()[0]
+    ConvertOpset()(graph)
+    assert graph.opsets == {"": 18, "com.example": 3}
+    assert [node.name for node in graph.nodes()] == names
+    assert graph.value(weight.name) is weight
+
+
+@pytest.mark.parametrize("old", [11, 12, 13, 14, 15, 16, 17, 19, 20, 21])
+def test_every_op_has_a_rule_or_means_the_same(old: int) -> None:
+    """No op falls through: what differs in more than types is in the table, or is new since."""
+    missing = []
+    for name in sorted({s.name for s in defs.get_all_schemas() if not s.domain}):
+        try:
+            before = defs.get_schema(name, old)
+            after = defs.get_schema(name, 18)
+        except defs.SchemaError:
+            continue
+        if before.since_version == after.since_version or name in RULES or before.deprecated:
+            continue
+        inputs = before.max_input if before.max_input < 100 else 1
+        if _difference(before, after, (), min(inputs, after.max_input)) is not None:
+            missing.append(name)
+    assert missing == []

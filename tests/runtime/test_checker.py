@@ -1,0 +1,121 @@
+"""RunChecker: names the pass that changed the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from onnxslim.errors import DataError, VerifyError
+from onnxslim.graph import DType, Graph
+from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
+from onnxslim.runtime.checker import RunChecker, random_feeds, relative_error
+
+
+def network() -> Graph:
+    graph = Graph("net")
+    x = graph.add_input("x", DType.FLOAT, ["N", 3])
+    y = graph.op("Mul", x, graph.add_constant("k", np.array(2, np.float32)), name="y")
+    graph.set_type(y, DType.FLOAT, ["N", 3])
+    graph.add_output(y)
+    return graph
+
+
+@dataclass(frozen=True)
+class Scale(Pass):
+    """k → k · factor."""
+
+    factor: float = 1.0
+    name: ClassVar[str] = "scale"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        value = graph.value("k")
+        graph.set_array(value, np.asarray(value.array * np.float32(self.factor)))
+        return Outcome(1)
+
+
+@dataclass(frozen=True)
+class Harmless(Pass):
+    name: ClassVar[str] = "harmless"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        return Outcome(1)
+
+
+def checking(graph: Graph, tolerance: float = 1e-5) -> Context:
+    return Context(checker=RunChecker(random_feeds(graph), tolerance))
+
+
+def test_the_culprit_of_a_pipeline_is_named() -> None:
+    graph = network()
+    steps = Pipeline((Harmless(), Scale(1.0), Scale(1.01), Harmless()))
+    with pytest.raises(
+        VerifyError, match="After pass 'scale': 'scale' changed output 'y' by 0.01 of its largest value"
+    ):
+        steps(graph, checking(graph))
+
+
+def test_small_differences_pass() -> None:
+    graph = network()
+    assert Pipeline((Harmless(), Scale(1 + 2e-6)))(graph, checking(graph)).rewrites == 2
+    with pytest.raises(VerifyError, match="expected at most 1e-07"):
+        Scale(1 + 2e-6)(graph, checking(graph, 1e-7))
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "dtype"])
+def test_another_interface_is_named(change: str) -> None:
+    before, after = network(), network()
+    y = after.value("y")
+    if change == "name":
+        after.rename(y, "z")
+    else:
+        options = {"shape": ("Flatten", {"axis": 0}), "dtype": ("Cast", {"to": 11})}[change]
+        new = after.op(options[0], y, name="new", **options[1])
+        after.remove_output(y)
+        after.rename(y, "old")
+        after.rename(new, "y")
+        after.set_type(new, DType.DOUBLE if change == "dtype" else DType.FLOAT)
+        after.add_output(new)
+    with pytest.raises(VerifyError, match="'step' changed"):
+        RunChecker(random_feeds(before)).check(before, after, "step")
+
+
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [
+        ([1.0, -4.0], [1.0, -3.0], 0.25),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([np.nan, 1.0], [np.nan, 1.0], 0.0),
+        ([np.inf, 1.0], [np.inf, 1.0], 0.0),
+        ([np.inf, 1.0], [-np.inf, 1.0], np.inf),
+        ([np.nan, 1.0], [1.0, 1.0], np.inf),
+        ([1.0], [np.nan], np.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_relative_error(a: list[float], b: list[float], expected: float) -> None:
+    assert relative_error(np.array(a, np.float32), np.array(b, np.float32)) == pytest.approx(expected)
+
+
+def test_integers_must_be_equal() -> None:
+    assert relative_error(np.array([1, 2]), np.array([1, 2])) == 0
+    assert relative_error(np.array([1, 2]), np.array([1, 3])) == np.inf
+
+
+def test_random_feeds_fit_and_repeat() -> None:
+    graph = network()
+    graph.add_input("i", DType.INT64, ["N"])
+    graph.add_input("h", DType.FLOAT16, [4])
+    feeds = random_feeds(graph, seed=1, batch=5)
+    assert {k: (v.shape, v.dtype.name) for k, v in feeds.items()} == {
+        "x": ((5, 3), "float32"),
+        "i": ((5,), "int64"),
+        "h": ((4,), "float16"),
+    }
+    again = random_feeds(graph, seed=1, batch=5)
+    assert all(np.array_equal(feeds[k], again[k]) for k in feeds)
+    graph.add_input("s", DType.STRING, ["N"])
+    with pytest.raises(DataError, match="Input 's' needs data of its own"):
+        random_feeds(graph)

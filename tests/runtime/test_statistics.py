@@ -1,0 +1,165 @@
+"""gather: exact statistics, in one streamed run, whatever the batches."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.errors import DataError
+from onnxslim.graph import Array, DType, Graph
+from onnxslim.onnx_io import read, to_bytes
+from onnxslim.rewrite import StatisticRequest
+from onnxslim.runtime import statistics as room
+from onnxslim.runtime.session import Session
+from onnxslim.runtime.statistics import gather
+
+
+def network() -> Graph:
+    """x [N, 3, H, W] → conv → relu → pool → y."""
+    graph = Graph("net")
+    x = graph.add_input("x", DType.FLOAT, ["N", 3, 5, 5])
+    w = graph.add_constant("w", np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32))
+    conv = graph.op("Conv", x, w, name="conv")
+    y = graph.op("Flatten", graph.op("Relu", conv, name="relu"), name="y")
+    graph.set_type(y, DType.FLOAT)
+    graph.add_output(y)
+    infer_shapes(graph)
+    return graph
+
+
+def values(graph: Graph, x: Array, names: list[str]) -> dict[str, Array]:
+    tapped = graph.copy()
+    for name in names:
+        if name != "x":
+            tapped.add_output(tapped.value(name))
+    return {**Session(tapped, optimize=False).run({"x": x}), "x": x}
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(-100, 100), st.integers(0, 99))
+def test_equal_to_numpy_over_everything(sizes: list[int], offset: float, seed: int) -> None:
+    graph = network()
+    x = (np.random.default_rng(seed).normal(size=(sum(sizes), 3, 5, 5)) + offset).astype(np.float32)
+    names = ["x", "conv", "relu"]
+    requests = [StatisticRequest(name, kind) for name in names for kind in ("range", "channel_moments")]
+    batches = [{"x": part} for part in np.split(x, np.cumsum(sizes)[:-1])]
+    found = gather(graph, requests, batches, threads=1)
+    assert list(found) == requests
+    for name, array in values(graph, x, names).items():
+        if name not in names:
+            continue
+        exact = array.astype(np.float64)
+        low_high, moments = found[StatisticRequest(name, "range")], found[StatisticRequest(name, "channel_moments")]
+        assert (low_high.dtype, low_high.shape, moments.shape) == (np.float32, (2,), (2, array.shape[1]))
+        np.testing.assert_allclose(low_high, [array.min(), array.max()], rtol=1e-5, atol=1e-4)
+        scale = np.abs(exact).max() + 1e-6
+        np.testing.assert_allclose(moments[0], exact.mean((0, 2, 3)), atol=1e-5 * scale)
+        np.testing.assert_allclose(moments[1], exact.var((0, 2, 3)), rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_variance_beside_a_large_mean_is_not_lost() -> None:
+    graph = network()
+    x = (np.random.default_rng(0).normal(0, 0.1, (64, 3, 5, 5)) + 1000).astype(np.float32)
+    request = StatisticRequest("x", "channel_moments")
+    moments = gather(graph, [request], [{"x": part} for part in np.split(x, 8)])[request]
+    np.testing.assert_allclose(moments[1], x.astype(np.float64).var((0, 2, 3)), rtol=1e-2)
+
+
+def test_one_run_for_all_requests_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    class Counting(Session):
+        def __init__(self, *args: object, **options: object) -> None:
+            opened.append("session")
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(room, "Session", Counting)
+    alive: list[int] = []
+
+    def batches() -> Iterator[dict[str, Array]]:
+        for number in range(5):
+            alive.append(number)
+            yield {"x": np.full((2, 3, 5, 5), number, np.float32)}
+
+    seen: list[tuple[str, int, int]] = []
+    requests = [StatisticRequest(n, "range") for n in ("x", "conv", "relu")] * 2
+    found = gather(network(), requests, batches(), lambda *now: seen.append(now), total=5)
+    assert len(found) == 3
+    assert opened == ["session"]
+    assert alive == [0, 1, 2, 3, 4]
+    assert seen == [("calibrating", n, 5) for n in range(1, 6)]
+    assert found[StatisticRequest("x", "range")].tolist() == [0, 4]
+
+
+def test_memory_does_not_grow_with_the_data() -> None:
+    graph = network()
+    requests = [StatisticRequest("conv", kind) for kind in ("range", "channel_moments")]
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        gather(graph, requests, ({"x": np.zeros((3000, 3, 5, 5), np.float32)} for _ in range(count)), threads=1)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(40) <= peak(4) + 500_000  # a batch has 900,000 bytes
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 2, 4, 4), (3, 1, 2, 2)])
+@pytest.mark.parametrize("kind", ["range", "channel_moments"])
+def test_a_nan_anywhere_is_not_hidden(kind: str, place: tuple[int, ...]) -> None:
+    x = np.ones((4, 3, 5, 5), np.float32)
+    x[place] = np.nan
+    request = StatisticRequest("x", kind)
+    batches = [{"x": np.ones((2, 3, 5, 5), np.float32)}, {"x": x}, {"x": np.ones((2, 3, 5, 5), np.float32)}]
+    assert np.isnan(gather(network(), [request], batches)[request]).any()
+
+
+def test_infinity_is_a_range() -> None:
+    x = np.ones((1, 3, 5, 5), np.float32)
+    x[0, 0, 0, 0] = np.inf
+    request = StatisticRequest("x", "range")
+    assert gather(network(), [request], [{"x": x}])[request].tolist() == [1, np.inf]
+
+
+def test_the_graph_is_not_changed(mobilenet: Path) -> None:
+    graph = read(mobilenet)
+    infer_shapes(graph)
+    before = to_bytes(graph)
+    requests = [StatisticRequest(graph.outputs[0].name, "range")]
+    requests += [StatisticRequest(graph.result(n).name, "channel_moments") for n in graph.nodes() if n.op == "Conv"]
+    found = gather(graph, requests, [{"image": np.ones((2, 3, 32, 32), np.float32)}])
+    assert list(found) == requests
+    assert to_bytes(graph) == before
+
+
+def test_nothing_asked_nothing_read() -> None:
+    assert gather(network(), [], iter(())) == {}
+
+
+@pytest.mark.parametrize(
+    "request_, message",
+    [
+        (StatisticRequest("nowhere", "range"), "'nowhere' was asked for, but graph 'net' has no such value"),
+        (StatisticRequest("x", "median"), "Unknown statistic 'median' of 'x'; known: channel_moments, range"),
+        (StatisticRequest("vector", "channel_moments"), "'vector' has the shape .*need a channel axis"),
+        (StatisticRequest("indices", "range"), "'indices' was asked for, but it is INT64"),
+    ],
+)
+def test_requests_that_cannot_be_met(request_: StatisticRequest, message: str) -> None:
+    graph = network()
+    graph.add_input("vector", DType.FLOAT, ["N"])
+    graph.add_input("indices", DType.INT64, ["N", 2])
+    with pytest.raises(DataError, match=message):
+        gather(graph, [request_], [])
+
+
+def test_no_data() -> None:
+    with pytest.raises(DataError, match="at least one batch"):
+        gather(network(), [StatisticRequest("x", "range")], [])
