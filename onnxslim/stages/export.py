@@ -104,8 +104,8 @@ def export_model(
 ) -> Exported:
     """Writes `name.onnx`, and with `ort` `name.ort` and `required_operators.config`, for a target.
 
-    A graph without fake-quant nodes is written in float. The files appear together. Raises what `lower` and `write_ort` raise,
-    OutputError where a file cannot be written.
+    A graph without fake-quant nodes is written in float. The files appear together. Raises what `lower`
+    and `write_ort` raise, OutputError where a file cannot be written.
     """
     lowered, outcome = lower(graph, target, preprocess)
     data = to_bytes(lowered, value_info=False)

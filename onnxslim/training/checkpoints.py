@@ -126,7 +126,8 @@ class Checkpoints:
             mine, theirs = self.run, meta["run"]
             key = next(k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k))
             raise CheckpointError(
-                f"Checkpoint '{path}' belongs to another run: '{key}' was {theirs.get(key)!r}, now it is {mine.get(key)!r}. "
+                f"Checkpoint '{path}' belongs to another run: '{key}' was {theirs.get(key)!r}, "
+                f"now it is {mine.get(key)!r}. "
                 "Resume with the recipe that wrote it, or start anew"
             )
         return state

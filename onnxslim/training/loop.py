@@ -139,8 +139,7 @@ class Trainer:
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + value
                 if self.progress is not None:
-                    text = f"{self.label}: epoch {epoch + 1}/{self.epochs}, loss {totals['loss'] / done:.4f}, lr {rate:.2g}"
-                    self.progress(text, epoch * total + done, self.epochs * total)
+                    self.progress(self.label, epoch * total + done, self.epochs * total)
                 if self._stop and done < total:
                     self._keep(engine, state, epoch, done, totals, checkpoints)
         finally:

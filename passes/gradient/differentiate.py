@@ -41,7 +41,8 @@ def differentiate(
 ) -> dict[str, Value]:
     """Adds the gradient of a scalar `loss` to the graph, in place; returns it by name of `wrt`.
 
-    Shapes must be static (`with_batch`), the opset 13 or later. A value of `wrt` that the loss does not depend on gets zeros.
+    Shapes must be static (`with_batch`), the opset 13 or later. A value of `wrt` that the loss does not
+    depend on gets zeros.
     Raises GradientError naming the node that stands in the way and has no rule.
     """
     options = options or GradientOptions()

@@ -126,7 +126,8 @@ def test_usual_layers(
     for size in ((8, 8), (7, 6)):
         channels = 1 if group == 4 else 3
         run_conv(
-            check, spaced, size, shape, kernels=kernels, group=group, inside=channels, outside=channels, batch=3, wrt=wrt
+            check, spaced, size, shape,
+            kernels=kernels, group=group, inside=channels, outside=channels, batch=3, wrt=wrt,
         )  # fmt: skip
 
 
