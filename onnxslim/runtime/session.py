@@ -40,6 +40,11 @@ _TYPES = {
 }
 
 
+# ConstantSharing merges equal constants of up to 8 elements, also with the running statistics of a training
+# BatchNormalization, whose buffers that kernel overwrites in place: what else reads them then reads garbage.
+_UNSAFE = ["ConstantSharing"]
+
+
 class Port:
     """An input or output of a session: `name`, `dtype` and `shape` (symbols and None where free)."""
 
@@ -78,7 +83,9 @@ class Session:
         self.name = _name(model)
         data = self._serialised(model, options)
         try:
-            self.raw = self._runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self.raw = self._runtime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"], disabled_optimizers=_UNSAFE
+            )
         except Exception as error:  # ONNX Runtime's classes derive from Exception alone
             _translate(error, f"ONNX Runtime cannot load {self.name}", ModelFormatError)
         self.inputs: tuple[Port, ...] = tuple(Port(a) for a in self.raw.get_inputs())

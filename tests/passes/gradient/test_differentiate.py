@@ -146,6 +146,4 @@ def test_trained_networks(trained_path: Path, network: Callable) -> None:
 def test_structures(path: Path, training: bool, network: Callable) -> None:
     if "dynamo" in path.stem and not training:
         pytest.skip("the same network as its torchscript twin")
-    if training and path.stem.startswith("paddle_mobilenet"):
-        pytest.skip("untrained, its loss is too rough for differences in float32: test_ort_builder has it")
     check_slope(path, network, training=training)

@@ -65,6 +65,35 @@ def test_training_mode(shape: tuple[int, ...], wrt: list[int], offset: int, chec
     )  # fmt: skip
 
 
+def test_constants_of_the_gradient_are_not_overwritten() -> None:
+    """ONNX Runtime merges equal constants of up to 8 elements, and training overwrites the running statistics
+    in place: with fresh statistics of 0 and 1 (the gradient's constants, too) dx was wrong by a tenth."""
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, (4, 8, 6, 6))
+    fresh = {"gamma": 1, "beta": 0, "mean": 0, "var": 1}
+    arrays = [graph.add_constant(n, np.full(8, v, np.float32)) for n, v in fresh.items()]
+    y = graph.op("BatchNormalization", x, *arrays, name="norm")
+    rng = np.random.default_rng(0)
+    dy = rng.normal(size=(4, 8, 6, 6)).astype(np.float32)
+    product = graph.op("Mul", y, graph.add_constant("dy", dy), name="product")
+    loss = graph.op("ReduceSum", product, name="loss", keepdims=0)
+    TrainBatchnorm()(graph)
+    for value in (graph.value("gamma"), graph.value("beta")):
+        graph.set_array(value, None)
+        graph.add_input(value.name, DType.FLOAT, (8,))
+    infer_shapes(graph)
+    graph.add_output(differentiate(graph, loss, [x, graph.value("gamma")])["x"])
+    feeds = {"x": rng.normal(size=(4, 8, 6, 6)), "gamma": np.ones(8), "beta": np.zeros(8)}
+    session = Session(graph)
+    found = [session.run({n: a.astype(np.float32) for n, a in feeds.items()}) for _ in range(2)][1]
+    dx = found[graph.outputs[0].name]
+    mean, var = feeds["x"].mean((0, 2, 3), keepdims=True), feeds["x"].var((0, 2, 3), keepdims=True)
+    hat = (feeds["x"] - mean) / np.sqrt(var + 1e-5)
+    axes = (0, 2, 3)
+    expected = (dy - dy.mean(axes, keepdims=True) - hat * (dy * hat).mean(axes, keepdims=True)) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=1e-4)
+
+
 def small() -> Graph:
     graph = Graph()
     x = graph.add_input("x", DType.FLOAT, (4, 2, 3, 3))
