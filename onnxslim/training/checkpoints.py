@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -38,14 +39,18 @@ class Checkpoints:
         self.folder, self.label, self.keep, self.run = Path(folder), label, keep, run or {}
 
     def save(self, state: State, *, is_best: bool = False) -> Path:
-        """Writes a checkpoint: in a hidden folder first, synced, then renamed; then drops old ones."""
+        """Writes a checkpoint: in a hidden folder first, synced, then renamed; then drops old ones.
+
+        The best is written before the newest: a run killed between the two repeats the epoch, and finds
+        the same best again.
+        """
         name = f"{self.label}-{state.epoch:04d}"
         if state.step_in_epoch:
             name += f"-{state.step_in_epoch:06d}"
-        path = self._write(name, state)
         if is_best:
             self._write(f"{self.label}-best", state)
-        for old in self._newest()[self.keep :]:
+        path = self._write(name, state)
+        for old in (*self._newest()[self.keep :], *self._unfinished()):
             shutil.rmtree(old, ignore_errors=True)
         return path
 
@@ -78,6 +83,10 @@ class Checkpoints:
         """Forgets all of this stage's checkpoints: a run that starts anew must not resume them later."""
         for path in (*self._newest(), self.folder / f"{self.label}-best"):
             shutil.rmtree(path, ignore_errors=True)
+
+    def _unfinished(self) -> list[Path]:
+        """What a killed run left half-written."""
+        return [path for path in self.folder.glob(f".{glob.escape(self.label)}-*") if path.is_dir()]
 
     def _newest(self) -> list[Path]:
         """Newest first: by epoch, then by step."""

@@ -82,7 +82,8 @@ class Trainer:
         Raises TrainingError naming where NaN or infinity began, DataError for labels out of range,
         Interrupted after Ctrl-C.
         """
-        checkpoints = Checkpoints(self.folder, self.label, self.keep) if self.folder is not None else None
+        run = {"batch": self.loader.batch, "seed": self.loader.seed, "workers": self.workers}
+        checkpoints = Checkpoints(self.folder, self.label, self.keep, run) if self.folder is not None else None
         state = State.of(self.student, self.optimizer)
         found = checkpoints.latest(state) if checkpoints is not None and resume else None
         state = found or state
