@@ -50,11 +50,11 @@ class Buffer:
 
 
 class LocalWorker:
-    """A single-threaded session in this process; its inputs and outputs are bound once."""
+    """A session in this process; its inputs and outputs are bound once."""
 
-    def __init__(self, step: Step, banks: Sequence[Mapping[str, Buffer]]) -> None:
+    def __init__(self, step: Step, banks: Sequence[Mapping[str, Buffer]], threads: int = 1) -> None:
         self.step = step
-        self._session = Session(step.graph, threads=1, fuse_qdq=False)
+        self._session = Session(step.graph, threads=threads, fuse_qdq=False)
         self.results = {v.name: Buffer(np.zeros(v.static_shape, v.dtype.numpy)) for v in step.graph.outputs}
         self._bindings = []
         for bank in banks:
@@ -77,16 +77,17 @@ class Engine:
     """Workers, the update, and the state between them.
 
     steps: one a worker (workers with equal shares may share the same Step); update: its graph
-    (`build_update`); arrays: the state by name, copied in.
+    (`build_update`); arrays: the state by name, copied in. threads: inside each session; workers of
+    one thread are faster than one session of several, whose gradient kernels do not scale.
     """
 
-    def __init__(self, steps: Sequence[Step], update: Graph, arrays: Mapping[str, Array]) -> None:
-        self._update = Session(update, threads=1, fuse_qdq=False)
+    def __init__(self, steps: Sequence[Step], update: Graph, arrays: Mapping[str, Array], threads: int = 1) -> None:
+        self._update = Session(update, threads=threads, fuse_qdq=False)
         self._moved = [p.name.removesuffix(".next") for p in self._update.outputs if p.name.endswith(".next")]
         first = {name: Buffer(array.copy()) for name, array in arrays.items()}
         second = first | {name: Buffer(arrays[name].copy()) for name in self._moved}
         self._banks, self._bank = (first, second), 0
-        self.workers: list[Worker] = [LocalWorker(step, self._banks) for step in steps]
+        self.workers: list[Worker] = [LocalWorker(step, self._banks, threads) for step in steps]
         self._sizes = [step.batch for step in steps]
         self._scalars = {
             p.name: Buffer(np.zeros((), np.float32)) for p in self._update.outputs if p.name == "grad_norm"
