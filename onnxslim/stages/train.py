@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -120,10 +120,15 @@ class MeanSquareOptions(Options):
 
 
 class Distill(Options):
-    """What is learnt from the teacher: at least one of these."""
+    """What is learnt from the teacher. Default: soft_label with its defaults."""
 
     soft_label: SoftLabelOptions | None = Field(default=None, description="Its class probabilities.")
     mean_square: MeanSquareOptions | None = Field(default=None, description="Its outputs as they are.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, given: Any) -> Any:
+        return {"soft_label": {}} if given == {} else given
 
     @model_validator(mode="after")
     def _something(self) -> Distill:

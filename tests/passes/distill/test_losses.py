@@ -55,7 +55,12 @@ def test_cross_entropy(samples: int, classes: int, seed: int, smoothing: float) 
     np.testing.assert_allclose(found["grad"], (np.exp(log_softmax(s)) - target) / samples, atol=1e-5)
 
 
-@given(**SIZES, cool=st.sampled_from([1.0, 3.0]), warm=st.sampled_from([1.0, 4.0]), mode=st.sampled_from(["kl", "cross_entropy"]))
+@given(
+    **SIZES,
+    cool=st.sampled_from([1.0, 3.0]),
+    warm=st.sampled_from([1.0, 4.0]),
+    mode=st.sampled_from(["kl", "cross_entropy"]),
+)
 def test_soft_label(samples: int, classes: int, seed: int, cool: float, warm: float, mode: str) -> None:
     s, t, y = case(samples, classes, seed)
     p, log_q = np.exp(log_softmax(t / warm)), log_softmax(s / cool)

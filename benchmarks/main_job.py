@@ -1,0 +1,83 @@
+"""The main job's arms, one recipe each, and their table: what the README shows.
+
+    python benchmarks/main_job.py --data cifar10.zip [--folder runs] [--only ptq qat] [--set KEY=VALUE…]
+
+Runs models/mobilenet_v1/{float,ptq,qat,qat_distill}.yaml in turn, or goes on with what an earlier call
+left in --folder; finished arms are read, not repeated. The table is GitHub's Markdown. Test accuracy is measured
+once an arm, at its end; every decision before (the best epoch) is taken on val.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import onnxslim
+from onnxslim.data import ProgressBar
+from onnxslim.report import ModelRow, Report
+
+RECIPES = Path(__file__).resolve().parents[1] / "models" / "mobilenet_v1"
+ARMS = {
+    "ptq": "PTQ, int8",
+    "float": "trained on in float, no teacher",
+    "qat": "QAT, int8",
+    "qat_distill": "QAT + distillation, int8",
+}
+HEAD = (
+    "| model | val top-1 % | test top-1 % [95 % interval] | McNemar b/c, p | .onnx bytes (% of float) | .ort % "
+    "| latency / float | minutes |"
+)
+
+
+def line(title: str, row: ModelRow, first: ModelRow, val: float | None, minutes: float | None) -> str:
+    accuracy, latency = row.accuracy, row.latency
+    assert accuracy is not None
+    assert latency is not None
+    low, high = accuracy.interval
+    test = row.mcnemar
+    cells = [
+        title,
+        "" if val is None else f"{100 * val:.2f}",
+        f"{100 * accuracy.top1:.2f} [{100 * low:.2f}, {100 * high:.2f}]",
+        "" if test is None else f"{test['b']:.0f}/{test['c']:.0f}, {test['p']:.2g}",
+        f"{row.bytes:,} ({100 * row.bytes / first.bytes:.2f})",
+        "" if row.ort_bytes is None else f"{100 * row.ort_bytes / first.bytes:.2f}",
+        f"{latency['median_ms']:.3f} ms" if row is first else f"{latency['ratio']:.2f}",
+        "" if minutes is None else f"{minutes:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(reports: dict[str, Report]) -> str:
+    some = next(iter(reports.values()))
+    first = some.rows[0]
+    baseline = some.baseline_val
+    lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
+    lines.append(line("float, as it came", first, first, baseline.top1 if baseline else None, None))
+    for arm, report in reports.items():
+        vals = [stage.val.top1 for stage in report.stages if stage.val is not None]
+        lines.append(line(ARMS[arm], report.rows[-1], first, vals[-1] if vals else None, report.seconds / 60))
+    machine = ", ".join(str(v) for k, v in some.machine.items() if k in ("cpu", "int8", "runtime", "cores"))
+    return "\n".join([*lines, "", f"Machine: {machine or some.machine}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10 as class folders, or a zip of them")
+    parser.add_argument("--folder", default="runs")
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=[*ARMS])
+    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    sets = [f"data.{role}={options.data}" for role in ("train", "val", "test")]
+    sets += [f"run.folder={options.folder}", *options.sets]
+    reports = {}
+    for arm in ARMS:
+        if arm in options.only:
+            with ProgressBar() as progress:
+                path = RECIPES / f"{arm}.yaml"
+                reports[arm] = onnxslim.compress(path, overrides=sets, resume=True, progress=progress)
+    print(table(reports))
+
+
+if __name__ == "__main__":
+    main()
