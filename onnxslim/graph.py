@@ -583,13 +583,6 @@ class Graph:
         twin._order, twin._journal = None, []
         return twin
 
-    def become(self, other: Graph) -> None:
-        """Takes over everything of another graph, which must not be used any more. Items held from
-        before are no longer of this graph."""
-        journal = [*self._journal, *other._items]
-        self.__dict__.update(other.__dict__)
-        self._journal = journal
-
     def merge(self, other: Graph, prefix: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Copies `other` into this graph, every name prefixed; `feeds` gives this graph's values
         for the other's inputs. Returns this graph's value for each value name of the other.

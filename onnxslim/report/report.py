@@ -69,7 +69,8 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run. `split`: the data that `rows` are measured on; None where none are labelled."""
+    """A finished run. `split`: the data that `rows` are measured on; None where none are labelled.
+    `notes`: what a user should know and did not ask for, a sentence each."""
 
     name: str
     folder: str
@@ -79,6 +80,7 @@ class Report:
     baseline_val: Accuracy | None = None
     machine: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def row(self, name: str) -> ModelRow:
         """The row of that name; KeyError otherwise."""
@@ -103,7 +105,8 @@ class Report:
             rows = tuple(_row(row) for row in content.pop("rows"))
             stages = tuple(stage_from(stage) for stage in content.pop("stages"))
             baseline = accuracy_from(content.pop("baseline_val"))
-            return cls(rows=rows, stages=stages, baseline_val=baseline, **content)
+            notes = tuple(content.pop("notes", ()))
+            return cls(rows=rows, stages=stages, baseline_val=baseline, notes=notes, **content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is not a readable report ({error}): move it away") from error
 

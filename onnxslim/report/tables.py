@@ -80,6 +80,7 @@ def report_view(report: Report) -> RenderableType:
     refused = [refusal for stage in report.stages for refusal in stage.refused]
     if refused:
         parts += [Text("Left as they were:"), *_reasons([f"  {where}: {why}" for where, why in refused])]
+    parts += [Text(f"Note: {note}") for note in report.notes]
     parts += [Text(_machine(report.machine)), Text(f"Files: {report.folder}")]
     return Group(*parts)
 

@@ -26,7 +26,7 @@ from onnxslim.data import Dataset, Preprocess, ProgressCallback, check_fits, ope
 from onnxslim.data.dataset import ArrayDataset, input_array
 from onnxslim.errors import DataError, OnnxSlimError, OutputError, RecipeError
 from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
-from onnxslim.graph import Graph
+from onnxslim.graph import DType, Graph
 from onnxslim.onnx_io import read
 from onnxslim.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from onnxslim.recipe.schema import SourceOptions
@@ -228,7 +228,15 @@ class _Job:
         measured = tuple(replace(row, ort_bytes=ort_bytes.get(row.name)) for row in model_rows(found))
         split = split if measured[0].accuracy is not None else None
         name = str(self.recipe.run.name)
-        return Report(name, str(folder.path), split, measured, tuple(rows), baseline, machine())
+        return Report(name, str(folder.path), split, measured, tuple(rows), baseline, machine(), notes=self.notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the models as they came."""
+        half = (DType.FLOAT16, DType.BFLOAT16)
+        if any(value.dtype in half for value in self.student.values()):
+            return ("The model is in float16; it is trained and quantised in float32, and its inputs become float32",)
+        return ()
 
     def samples(self) -> Dataset:
         """A few samples without their labels: latency is measured on them, accuracy is not."""

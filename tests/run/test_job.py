@@ -12,7 +12,8 @@ import yaml
 from onnxslim.data import Preprocess
 from onnxslim.errors import DataError, ModelFormatError, OutputError, RecipeError, UnsupportedError
 from onnxslim.evaluation import evaluate
-from onnxslim.onnx_io import read
+from onnxslim.graph import DType
+from onnxslim.onnx_io import read, write
 from onnxslim.recipe import load_recipe, parse_recipe
 from onnxslim.report import Report
 from onnxslim.run import compress
@@ -58,6 +59,27 @@ def test_the_resolved_recipe_runs_again(job: Path) -> None:
     compress("runs/mine/recipe.yaml", overrides=["run.name=again"])
     runs = job / "runs"
     assert (runs / "mine" / "model.onnx").read_bytes() == (runs / "again" / "model.onnx").read_bytes()
+
+
+def test_a_float16_model_trains_in_float32_and_says_so(job: Path) -> None:
+    graph = read(job / "student.onnx")
+    for value in graph.values():  # weights, activations, input and output
+        if value.array is not None and value.dtype is DType.FLOAT:
+            graph.set_array(value, value.array.astype(np.float16))
+        elif value.dtype is DType.FLOAT:
+            graph.set_type(value, DType.FLOAT16)
+    write(graph, job / "half.onnx")
+    stages = "  - train: {epochs: 1, batch: 16}\n  - export:"
+    (job / "half.yaml").write_text(
+        (job / "r.yaml").read_text().replace("student.onnx", "half.onnx").replace("  - export:", stages)
+    )
+    report = compress("half.yaml")
+    assert report.notes[0].startswith("The model is in float16; it is trained and quantised in float32")
+    assert "Note: The model is in float16" in str(report)
+    assert Report.read(Path(report.folder) / "report.json") == report
+    trained = read(Path(report.folder) / "stages" / "1.onnx")
+    assert {v.dtype for v in trained.initializers() if v.dtype.is_float} == {DType.FLOAT}
+    assert compress("r.yaml", overrides=["run.name=other"]).notes == ()
 
 
 def test_the_test_set_is_measured_only_when_asked_for(job: Path) -> None:
