@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph, Role, Value
+from onnxslim.quant_math import qrange
 from onnxslim.runtime.session import Session
 from onnxslim.text import to_text
 from passes.gradient import GradientOptions, differentiable_ops, differentiate, refusal
 from passes.gradient.rules import RULES
+from passes.quantize import ExpandFakeQuant
 
 ROOT = Path(__file__).resolve().parents[3]
 STRUCTURES = sorted((ROOT.parent / "shared" / "models" / "structures").glob("*.onnx"))
@@ -109,10 +112,42 @@ def test_the_list_of_ops_is_that_of_the_rules() -> None:
     assert ("onnxslim", "FakeQuant") in differentiable_ops()
 
 
-def check_slope(path: Path, network: Callable, *, training: bool) -> None:
+def straight_through(net: Any) -> Graph:
+    """The function whose true gradient the straight-through estimator is: each FakeQuant(x) as its clipped x
+    plus what rounding added at these inputs, held constant."""
+    graph, nodes = net.graph.copy(), [n for n in net.graph.nodes() if n.op == "FakeQuant"]
+    for node in nodes:
+        for value in (graph.operand(node, 0), graph.result(node)):
+            if not graph.is_output(value):
+                graph.add_output(value)
+    ExpandFakeQuant()(graph)
+    found = {**net.feeds, **Session(graph, fuse_qdq=False).run(net.feeds)}
+    graph = net.graph.copy()
+    for node in nodes:
+        node = graph.node_named(node.name)
+        x, y = graph.operand(node, 0), graph.result(node)
+        qmin, qmax = qrange(node.attr("bits", 8), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0)))
+        scale, zero_point = (graph.constant_of(graph.operand(node, slot)) for slot in (1, 2))
+        assert scale is not None
+        assert zero_point is not None
+        if scale.ndim:
+            shape = [-1 if a == node.attr("axis") else 1 for a in range(len(x.static_shape))]
+            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+        low, high = ((end - zero_point) * scale for end in (qmin - 0.5, qmax + 0.5))
+        added = found[y.name] - np.clip(found[x.name], low, high)
+        graph.detach(node)
+        name = f"{y.name}/straight"
+        bounds = [graph.add_constant(f"{name}/{n}", a.astype(np.float32)) for n, a in (("low", low), ("high", high))]
+        clipped = graph.op("Min", graph.op("Max", x, bounds[0], name=f"{name}/max"), bounds[1], name=f"{name}/min")
+        rest = graph.add_constant(f"{name}/added", added.astype(np.float32))
+        graph.add_node("Add", [clipped, rest], [y], name=name)
+    return graph
+
+
+def check_slope(path: Path, network: Callable, *, training: bool, quantized: bool = False) -> None:
     """Along the gradient itself the loss rises as fast as the gradient says; steps so small that
     few ReLUs switch, so large that float32 still sees them."""
-    net = network(path, training=training)
+    net = network(path, training=training, quantized=quantized)
     gradients = net.gradients(GradientOptions())
     plain = net.gradients(GradientOptions(training_kernels=False))
     for name, gradient in gradients.items():
@@ -124,7 +159,7 @@ def check_slope(path: Path, network: Callable, *, training: bool) -> None:
         n: g.astype(np.float64) / max(size[n], 1e-30) * np.linalg.norm(net.feeds[n]) for n, g in gradients.items()
     }  # fmt: skip
     expected = sum(float((gradients[n] * way[n]).sum()) for n in gradients)
-    session = Session(net.graph)
+    session = Session(straight_through(net) if quantized else net.graph)
     start = float(session.run(net.feeds)["loss"])
     errors = []
     for change in (1e-2, 3e-3, 1e-3, 3e-4):
@@ -137,8 +172,9 @@ def check_slope(path: Path, network: Callable, *, training: bool) -> None:
     assert min(errors) < 1e-2, errors
 
 
-def test_trained_networks(trained_path: Path, network: Callable) -> None:
-    check_slope(trained_path, network, training=True)
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "qat"])
+def test_trained_networks(trained_path: Path, quantized: bool, network: Callable) -> None:
+    check_slope(trained_path, network, training=True, quantized=quantized)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
@@ -62,6 +64,31 @@ def test_training_mode(shape: tuple[int, ...], wrt: list[int], offset: int, chec
     check(
         "BatchNormalization", [spaced(shape, 1) + np.float32(offset), *arrays], wrt, forward=forward,
         outputs=3, unused=(1, 2), training_mode=1, momentum=0.0,
+    )  # fmt: skip
+
+
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=2, max_size=5).map(tuple),
+    training=st.booleans(),
+    epsilon=st.sampled_from([1e-2, 0.125, 1.0]),
+    wrt=st.sets(st.integers(0, 2), min_size=1).map(sorted),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(
+    shape: tuple[int, ...], training: bool, epsilon: float, wrt: list[int], seed: int, check: Callable, spaced: Callable
+) -> None:
+    """One element a channel, too: then training's dx is 0."""
+    c = (shape[1],)
+    arrays = [spaced(c, seed + 1), spaced(c, seed + 2), spaced(c, seed + 3), spaced(c, seed + 4, 0.5, 2.0)]
+    kept, more = batch_norm(epsilon, training), {"outputs": 3, "unused": (1, 2), "training_mode": 1, "momentum": 0.0}
+
+    def forward(x: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+        axes = tuple(a for a in range(x.ndim) if a != 1)
+        return np.concatenate([kept(x, *rest), x.mean(axes), x.var(axes)]) if training else kept(x, *rest)
+
+    check(
+        "BatchNormalization", [spaced(shape, seed), *arrays], wrt, forward=forward, epsilon=epsilon,
+        **(more if training else {}),
     )  # fmt: skip
 
 
