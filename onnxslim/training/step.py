@@ -19,6 +19,7 @@ from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
 from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses
 from passes.gradient import GradientOptions, differentiate
+from passes.gradient.ort_builder import differentiate_with_ort
 from passes.gradient.train_batchnorm import TrainBatchnorm
 from passes.quantize import ExpandFakeQuant
 
@@ -91,23 +92,15 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     wrt = [graph.value(spec.name) for spec in trained.parameters]
     for value in graph.outputs:
         graph.remove_output(value)
+    for value in outputs:
+        graph.add_output(value)
     if options.gradient == "ort":
-        from passes.gradient.ort_builder import differentiate_with_ort
-
-        for value in outputs:
-            graph.add_output(value)
-        names = [v.name for v in outputs]
         graph, gradients = differentiate_with_ort(graph, loss, wrt)
-        outputs = [graph.value(name) for name in names]
-        for value in graph.outputs:
-            graph.remove_output(value)
     else:
         kernels = GradientOptions(training_kernels=capabilities().has_training_kernels)
         gradients = differentiate(graph, loss, wrt, kernels)
     for name, gradient in gradients.items():
-        outputs.append(_named(graph, gradient, f"grad.{name}"))
-    for value in outputs:
-        graph.add_output(value)
+        graph.add_output(_named(graph, gradient, f"grad.{name}"))
     ExpandFakeQuant()(graph)
     fed = {v.name for v in graph.inputs}
     return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained)
