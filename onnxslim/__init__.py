@@ -52,6 +52,7 @@ __all__ = [
     "open_dataset",
     "quantize",
     "read",
+    "simplify",
     "to_proto",
     "write",
 ]
@@ -67,7 +68,7 @@ _HOMES = {
     "onnxslim.recipe": ("Recipe", "load_recipe"),
     "onnxslim.report": ("Report",),
     "onnxslim.rewrite": ("Context", "Outcome", "Pass", "Pipeline"),
-    "onnxslim.run": ("compress", "export", "quantize"),
+    "onnxslim.run": ("compress", "export", "quantize", "simplify"),
     "onnxslim.runtime.capabilities": ("capabilities",),
     "onnxslim.targets": ("Target", "load_target"),
 }

@@ -261,6 +261,41 @@ def quantize(
 
 
 @app.command()
+def simplify(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    check: Annotated[
+        bool, typer.Option("--check", help="Run the model before and after each rule, on random inputs.")
+    ] = False,
+) -> None:
+    """Write the same function with fewer nodes, and say what each rule did.
+
+    Constants are folded, batch norms, factors and paddings go into their convolutions, what is computed twice
+    is computed once, what does nothing goes. The opset stays; weights keep their type.
+
+    Examples:
+
+        onnxslim simplify model.onnx -o simple.onnx
+
+        onnxslim simplify model.onnx -o simple.onnx --check
+    """
+    from onnxslim.evaluation import size_of
+    from onnxslim.onnx_io import read, write
+    from onnxslim.report import rules_table
+    from onnxslim.run import simplify as run
+
+    graph = read(model)
+    before = size_of(model)
+    result = run(graph, check=check)
+    write(result.graph, out)
+    _print(rules_table(result.outcome.by_pass))
+    nodes, left, after = len(graph.nodes()), len(result.graph.nodes()), size_of(out)
+    typer.echo(f"{out}: {left:,} nodes of {nodes:,}, {after:,} bytes of {before:,}{', checked' if check else ''}")
+    for refusal in result.outcome.refused:
+        typer.echo(f"left as it is: {refusal.where}: {refusal.why}")
+
+
+@app.command()
 def export(
     model: ModelFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.", show_default=False)],

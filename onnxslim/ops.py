@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Graph, Node
 
-__all__ = ["Window", "axes_of", "axis_of", "window"]
+__all__ = ["RANDOM_OPS", "Window", "axes_of", "axis_of", "window"]
+
+RANDOM_OPS = (
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+"""Ops of ai.onnx whose results may differ from run to run: never computed ahead, never shared."""
 
 
 @dataclass(frozen=True)

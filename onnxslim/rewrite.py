@@ -8,6 +8,7 @@ are requested first, gathered in one run for all passes, and then applied.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
@@ -34,11 +35,13 @@ class Outcome:
 
     `survivors` maps a parameter's name to the indices that survived on each cut axis, so that
     state which follows a parameter (moments, scales, statistics) can follow the cut.
+    `by_pass` splits `rewrites` by the name of the pass; calling a pass fills it in.
     """
 
     rewrites: int = 0
     refused: tuple[Refusal, ...] = ()
     survivors: Mapping[str, Mapping[int, Array]] = field(default_factory=dict)
+    by_pass: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Outcome) -> Outcome:
         merged = {name: dict(axes) for name, axes in self.survivors.items()}
@@ -47,7 +50,8 @@ class Outcome:
             for axis, kept in axes.items():
                 mine[axis] = mine[axis][kept] if axis in mine else kept
         refused = tuple(dict.fromkeys(self.refused + other.refused))
-        return Outcome(self.rewrites + other.rewrites, refused, merged)
+        by_pass = dict(Counter(self.by_pass) + Counter(other.by_pass))
+        return Outcome(self.rewrites + other.rewrites, refused, merged, by_pass)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Pass(ABC):
                 context.checker.check(before, graph, self.name)
         except VerifyError as error:
             raise VerifyError(f"After pass '{self.name}': {error}") from error
+        if outcome.rewrites and not outcome.by_pass:
+            outcome = replace(outcome, by_pass={self.name: outcome.rewrites})
         return outcome
 
 

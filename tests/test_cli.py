@@ -20,7 +20,7 @@ from onnxslim.onnx_io import read, write
 from onnxslim.run import quantize
 from onnxslim.stages.preprocessing import noted_preprocess
 
-COMMANDS = ("compress", "evaluate", "quantize", "export", "inspect", "doctor", "recipe", "demo")
+COMMANDS = ("compress", "evaluate", "quantize", "export", "inspect", "simplify", "doctor", "recipe", "demo")
 NORMALIZED = ("--mean", "100", "--std", "50")
 RECIPE = """\
 model: student.onnx
@@ -125,6 +125,26 @@ def test_ctrl_c_says_how_to_go_on_and_ends_with_130(job: Path, monkeypatch: pyte
     monkeypatch.undo()
     monkeypatch.chdir(job)
     good("compress", "r.yaml", "--resume", "--set", "run.name=mine")
+
+
+def test_simplify_says_what_each_rule_did(job: Path) -> None:
+    text = good("simplify", "student.onnx", "-o", "simple.onnx", "--check")
+    nodes = len(read("simple.onnx").nodes())
+    assert f"simple.onnx: {nodes} nodes of {len(read('student.onnx').nodes())}, " in text
+    assert "checked" in text
+    counts = dict(line.split() for line in text.splitlines()[1:] if len(line.split()) == 2)
+    assert counts
+    assert all(int(count) > 0 for count in counts.values())
+    again = good("simplify", "simple.onnx", "-o", "again.onnx")
+    assert f"again.onnx: {nodes} nodes of {nodes}, " in again
+
+
+def test_simplify_of_a_broken_file_writes_nothing(job: Path) -> None:
+    Path("broken.onnx").write_bytes(Path("student.onnx").read_bytes()[:-20])
+    result = run("simplify", "broken.onnx", "-o", "simple.onnx")
+    assert result.exit_code == 2
+    assert "broken.onnx" in result.stderr
+    assert not Path("simple.onnx").exists()
 
 
 def test_quantize_writes_an_int8_model_that_evaluate_understands(job: Path) -> None:

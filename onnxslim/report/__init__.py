@@ -1,7 +1,7 @@
 """What a run found: as numbers (`Report`, report.json) and as tables for a terminal."""
 
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow, accuracy_of, model_rows, short_names
-from onnxslim.report.tables import doctor_table, inspection_view, render, report_view, rows_table
+from onnxslim.report.tables import doctor_table, inspection_view, render, report_view, rows_table, rules_table
 
 __all__ = [
     "Accuracy",
@@ -15,5 +15,6 @@ __all__ = [
     "render",
     "report_view",
     "rows_table",
+    "rules_table",
     "short_names",
 ]

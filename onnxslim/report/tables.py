@@ -14,7 +14,16 @@ from onnxslim.analysis.inspection import Inspection, Reason
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
 from onnxslim.runtime.capabilities import Capabilities
 
-__all__ = ["doctor_table", "inspection_view", "int8_path", "keys_table", "render", "report_view", "rows_table"]
+__all__ = [
+    "doctor_table",
+    "inspection_view",
+    "int8_path",
+    "keys_table",
+    "render",
+    "report_view",
+    "rows_table",
+    "rules_table",
+]
 
 _MOST_REASONS = 12
 
@@ -131,6 +140,16 @@ def keys_table(keys: Iterable[Key]) -> Table:
         table.add_column(column, overflow="fold")
     for key in keys:
         _row(table, key.path, key.type, key.default, key.description, style="bold" if key.type == "keys" else "")
+    return table
+
+
+def rules_table(counts: Mapping[str, int]) -> Table:
+    """How often each rule of a simplification fired."""
+    table = _table(None)
+    table.add_column("rule")
+    table.add_column("rewrites", justify="right")
+    for name, count in counts.items():
+        _row(table, name, f"{count:,}")
     return table
 
 

@@ -1,8 +1,19 @@
 """A run: a recipe carried out in a folder of its own, resumable after every stage and checkpoint; and
-the two things that need no run."""
+the things that need no run."""
 
 from onnxslim.run.folder import Finished, RunFolder, machine
 from onnxslim.run.job import compress, open_data
-from onnxslim.run.simple import Quantized, export, quantize
+from onnxslim.run.simple import Quantized, Simplified, export, quantize, simplify
 
-__all__ = ["Finished", "Quantized", "RunFolder", "compress", "export", "machine", "open_data", "quantize"]
+__all__ = [
+    "Finished",
+    "Quantized",
+    "RunFolder",
+    "Simplified",
+    "compress",
+    "export",
+    "machine",
+    "open_data",
+    "quantize",
+    "simplify",
+]

@@ -1,4 +1,4 @@
-"""Quantising and exporting one model, without a recipe and without a run."""
+"""Simplifying, quantising and exporting one model, without a recipe and without a run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open
 from onnxslim.errors import OutputError, RecipeError
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
-from onnxslim.rewrite import Refusal
+from onnxslim.rewrite import Context, Outcome, Refusal
+from onnxslim.runtime.checker import RunChecker, random_feeds
 from onnxslim.stages.base import only_data_input
 from onnxslim.stages.export import Exported, export_model, lower
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
+from passes.simplify import simplify as simplifying
 
-__all__ = ["Quantized", "export", "quantize"]
+__all__ = ["Quantized", "Simplified", "export", "quantize", "simplify"]
+
+
+@dataclass(frozen=True)
+class Simplified:
+    """A graph of the same function; `outcome.by_pass` counts what each rule did."""
+
+    graph: Graph
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,17 @@ def quantize(
     result = stage.apply(graph, dataset, preprocess, seed, progress)
     lowered, outcome = lower(result.graph, target, preprocess)
     return Quantized(lowered, tuple(dict.fromkeys((*result.refused, *outcome.refused))))
+
+
+def simplify(model: Graph | str | Path, *, check: bool = False, seed: int = 0) -> Simplified:
+    """The model with fewer nodes and the same function; a Graph that is given stays as it is.
+
+    check: runs the model on random inputs before and after every rule; raises VerifyError naming the rule that
+    moved an output by more than 1e-5 of its largest value.
+    """
+    graph = model.copy() if isinstance(model, Graph) else read(model)
+    checker = RunChecker(random_feeds(graph, seed)) if check else None
+    return Simplified(graph, simplifying()(graph, Context(checker=checker, seed=seed)))
 
 
 def export(

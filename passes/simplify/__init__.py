@@ -2,29 +2,41 @@
 
 from onnxslim.rewrite import Pipeline
 from passes.simplify.convert_opset import ConvertOpset
+from passes.simplify.eliminate_common import EliminateCommon
 from passes.simplify.eliminate_dead import EliminateDead
 from passes.simplify.eliminate_dropout import EliminateDropout
 from passes.simplify.eliminate_identity import EliminateIdentity
+from passes.simplify.fold_affine import FoldAffine
 from passes.simplify.fold_batchnorm import FoldBatchnorm
 from passes.simplify.fold_constants import FoldConstants
+from passes.simplify.fold_pad import FoldPad
 from passes.simplify.fold_shapes import FoldShapes
 from passes.simplify.infer_shapes import InferShapes
+from passes.simplify.merge_movements import MergeMovements
 from passes.simplify.restore_batchnorm import RestoreBatchnorm
 from passes.simplify.to_float32 import ToFloat32
 
 __all__ = [
     "ConvertOpset",
+    "EliminateCommon",
     "EliminateDead",
     "EliminateDropout",
     "EliminateIdentity",
+    "FoldAffine",
     "FoldBatchnorm",
     "FoldConstants",
+    "FoldPad",
     "FoldShapes",
     "InferShapes",
+    "MergeMovements",
     "RestoreBatchnorm",
     "ToFloat32",
     "canonicalize",
+    "simplify",
 ]
+
+
+_CLEANING = (InferShapes(), FoldConstants(), FoldShapes(), EliminateIdentity(), EliminateDropout(), EliminateDead())
 
 
 def canonicalize(*, float32: bool = False) -> Pipeline:
@@ -33,5 +45,10 @@ def canonicalize(*, float32: bool = False) -> Pipeline:
     `float32` also widens half-precision models, which training and quantisation need.
     """
     opening = (ConvertOpset(), ToFloat32()) if float32 else (ConvertOpset(),)
-    cleaning = (InferShapes(), FoldConstants(), FoldShapes(), EliminateIdentity(), EliminateDropout(), EliminateDead())
-    return Pipeline((*opening, Pipeline(cleaning, to_fixed_point=True)))
+    return Pipeline((*opening, Pipeline(_CLEANING, to_fixed_point=True)))
+
+
+def simplify() -> Pipeline:
+    """Everything that makes a model smaller and leaves its function, for models that are shipped; its opset stays."""
+    fusing = (EliminateCommon(), MergeMovements(), FoldPad(), FoldBatchnorm(), FoldAffine())
+    return Pipeline((*_CLEANING, *fusing, EliminateDead()), to_fixed_point=True)

@@ -12,20 +12,12 @@ from onnx import numpy_helper
 
 from onnxslim.errors import OnnxSlimError
 from onnxslim.graph import Array, Graph, Node, Value
+from onnxslim.ops import RANDOM_OPS
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
 
 __all__ = ["FoldConstants"]
 
-_RANDOM = (
-    "Bernoulli",
-    "Dropout",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-)
 _GRIDS = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 _WORKSPACE = 1 << 28
 """No single result larger than this is computed, folded or not."""
@@ -136,7 +128,7 @@ class _Plan:
 def _may_fold(graph: Graph, node: Node) -> bool:
     bodies = any(a.HasField("g") or a.graphs for a in node.attributes.values())
     given = any(graph.is_output(v) for v in graph.node_outputs(node) if v is not None)
-    return not (node.domain or node.overload or bodies or given or node.op in _RANDOM or node.op in _GRIDS)
+    return not (node.domain or node.overload or bodies or given or node.op in RANDOM_OPS or node.op in _GRIDS)
 
 
 def _predicted_bytes(value: Value) -> int:

@@ -1,0 +1,102 @@
+"""`FoldAffine`: a factor or a summand for each channel becomes part of the layer before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxslim.graph import Array, Graph, Node
+from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from passes.simplify.linear_layers import Linear, linear_layer, per_channel, set_bias
+
+__all__ = ["FoldAffine"]
+
+
+@dataclass(frozen=True)
+class FoldAffine(Pass):
+    """Conv(x, w, b)·k  →  Conv(x, w·k, b·k)
+    Conv(x, w, b) + c →  Conv(x, w, b + c)
+
+    for constants with one value, or one a channel; so for Div and Sub, Gemm and ConvTranspose. Refuses, naming the
+    node: a layer whose output is read elsewhere, whose weight is shared, computed or fake-quantised,
+    and a factor that float32 weights cannot take.
+
+    Contract: equal to 1e-5 of the largest output (float32 rounding of w·k).
+    """
+
+    name: ClassVar[str] = "fold_affine"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        count, refused = 0, []
+        for node in graph.nodes():
+            found = None if node.domain else _affine(graph, node)
+            if found is None:
+                continue
+            producer, factor, summand = found
+            why = _fold(graph, node, producer, factor, summand)
+            if why is None:
+                count += 1
+            else:
+                refused.append(Refusal(str(node), why))
+        return Outcome(count, tuple(refused))
+
+
+def _affine(graph: Graph, node: Node) -> tuple[Node, Array, Array] | None:
+    """The layer, factor and summand (float64) of y·factor + summand; None for anything else."""
+    if node.op not in ("Add", "Div", "Mul", "Sub"):
+        return None
+    for slot in (0, 1):
+        y, constant = graph.operand(node, slot), graph.constant_of(graph.operand(node, 1 - slot))
+        producer = graph.producer(y)
+        if producer is None or constant is None or constant.dtype.kind != "f":
+            continue
+        if producer.domain or producer.op not in ("Conv", "ConvTranspose", "Gemm"):
+            continue
+        number, one, zero = constant.astype(np.float64), np.ones(()), np.zeros(())
+        if node.op == "Mul":
+            return producer, number, zero
+        if node.op == "Add":
+            return producer, one, number
+        if node.op == "Sub":
+            return (producer, one, -number) if slot == 0 else (producer, -one, number)
+        if slot == 0 and number.all():
+            return producer, 1 / number, zero
+    return None
+
+
+def _fold(graph: Graph, node: Node, producer: Node, factor: Array, summand: Array) -> str | None:
+    y = graph.result(producer)
+    if len(graph.uses(y)) > 1 or graph.is_output(y):
+        return f"the output of {producer} is read elsewhere too"
+    layer = linear_layer(graph, producer)
+    if isinstance(layer, str):
+        return f"{producer} before it cannot take it: {layer}"
+    if layer.fake_quant is not None:
+        return f"the weight of {producer} is fake-quantised"
+    k, c = _per_channel(layer, factor), _per_channel(layer, summand)
+    if k is None or c is None:
+        return "its constant has more than one value a channel"
+    weight = layer.weight_array.astype(np.float64) * per_channel(k, layer.weight_array.ndim, layer.axis)
+    bias = layer.bias_array * k + c
+    if max(np.abs(weight).max(initial=0), np.abs(bias).max(initial=0)) > np.finfo(np.float32).max:
+        return f"the weights of {producer} would overflow"
+    if factor.ndim or factor != 1:
+        graph.set_array(layer.weight, weight.astype(np.float32))
+    set_bias(graph, layer, bias)
+    graph.replace_uses(graph.result(node), y)
+    graph.remove_node(node)
+    return None
+
+
+def _per_channel(layer: Linear, constant: Array) -> Array | None:
+    """The constant as [C]; None where it broadcasts otherwise."""
+    rank = layer.weight_array.ndim
+    axis = 1  # of the output, for a Conv and for a Gemm
+    shape = (1,) * (rank - constant.ndim) + constant.shape
+    if len(shape) != rank or any(d != 1 for i, d in enumerate(shape) if i != axis):
+        return None
+    if shape[axis] not in (1, layer.channels):
+        return None
+    return np.broadcast_to(constant.reshape(-1), layer.channels)

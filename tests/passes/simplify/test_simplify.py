@@ -1,0 +1,60 @@
+"""The whole simplifier: every file, the same function, a fixed point; and what `onnxslim simplify` counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from onnxslim import simplify as simplify_model
+from onnxslim.graph import Array
+from onnxslim.onnx_io import to_bytes
+from passes.simplify import simplify
+
+
+def test_every_model_file(model_path: Path, run_on_file, largest_error) -> None:
+    before, after, outcome = run_on_file(simplify(), model_path)
+    assert after.opset == before.opset
+    assert len(after.nodes()) <= len(before.nodes())
+    assert {v.name for v in after.outputs} == {v.name for v in before.outputs}
+    assert largest_error(before, after) <= 1e-5
+    assert sum(outcome.by_pass.values()) == outcome.rewrites
+    again = simplify()(after)
+    assert (again.rewrites, again.by_pass) == (0, {})
+
+
+def test_every_rule_on_its_own_under_the_checker(model_path: Path) -> None:
+    checked, plain = simplify_model(model_path, check=True), simplify_model(model_path)
+    assert checked.outcome == plain.outcome
+    assert to_bytes(checked.graph) == to_bytes(plain.graph)
+
+
+def test_on_real_images(trained_path: Path, images: Array, run_on_file, largest_error) -> None:
+    before, after, _ = run_on_file(simplify(), trained_path)
+    assert largest_error(before, after, {"image": images}) <= 1e-5
+
+
+def test_a_graph_that_is_given_stays_as_it_is(build) -> None:
+    b = build("N", 3)
+    graph = b.finish(b.graph.op("Neg", b.graph.op("Identity", b.x)))
+    before = to_bytes(graph)
+    result = simplify_model(graph)
+    assert result.outcome.by_pass == {"eliminate_identity": 1}
+    assert len(result.graph.nodes()) == 1
+    assert to_bytes(graph) == before
+
+
+def test_rules_that_need_each_other_reach_the_fixed_point(build, ops, largest_error) -> None:
+    """Two equal branches with paddings, factors and a batch norm, which become one convolution."""
+    b = build("N", 3, 8, 8)
+    pads = b.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    weight = b.weight(4, 3, 3, 3)
+    branches = [b.graph.op("Conv", b.graph.op("Pad", b.x, pads), b.constant(weight.array)) for _ in range(2)]
+    y = b.graph.op("Add", b.batchnorm(branches[0], 4, "bn"), b.batchnorm(branches[1], 4, "bn2"))
+    graph = b.finish(b.graph.op("Mul", y, b.constant(np.float32(0.5))))
+    before = graph.copy()
+    simplify()(graph)
+    assert largest_error(before, graph) <= 1e-5
+    # The two batch norms differ, so that only what stands before them is shared.
+    assert ops(graph).count("Conv") == 1
+    assert "Pad" not in ops(graph)
