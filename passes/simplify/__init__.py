@@ -11,6 +11,8 @@ from passes.simplify.fold_batchnorm import FoldBatchnorm
 from passes.simplify.fold_constants import FoldConstants
 from passes.simplify.fold_pad import FoldPad
 from passes.simplify.fold_shapes import FoldShapes
+from passes.simplify.freeze_initializers import FreezeInitializers
+from passes.simplify.fuse_gemm import FuseGemm
 from passes.simplify.infer_shapes import InferShapes
 from passes.simplify.merge_movements import MergeMovements
 from passes.simplify.restore_batchnorm import RestoreBatchnorm
@@ -27,6 +29,8 @@ __all__ = [
     "FoldConstants",
     "FoldPad",
     "FoldShapes",
+    "FreezeInitializers",
+    "FuseGemm",
     "InferShapes",
     "MergeMovements",
     "RestoreBatchnorm",
@@ -44,11 +48,11 @@ def canonicalize(*, float32: bool = False) -> Pipeline:
 
     `float32` also widens half-precision models, which training and quantisation need.
     """
-    opening = (ConvertOpset(), ToFloat32()) if float32 else (ConvertOpset(),)
+    opening = (FreezeInitializers(), ConvertOpset(), *((ToFloat32(),) if float32 else ()))
     return Pipeline((*opening, Pipeline(_CLEANING, to_fixed_point=True)))
 
 
 def simplify() -> Pipeline:
     """Everything that makes a model smaller and leaves its function, for models that are shipped; its opset stays."""
-    fusing = (EliminateCommon(), MergeMovements(), FoldPad(), FoldBatchnorm(), FoldAffine())
-    return Pipeline((*_CLEANING, *fusing, EliminateDead()), to_fixed_point=True)
+    fusing = (EliminateCommon(), MergeMovements(), FoldPad(), FoldBatchnorm(), FoldAffine(), FuseGemm())
+    return Pipeline((FreezeInitializers(), Pipeline((*_CLEANING, *fusing, EliminateDead()), to_fixed_point=True)))
