@@ -125,6 +125,10 @@ class Pipeline(Pass):
 
     _ROUNDS: ClassVar[int] = 50
 
+    def __call__(self, graph: Graph, context: Context | None = None) -> Outcome:
+        """`run`: each step is verified and checked as it goes."""
+        return self.run(graph, context or Context())
+
     def run(self, graph: Graph, context: Context) -> Outcome:
         total = Outcome()
         for _ in range(self._ROUNDS if self.to_fixed_point else 1):

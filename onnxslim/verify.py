@@ -13,7 +13,7 @@ from onnxslim.graph import DType, Graph, Node, Shape, Value
 __all__ = ["verify"]
 
 
-def verify(graph: Graph, since: int = 0) -> None:
+def verify(graph: Graph, since: int | None = None) -> None:
     """Raises VerifyError naming node, op, expected and got, where an invariant fails.
 
     Checked: every value that is read has exactly one source; names are there and unique; initialisers
@@ -21,13 +21,13 @@ def verify(graph: Graph, since: int = 0) -> None:
     and shapes agree with what each op makes of its inputs; there is no cycle.
 
     With `since`, a mark of the graph's journal, only what was edited after it is looked at (the order
-    of nodes is always checked); 0 means everything.
+    of nodes is always checked); None means everything.
     """
     try:
         order = graph.nodes()
     except ModelError as error:
         raise VerifyError(str(error)) from error
-    if since:
+    if since is not None:
         items = list(graph.touched(since))
         nodes = _affected(graph, items, order)
         values = [item for item in items if isinstance(item, Value)]

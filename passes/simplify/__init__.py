@@ -54,5 +54,6 @@ def canonicalize(*, float32: bool = False) -> Pipeline:
 
 def simplify() -> Pipeline:
     """Everything that makes a model smaller and leaves its function, for models that are shipped; its opset stays."""
-    fusing = (EliminateCommon(), MergeMovements(), FoldPad(), FoldBatchnorm(), FoldAffine(), FuseGemm())
-    return Pipeline((FreezeInitializers(), Pipeline((*_CLEANING, *fusing, EliminateDead()), to_fixed_point=True)))
+    # What is shared can no longer take in what follows it: folding comes before sharing.
+    folding = (MergeMovements(), FoldPad(), FoldBatchnorm(), FoldAffine(), FuseGemm(), EliminateCommon())
+    return Pipeline((FreezeInitializers(), Pipeline((*_CLEANING, *folding, EliminateDead()), to_fixed_point=True)))
