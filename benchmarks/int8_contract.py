@@ -1,6 +1,6 @@
 """The int8 contract on whole data sets: fake-quant graph, integer evaluator and ONNX Runtime's kernels.
 
-    python benchmarks/int8_contract.py MODEL… --data ../shared/data/cifar10.zip [--split test] [--layers]
+    python benchmarks/int8_contract.py MODEL… --data cifar10.zip [--split test] [--layers]
 
 A float model is quantised first, scales calibrated on --calibrate; a model with FakeQuant nodes is
 taken as trained; an int8 model is compared as it ships, its own float arithmetic standing for the
