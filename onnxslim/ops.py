@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Graph, Node
 
-__all__ = ["RANDOM_OPS", "Window", "axes_of", "axis_of", "window"]
+__all__ = ["Window", "axes_of", "axis_of", "is_pure", "window"]
 
-RANDOM_OPS = (
+_RANDOM = (
     "Bernoulli",
     "Dropout",
     "Multinomial",
@@ -22,7 +22,15 @@ RANDOM_OPS = (
     "RandomUniform",
     "RandomUniformLike",
 )
-"""Ops of ai.onnx whose results may differ from run to run: never computed ahead, never shared."""
+"""Ops of ai.onnx whose results may differ from run to run."""
+
+
+def is_pure(graph: Graph, node: Node) -> bool:
+    """Whether equal inputs give equal outputs, by what ONNX itself says: such a node may be computed ahead, or
+    once for several. Not random ops, other domains, local functions and nodes with bodies."""
+    bodies = any(a.HasField("g") or a.graphs for a in node.attributes.values())
+    local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
+    return not (node.domain or node.overload or bodies or local or node.op in _RANDOM)
 
 
 @dataclass(frozen=True)

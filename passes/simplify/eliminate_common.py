@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.graph import Array, Graph, Node, Value
-from onnxslim.ops import RANDOM_OPS
+from onnxslim.ops import is_pure
 from onnxslim.rewrite import Context, Outcome, Pass
 
 __all__ = ["EliminateCommon"]
@@ -19,7 +19,8 @@ __all__ = ["EliminateCommon"]
 class EliminateCommon(Pass):
     """op(x, c), op(x, c′) with equal constants c, c′ and equal attributes → one op(x, c).
 
-    Retained: random ops, ops of other domains, nodes with bodies, and a repeated node that gives a graph output.
+    Retained: random ops, ops of other domains and local functions, nodes with bodies, and a repeated node that
+    gives a graph output.
     It is for models that are shipped: two layers that are trained may start equal and not stay so.
 
     Exact.
@@ -31,7 +32,7 @@ class EliminateCommon(Pass):
         seen: dict[Hashable, list[Node]] = {}
         count = 0
         for node in graph.nodes():
-            if not _may_merge(node):
+            if not is_pure(graph, node):
                 continue
             alike = seen.setdefault(_key(graph, node), [])
             twin = next((first for first in alike if _same_constants(graph, first, node)), None)
@@ -44,11 +45,6 @@ class EliminateCommon(Pass):
                 graph.remove_node(node)
                 count += 1
         return Outcome(count)
-
-
-def _may_merge(node: Node) -> bool:
-    bodies = any(a.HasField("g") or a.graphs for a in node.attributes.values())
-    return not (node.domain or node.overload or bodies or node.op in RANDOM_OPS)
 
 
 def _key(graph: Graph, node: Node) -> Hashable:

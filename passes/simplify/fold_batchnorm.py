@@ -25,9 +25,9 @@ class FoldBatchnorm(Pass):
     w → w·k, s → s·|k|, so that the integers of the grid stay what they were, up to k's sign (where
     float32 would round a weight to the next integer, it moves onto its own).
 
-    Refuses, naming the node: a batch norm in training mode or with computed parameters; a layer whose
-    output is read elsewhere, whose weight is shared or computed, or whose weight grid has one scale for
-    all channels or is asymmetric (its integers would change).
+    Refuses, naming the node: a batch norm in training mode, of single pixels, or with computed parameters;
+    a layer whose output is read elsewhere, whose weight is shared or computed, or whose weight grid has one
+    scale for all channels or is asymmetric (its integers would change).
 
     Contract: equal to 1e-5 of the largest output (float32 rounding of w·k).
     """
@@ -51,6 +51,8 @@ def _fold(graph: Graph, node: Node) -> str | None:
     """Folds one batch norm, or says why not."""
     if node.attr("training_mode", 0):
         return "it is in training mode"
+    if not node.attr("spatial", 1):  # opsets 7 and 8
+        return "it has statistics for every pixel"
     x = graph.operand(node, 0)
     producer = graph.producer(x)
     if producer is None:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from onnxslim.errors import OnnxSlimError
 from onnxslim.graph import Array, Graph, Node, Value
-from onnxslim.ops import RANDOM_OPS
+from onnxslim.ops import is_pure
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
 
@@ -65,9 +65,8 @@ class _Plan:
         self._leaves: dict[int, frozenset[int]] = {  # initialisers that a value is computed from
             v.id: frozenset((v.id,)) for v in graph.initializers() if graph.constant_of(v) is not None
         }
-        functions = {(f.domain, f.name) for f in graph.functions}
         for node in graph.nodes():
-            if _may_fold(graph, node) and (node.domain, node.op) not in functions:
+            if _may_fold(graph, node):
                 self._choose(node)
         self._ids = {node.id for node in self.chosen}
 
@@ -126,9 +125,8 @@ class _Plan:
 
 
 def _may_fold(graph: Graph, node: Node) -> bool:
-    bodies = any(a.HasField("g") or a.graphs for a in node.attributes.values())
     given = any(graph.is_output(v) for v in graph.node_outputs(node) if v is not None)
-    return not (node.domain or node.overload or bodies or given or node.op in RANDOM_OPS or node.op in _GRIDS)
+    return is_pure(graph, node) and not given and node.op not in _GRIDS
 
 
 def _predicted_bytes(value: Value) -> int:

@@ -62,7 +62,7 @@ def _spatial(graph: Graph, pad: Node, rank: int) -> list[int] | str:
         return f"its mode is {pad.attr('mode')}"
     given = graph.constant_of(graph.input(pad, 1))
     if given is None:
-        return "its amounts are computed"
+        return "its amounts are no constant input"
     value = graph.input(pad, 2)
     number = graph.constant_of(value)
     if value is not None and (number is None or number.any()):

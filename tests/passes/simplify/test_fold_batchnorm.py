@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from onnxslim.graph import Graph, Role, Value
 from onnxslim.quant_math import quantize
+from onnxslim.rewrite import Context
 from onnxslim.runtime.checker import random_feeds, relative_error
 from onnxslim.runtime.session import Session
 from onnxslim.text import to_text
@@ -237,3 +238,14 @@ def test_equal_in_evaluation_on_large_batches() -> None:
     FoldBatchnorm()(graph)
     (new,) = Session(expanded(graph), fuse_qdq=False).run(feeds).values()
     assert relative_error(old, new) <= 1e-5
+
+
+def test_statistics_for_every_pixel_are_refused(build) -> None:
+    """`spatial` of opsets 7 and 8: parameters of the shape [C, H, W]."""
+    b = build(2, 3, 4, 4, opset=7)
+    parameters = [b.weight(3, 4, 4, name=name) for name in ("gamma", "beta", "mean", "var")]
+    y = b.graph.op("Conv", b.x, b.weight(3, 3, 1, 1))
+    graph = b.finish(b.graph.op("BatchNormalization", y, *parameters, spatial=0), infer=False)
+    outcome = FoldBatchnorm().run(graph, Context())
+    assert outcome.rewrites == 0
+    assert outcome.refused[0].why == "it has statistics for every pixel"

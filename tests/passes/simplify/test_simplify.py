@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from onnxslim import simplify as simplify_model
+from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array
 from onnxslim.onnx_io import to_bytes
 from passes.simplify import simplify
@@ -56,3 +58,10 @@ def test_rules_that_need_each_other_reach_the_fixed_point(build, ops, largest_er
     simplify()(graph)
     assert largest_error(before, graph) <= 1e-5
     assert ops(graph) == ["Conv", "Conv", "Add", "Mul"]
+
+
+def test_opsets_before_broadcasting_are_refused(build) -> None:
+    b = build("N", 3, opset=6)
+    graph = b.finish(b.graph.op("Neg", b.x), infer=False)
+    with pytest.raises(UnsupportedError, match="opset 6; expected 7 or later"):
+        simplify_model(graph)
