@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import mark_roles, prepared
+from onnxslim.training.layout import choose_layout
 from onnxslim.training.optimizers import Sgd
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions, build_step
@@ -68,9 +70,14 @@ def student(path: Path, quantize: bool) -> Graph:
     return graph
 
 
-def engine(graph: Graph, batch: int, workers: int, threads: int, gradient: Any) -> Engine:
+def engine(graph: Graph, batch: int, workers: int, threads: int, gradient: Any, layout: str = "auto") -> Engine:
     options = StepOptions((CrossEntropy(),), gradient=gradient)
     sizes = shares(batch, workers)
+    if gradient == "own":
+        arrays = State.of(graph, Sgd()).arrays
+        plan = choose_layout(lambda name: build_step(graph, sizes[0], replace(options, layout=name)), arrays, layout)
+        print(plan, flush=True)
+        options = replace(options, layout=plan.layout)
     built = {size: build_step(graph, size, options) for size in dict.fromkeys(sizes)}
     steps = [built[size] for size in sizes]
     trained, sgd = steps[0].trained, Sgd()

@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxslim.errors import InstallationError
 
 __all__ = [
@@ -57,7 +59,8 @@ class Capabilities:
     distribution, version: what provides `onnxruntime` ("" where nothing does). has_gradient_builder:
     ONNX Runtime's own gradient builder (`gradient: ort`) is there. has_training_kernels: kernels such
     as ConvGrad are. max_opset, max_ir: the newest of the default domain and file format that load (0:
-    none). vnni: the CPU's 8-bit dot products do not saturate in 16 bits; None where that is unknown or
+    none). lanes: numbers side by side in a block of the runtime's NCHWc kernels, found by running one (0:
+    it has none). vnni: the CPU's 8-bit dot products do not saturate in 16 bits; None where that is unknown or
     means nothing. limits: what a sound installation lacks, with the command that would add it.
     """
 
@@ -67,6 +70,7 @@ class Capabilities:
     has_training_kernels: bool
     max_opset: int
     max_ir: int
+    lanes: int
     vnni: bool | None
     cpu: str
     python: str
@@ -113,6 +117,7 @@ def capabilities() -> Capabilities:
         has_training_kernels=kernels,
         max_opset=opset,
         max_ir=ir,
+        lanes=_lanes() if runtime is not None else 0,
         vnni=vnni,
         cpu=cpu,
         python=platform.python_version(),
@@ -308,6 +313,41 @@ def _probe() -> tuple[int, int, bool]:
     return opset, ir, _loads(_conv_grad())
 
 
+@lru_cache(maxsize=1)
+def _lanes() -> int:
+    """The width for which a blocked depthwise and a blocked dense convolution give the right numbers; else 0."""
+    return next((width for width in (16, 8, 4) if _is_blocked_by(width)), 0)
+
+
+def _is_blocked_by(width: int) -> bool:
+    """Convolutions [1, 32, 3, 3] with kernels of 2×2 in blocks of `width`, against numpy."""
+    from onnx import helper
+
+    channels, rng = 32, np.random.default_rng(0)
+    x = rng.standard_normal((1, channels, 3, 3), np.float32)
+    blocked = x.reshape(channels // width, width, 3, 3).transpose(0, 2, 3, 1)
+    patches = np.stack([x[0, :, i : i + 2, j : j + 2] for i in (0, 1) for j in (0, 1)])  # [pixel, channel, 2, 2]
+    for group in (channels, 1):
+        w = rng.standard_normal((channels, channels // group, 2, 2), np.float32)
+        if group == 1:
+            expected = np.einsum("pcij,ocij->op", patches, w)
+            cut = w.reshape(channels // width, width, channels // width, width, 2, 2)
+            kernel = cut.transpose(0, 2, 4, 5, 3, 1)
+        else:
+            expected = np.einsum("pcij,cij->cp", patches, w[:, 0])
+            kernel = w.reshape(channels // width, width, 1, 2, 2).transpose(0, 2, 3, 4, 1)
+        node = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc", group=group, kernel_shape=[2, 2])
+        opsets = {"": 18, "com.microsoft.nchwc": 1}
+        feeds = {"x": blocked.reshape(x.shape), "w": np.ascontiguousarray(kernel).reshape(w.shape)}
+        found = _outputs(_tiny([node], ["x", "w"], ["y"], opsets, 9), feeds)
+        if found is None:
+            return False
+        y = found.reshape(channels // width, 4, width).transpose(0, 2, 1).reshape(channels, 4)
+        if not np.allclose(y, expected, atol=1e-4):
+            return False
+    return True
+
+
 def _newest(works: Callable[[int], bool], start: int) -> int:
     if not works(start):
         return 0
@@ -318,17 +358,32 @@ def _newest(works: Callable[[int], bool], start: int) -> int:
 
 
 def _loads(model: bytes) -> bool:
+    return _session(model) is not None
+
+
+def _outputs(model: bytes, feeds: Mapping[str, Any]) -> Any:
+    """The first output; None where the model does not load or run."""
+    session = _session(model)
+    try:
+        return None if session is None else session.run(None, dict(feeds))[0]
+    except Exception as error:  # ONNX Runtime's classes derive from Exception alone
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        return None
+
+
+def _session(model: bytes) -> Any:
+    """None where the model does not load."""
     runtime = _import_runtime()
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     try:
-        runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's classes derive from Exception alone
         if not type(error).__module__.startswith("onnxruntime"):
             raise
-        return False
-    return True
+        return None
 
 
 def _identity(opset: int, ir: int) -> bytes:
@@ -352,7 +407,7 @@ def _tiny(nodes: list[Any], inputs: list[str], outputs: list[str], opsets: dict[
     from onnx import TensorProto, helper
 
     def info(name: str) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 1, 1])
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["a", "b", "c", "d"])
 
     graph = helper.make_graph(nodes, "probe", [info(n) for n in inputs], [info(n) for n in outputs])
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]

@@ -7,8 +7,9 @@ student (+ teacher) + losses → differentiate → one graph
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -21,28 +22,37 @@ from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses
 from passes.gradient import GradientOptions, differentiate
 from passes.gradient.ort_builder import differentiate_with_ort
 from passes.gradient.train_batchnorm import TrainBatchnorm
+from passes.layout import ExpandBlocked, ExpandLanes, ToBlocked, ToLanes
 from passes.quantize import ExpandFakeQuant
 
-__all__ = ["Step", "StepOptions", "build_step"]
+__all__ = ["LAYOUTS", "Layout", "Step", "StepOptions", "build_step"]
+
+Layout: TypeAlias = Literal["plain", "blocked", "lanes"]
+LAYOUTS: tuple[Layout, ...] = ("plain", "blocked", "lanes")
+
+_LANES = 8  # where the runtime has no blocked kernels any width serves; this one fits AVX2 and NEON
 
 
 @dataclass(frozen=True)
 class StepOptions:
     """teacher_as_input: the teacher's output is fed (from a cache) instead of computed in the graph.
-    frozen_batchnorm: batch norm uses its running statistics. labelled: whether labels are fed."""
+    frozen_batchnorm: batch norm uses its running statistics. labelled: whether labels are fed.
+    layout: plain, channels in the vector lanes where that helps (blocked), or images (lanes)."""
 
     losses: tuple[Loss, ...]
     teacher_as_input: bool = False
     frozen_batchnorm: bool = False
     labelled: bool = True
     gradient: Literal["own", "ort"] = "own"
+    layout: Layout = "plain"
 
 
 @dataclass(frozen=True)
 class Step:
     """A step graph for `batch` samples, ready for a session.
 
-    data: names of the inputs fed anew each step; state: of those read from the training state.
+    data: names of the inputs fed anew each step; state: of those read from the training state. laid: how many
+    nodes the layout changed.
     """
 
     graph: Graph
@@ -50,6 +60,7 @@ class Step:
     data: tuple[str, ...]
     state: tuple[str, ...]
     trained: Trained
+    laid: int = 0
 
 
 def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph | None = None) -> Step:
@@ -94,6 +105,7 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
         graph.remove_output(value)
     for value in outputs:
         graph.add_output(value)
+    laid = _lay_out(graph, options, wrt)
     if options.gradient == "ort":
         graph, gradients = differentiate_with_ort(graph, loss, wrt)
     else:
@@ -101,9 +113,11 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
         gradients = differentiate(graph, loss, wrt, kernels)
     for name, gradient in gradients.items():
         graph.add_output(_named(graph, gradient, f"grad.{name}"))
+    ExpandLanes(blocked=capabilities().lanes > 0)(graph)
+    ExpandBlocked()(graph)
     ExpandFakeQuant()(graph)
     fed = {v.name for v in graph.inputs}
-    return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained)
+    return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained, laid)
 
 
 def _feed_state(graph: Graph, trained: Trained, frozen_batchnorm: bool) -> list[str]:
@@ -161,6 +175,26 @@ def _correct(graph: Graph, logits: Value, label: Value) -> Value:
     count = graph.op("ReduceSum", hits, name="correct", keepdims=0)
     graph.set_type(count, DType.FLOAT, ())
     return count
+
+
+def _lay_out(graph: Graph, options: StepOptions, wrt: Sequence[Value]) -> int:
+    """Rewrites what depends on the parameters for the layout; how many nodes that are."""
+    if options.layout == "plain" or options.gradient == "ort":
+        return 0
+    lanes, nodes = capabilities().lanes or _LANES, _depending_on(graph, wrt)
+    chosen = ToLanes(lanes, nodes) if options.layout == "lanes" else ToBlocked(lanes, nodes)
+    return chosen(graph).rewrites
+
+
+def _depending_on(graph: Graph, values: Sequence[Value]) -> frozenset[int]:
+    """Ids of the nodes that read those values, directly or through others: not the teacher's."""
+    net, found = graph.view, set[int]()
+    frontier = [value.id for value in values]
+    while frontier:
+        following = [id for id in net.successors(frontier.pop()) if id not in found]
+        found.update(following)
+        frontier += following
+    return frozenset(found)
 
 
 def _named(graph: Graph, value: Value, name: str) -> Value:

@@ -4,6 +4,7 @@ from passes.gradient.rules import (
     convolution,
     elementwise,
     fake_quant,
+    layout,
     linear,
     movement,
     normalization,
@@ -19,3 +20,4 @@ RULES: dict[tuple[str, str], Rule] = {
     for family in (elementwise, movement, reduction, linear, convolution, pooling, normalization)
     for op, rule in family.RULES.items()
 } | {("onnxslim", "FakeQuant"): fake_quant.fake_quant}
+RULES |= layout.RULES

@@ -15,6 +15,7 @@ from passes.gradient.tape import Rule, Tape
 __all__ = ["RULES"]
 
 Gradients = Sequence[Value | None]
+_LARGE = 2.0**27  # bounds beyond it would leave float32 when scaled; nothing is clipped there
 
 
 def _add(t: Tape) -> Gradients:
@@ -86,7 +87,7 @@ def _where(t: Tape) -> Gradients:
 
 def _relu(t: Tape) -> Gradients:
     """dx = dy where y > 0."""
-    return [t.mul(t.dy, t.nonzero(t.y()))]
+    return [t.mul(t.dy, t.above(t.y()))]
 
 
 def _leaky_relu(t: Tape) -> Gradients:
@@ -96,18 +97,6 @@ def _leaky_relu(t: Tape) -> Gradients:
     return [t.mul(t.dy, t.add(t.scale(above, 1 - alpha), t.const(alpha)))]
 
 
-def inside(t: Tape, x: Value, lo: Value | None, hi: Value | None) -> Value | None:
-    """1 where lo ≤ x ≤ hi, else 0; None where there are no bounds."""
-    parts = []
-    if lo is not None:
-        parts.append(t.op("GreaterOrEqual", x, lo))
-    if hi is not None:
-        parts.append(t.op("LessOrEqual", x, hi))
-    if not parts:
-        return None
-    return t.as_float(parts[0] if len(parts) == 1 else t.op("And", *parts))
-
-
 def _clip(t: Tape) -> Gradients:
     """y = min(max(x, lo), hi): dy strictly inside, 0 outside; a bound's own gradient is not needed.
 
@@ -115,23 +104,27 @@ def _clip(t: Tape) -> Gradients:
     """
     if t.wants(1) or t.wants(2):
         raise GradientError(f"{t.node}: the bounds of Clip have no gradient rule")
-    masks = []
-    for slot, attribute, comparison in ((1, "min", "Greater"), (2, "max", "Less")):
+    dx = t.dy
+    for slot, attribute, sign in ((1, "min", 1), (2, "max", -1)):
         bound = t.graph.input(t.node, slot)
-        if bound is None and t.node.attr(attribute) is not None:
-            bound = t.const(t.node.attr(attribute))
-        if bound is not None:
-            masks.append(t.op(comparison, t.y(), bound))
-    if not masks:
-        return [t.dy]
-    return [t.mul(t.dy, t.as_float(masks[0] if len(masks) == 1 else t.op("And", *masks)))]
+        number = t.node.attr(attribute) if bound is None else _number(t, bound)
+        if number is not None and math.isfinite(number) and abs(number) < _LARGE:
+            dx = t.mul(dx, t.above(t.y(), number) if sign > 0 else t.below(t.y(), number))
+        elif bound is not None and number is None:
+            inside = t.op("Greater" if sign > 0 else "Less", t.y(), bound)
+            dx = t.mul(dx, t.as_float(inside))
+    return [dx]
+
+
+def _number(t: Tape, value: Value) -> float | None:
+    array = t.graph.constant_of(value)
+    return None if array is None else float(array.reshape(()))
 
 
 def _hard_sigmoid(t: Tape) -> Gradients:
     """y = clip(αx + β, 0, 1)."""
     alpha = float(t.node.attr("alpha", 0.2))
-    middle = t.op("And", t.op("Greater", t.y(), t.const(0)), t.op("Less", t.y(), t.const(1)))
-    return [t.scale(t.mul(t.dy, t.as_float(middle)), alpha)]
+    return [t.scale(t.mul(t.mul(t.dy, t.above(t.y())), t.below(t.y(), 1.0)), alpha)]
 
 
 def _hard_swish(t: Tape) -> Gradients:

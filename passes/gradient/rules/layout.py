@@ -1,0 +1,38 @@
+"""Laid-out ops (images in the lanes, or blocks of channels): their ways back are ops of that domain too, so that their expansion sees them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxslim.graph import Value
+from passes.gradient.tape import Rule, Tape
+
+__all__ = ["RULES"]
+
+Gradients = Sequence[Value | None]
+
+
+def _laid(t: Tape, op: str, *inputs: Value, shape: Sequence[int]) -> Value:
+    made = t.op(op, *inputs, domain=t.node.domain, **t.node.attributes)
+    t.graph.set_type(made, inputs[0].dtype, shape)
+    return made
+
+
+def _conv(t: Tape) -> Gradients:
+    """Y = X ∗ W."""
+    x, w = t.x(0), t.x(1)
+    dx = _laid(t, "ConvInputGrad", t.dy, w, shape=t.shape(0)) if t.wants(0) else None
+    dw = _laid(t, "ConvWeightGrad", x, t.dy, w, shape=t.shape(1)) if t.wants(1) else None
+    return [dx, dw]
+
+
+def _max_pool(t: Tape) -> Gradients:
+    """To the first winner of each window."""
+    return [_laid(t, "MaxPoolGrad", t.x(), t.y(), t.dy, shape=t.shape())]
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("onnxslim.blocked", "Conv"): _conv,
+    ("onnxslim.lanes", "Conv"): _conv,
+    ("onnxslim.lanes", "MaxPool"): _max_pool,
+}

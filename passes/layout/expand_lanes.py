@@ -1,0 +1,239 @@
+"""`ExpandLanes`: the ops of the lanes layout → what ONNX Runtime runs fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnxslim.graph import Array, DType, Graph, Node, Value
+from onnxslim.rewrite import Context, Outcome, Pass
+from passes.layout.geometry import Geometry
+
+__all__ = ["ExpandLanes"]
+
+DOMAIN, BLOCKED = "onnxslim.lanes", "com.microsoft.nchwc"
+
+
+@dataclass(frozen=True)
+class ExpandLanes(Pass):
+    """lanes.Conv, ConvInputGrad, ConvWeightGrad, MaxPool, MaxPoolGrad → Gemm, Gather, nchwc.Conv, elementwise.
+
+    A pixel of `lanes` images is a row of memory. Convolutions gather the rows that meet each tap, with
+    a row of zeros for the padding, and are then one matrix product (one a group); what the way back
+    gathers again is gathered once. Pointwise ones need no gathering. Depthwise ones are ONNX Runtime's
+    blocked convolution, whose block of channels is here one of images: `blocked` says that the runtime
+    has it, else they are products too.
+
+    Contract: what reordering float32 sums explains.
+    """
+
+    blocked: bool = True
+    name: ClassVar[str] = "expand_lanes"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        expansion = _Expansion(graph, self.blocked)
+        nodes = [n for n in graph.nodes() if n.domain == DOMAIN]
+        for node in nodes:
+            value = graph.result(node)
+            made = expansion.of(node)
+            graph.set_type(made, value.dtype, value.shape)
+            graph.replace_uses(value, made)
+            graph.remove_node(node)
+        if nodes:
+            graph.opsets.pop(DOMAIN, None)
+        return Outcome(len(nodes))
+
+
+class _Expansion:
+    """The new nodes; what several ops gather alike is gathered once."""
+
+    def __init__(self, graph: Graph, blocked: bool) -> None:
+        self.graph, self.blocked = graph, blocked
+        self.memo: dict[Any, Value] = {}
+        self.base = ""
+
+    def of(self, node: Node) -> Value:
+        """What the node computes."""
+        rules: dict[str, Callable[..., Value]] = {
+            "Conv": self._conv,
+            "ConvInputGrad": self._input_grad,
+            "ConvWeightGrad": self._weight_grad,
+            "MaxPool": self._max_pool,
+            "MaxPoolGrad": self._max_pool_grad,
+        }
+        self.base = self.graph.result(node).name
+        inputs = [v for v in self.graph.node_inputs(node) if v is not None]
+        return rules[node.op](Geometry.of(node), *inputs)
+
+    # ------------------------------------------------------------------ words
+
+    def op(self, op: str, *inputs: Value, domain: str = "", **attributes: Any) -> Value:
+        return self.graph.op(op, *inputs, name=f"{self.base}/{op}", domain=domain, **attributes)
+
+    def const(self, array: Any, dtype: Any = np.int64) -> Value:
+        array = np.asarray(array, dtype)
+        key = ("const", array.tobytes(), array.shape, array.dtype.str)
+        if key not in self.memo:
+            self.memo[key] = self.graph.add_constant("lanes/const", array)
+        return self.memo[key]
+
+    def reshape(self, value: Value, *shape: int) -> Value:
+        return self.op("Reshape", value, self.const(shape))
+
+    def gather(self, x: Value, channels: int, table: Array, lanes: int, rows: int, fill: float = 0.0) -> Value:
+        """x [channels, rows·lanes] → [channels, table.size·lanes]; the row number `rows` is one of `fill`."""
+        padded = bool((table == rows).any())
+        key: Any = ("rows", x.id, padded, fill)
+        if key not in self.memo:
+            cut = self.reshape(x, -1, rows, lanes)
+            if padded:
+                cut = self.op("Pad", cut, self.const([0, 0, 0, 0, 1, 0]), self.const(fill, np.float32))
+            self.memo[key] = cut
+        source = self.memo[key]
+        key = ("gather", source.id, table.tobytes())
+        if key not in self.memo:
+            gathered = self.op("Gather", source, self.const(table.reshape(-1)), axis=1)
+            self.memo[key] = self.reshape(gathered, channels, table.size * lanes)
+        return self.memo[key]
+
+    def scatter(self, taps: Value, channels: int, g: Geometry) -> Value:
+        """[channels, taps·P'], a value a tap and output pixel, added up at the input pixels they read."""
+        back, nothing = g.table_back(), g.taps * g.out_rows
+        reads = np.where(back == g.out_rows, nothing, back + np.arange(g.taps)[:, None] * g.out_rows)
+        reads = np.sort(reads, axis=0)  # those of an input row come first, whichever taps they are
+        found = [self.gather(taps, channels, row, g.lanes, nothing) for row in reads if (row < nothing).any()]
+        return self.op("Sum", *found) if len(found) > 1 else found[0]
+
+    # ------------------------------------------------------------------ convolutions
+
+    def _conv(self, g: Geometry, x: Value, w: Value) -> Value:
+        outs, inside = w.static_shape[:2]
+        if self._is_depthwise(g, w):
+            return self._blocked(g, x, self._over_images(g, w), g.pads, g.strides, g.dilations, g.kernel)
+        columns = self._columns(g, x)
+        if g.group == 1:
+            return self.op("MatMul", self.reshape(w, outs, inside * g.taps), columns)
+        product = self.op(
+            "MatMul",
+            self.reshape(w, g.group, outs // g.group, inside * g.taps),
+            self.reshape(columns, g.group, inside * g.taps, -1),
+        )
+        return self.reshape(product, outs, -1)
+
+    def _input_grad(self, g: Geometry, dy: Value, w: Value) -> Value:
+        outs, inside = w.static_shape[:2]
+        if self._is_depthwise(g, w):
+            return self._depthwise_input_grad(g, dy, w)
+        if g.group == 1 and (g.taps == 1 or set(g.strides) != {1}):
+            taps = self.op("Gemm", self.reshape(w, outs, inside * g.taps), dy, transA=1)
+            return taps if g.is_pointwise else self.scatter(taps, inside, g)
+        columns = self.gather(dy, outs, g.table_back(), g.lanes, g.out_rows)
+        columns = self.reshape(columns, outs * g.taps, g.rows * g.lanes)
+        cut = self.reshape(w, g.group, outs // g.group, inside, g.taps)
+        turned = self.op("Transpose", cut, perm=[0, 2, 1, 3])
+        if g.group == 1:
+            return self.op("MatMul", self.reshape(turned, inside, outs * g.taps), columns)
+        per_group = outs // g.group * g.taps
+        product = self.op(
+            "MatMul", self.reshape(turned, g.group, inside, per_group), self.reshape(columns, g.group, per_group, -1)
+        )
+        return self.reshape(product, g.group * inside, -1)
+
+    def _weight_grad(self, g: Geometry, x: Value, dy: Value, w: Value) -> Value:
+        outs, inside = w.static_shape[:2]
+        if self._is_depthwise(g, w):
+            return self._depthwise_weight_grad(g, x, dy, w)
+        columns = self._columns(g, x)
+        if g.group == 1:
+            product = self.op("Gemm", dy, columns, transB=1)
+        else:
+            turned = self.op("Transpose", self.reshape(columns, g.group, inside * g.taps, -1), perm=[0, 2, 1])
+            product = self.op("MatMul", self.reshape(dy, g.group, outs // g.group, -1), turned)
+        return self.reshape(product, *w.static_shape)
+
+    def _columns(self, g: Geometry, x: Value) -> Value:
+        """[I·taps, P']: under each channel its taps."""
+        if g.is_pointwise:
+            return x
+        gathered = self.gather(x, x.static_shape[0], g.table(), g.lanes, g.rows)
+        return self.reshape(gathered, x.static_shape[0] * g.taps, g.out_rows * g.lanes)
+
+    # ------------------------------------------------------------------ depthwise: a block of channels is one of images
+
+    def _is_depthwise(self, g: Geometry, w: Value) -> bool:
+        whole = min(*g.pads_back(), *g.pads_across()) >= 0
+        return self.blocked and whole and g.group > 1 and w.static_shape[:2] == (g.group, 1)
+
+    def _blocked(
+        self,
+        g: Geometry,
+        x: Value,
+        w: Value,
+        pads: Sequence[int],
+        strides: Sequence[int],
+        dilations: Sequence[int],
+        kernel: Sequence[int],
+        size: Sequence[int] | None = None,
+    ) -> Value:
+        """The depthwise convolution of [C, P]; w holds [C·N, 1, kernel] with images in the lanes."""
+        planes = g.group * g.batch
+        image = self.reshape(x, 1, planes, *(size or g.size))
+        y = self.op(
+            "Conv", image, w, domain=BLOCKED, group=planes, pads=list(pads), strides=list(strides),
+            dilations=list(dilations), kernel_shape=list(kernel),
+        )  # fmt: skip
+        return self.reshape(y, g.group, -1)
+
+    def _over_images(self, g: Geometry, w: Value, turned: bool = False) -> Value:
+        """[C, 1, kh, kw] → [C·N, 1, kh, kw] whose memory is [C, N/lanes, taps, lanes]: every image its copy."""
+        key = ("images", w.id, turned, g.blocks)
+        if key not in self.memo:
+            flat = self.reshape(w, g.group, g.taps)
+            if turned and g.taps > 1:
+                flat = self.op("Gather", flat, self.const(np.arange(g.taps)[::-1]), axis=1)
+            column = self.reshape(flat, g.group * g.taps, 1)
+            lanes = self.op("MatMul", column, self.const(np.ones((1, g.lanes)), np.float32))
+            block = self.reshape(lanes, g.group, g.taps * g.lanes)
+            repeated = self.op("Concat", *[block] * g.blocks, axis=1) if g.blocks > 1 else block
+            self.memo[key] = self.reshape(repeated, g.group * g.batch, 1, *g.kernel)
+        return self.memo[key]
+
+    def _depthwise_input_grad(self, g: Geometry, dy: Value, w: Value) -> Value:
+        """The convolution of dY, zeros between its pixels where the stride left some out, with the kernel turned."""
+        if set(g.strides) != {1}:
+            index = np.full((g.blocks, *g.spread), g.out_rows, np.int64)
+            index[:, :: g.strides[0], :: g.strides[1]] = np.arange(g.out_rows).reshape(g.blocks, *g.out_size)
+            dy = self.gather(dy, g.group, index, g.lanes, g.out_rows)
+        weights = self._over_images(g, w, turned=True)
+        return self._blocked(g, dy, weights, g.pads_back(), (1, 1), g.dilations, g.kernel, g.spread)
+
+    def _depthwise_weight_grad(self, g: Geometry, x: Value, dy: Value, w: Value) -> Value:
+        """The convolution of X with dY as its kernel, strides and dilations exchanged, summed over images."""
+        kernel = self.reshape(dy, g.group * g.batch, 1, *g.out_size)
+        made = self._blocked(g, x, kernel, g.pads_across(), g.dilations, g.strides, g.out_size)
+        parts = self.reshape(made, g.group, g.blocks, g.taps, g.lanes)
+        return self.reshape(self.op("ReduceSum", parts, self.const([1, 3]), keepdims=0), *w.static_shape)
+
+    # ------------------------------------------------------------------ pools
+
+    def _taps(self, g: Geometry, x: Value) -> list[Value]:
+        """What each tap of the window reads, [C, P']; the padding is below every number."""
+        table, lowest = g.table(), float(np.finfo(np.float32).min)
+        return [self.gather(x, x.static_shape[0], row, g.lanes, g.rows, lowest) for row in table]
+
+    def _max_pool(self, g: Geometry, x: Value) -> Value:
+        taps = self._taps(g, x)
+        return self.op("Max", *taps) if len(taps) > 1 else taps[0]
+
+    def _max_pool_grad(self, g: Geometry, x: Value, y: Value, dy: Value) -> Value:
+        """Tap by tap: the first that is the maximum takes the gradient; what is left goes on."""
+        left, parts = dy, []
+        for number, tap in enumerate(self._taps(g, x)):
+            hit = self.op("Cast", self.op("Equal", tap, y), to=int(DType.FLOAT))
+            parts.append(self.op("Mul", left, hit))
+            if number + 1 < g.taps:
+                left = self.op("Sub", left, parts[-1])
+        return self.scatter(self.op("Concat", *parts, axis=1), x.static_shape[0], g)

@@ -1,0 +1,324 @@
+"""`ToLanes`: lays the images of a batch side by side in the vector lanes, the channels outermost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnxslim.graph import DType, Graph, Node, Value
+from onnxslim.ops import axes_of, axis_of
+from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from passes.layout.geometry import geometry_attributes
+
+__all__ = ["DOMAIN", "ToLanes"]
+
+DOMAIN = "onnxslim.lanes"
+"""Of the ops that ToLanes writes, `differentiate` has rules for, and ExpandLanes turns into ONNX Runtime's."""
+
+
+@dataclass(frozen=True)
+class ToLanes(Pass):
+    """x [N, C, H, W] → [C, N·H·W] in the order [C, N/lanes, H, W, lanes], from each convolution on.
+
+    A pointwise convolution is then one matrix product whatever the number of channels, a depthwise one
+    runs over images instead of channels, and a batch norm reads rows. Elementwise ops, norms, pools,
+    concatenations and per-channel fake-quant follow; where another op reads a value, it is laid back.
+
+    nodes: ids of the nodes that may change (None: all). Refuses a batch that is no multiple of `lanes`
+    and convolutions that are not over two axes. Contract: what reordering float32 sums explains.
+    """
+
+    lanes: int = 16
+    nodes: frozenset[int] | None = None
+    name: ClassVar[str] = "to_lanes"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        laying = _Laying(graph, self.lanes)
+        refused = []
+        done: list[Node] = []
+        for node in graph.nodes():
+            rule = RULES.get((node.domain, node.op))
+            if rule is None or (self.nodes is not None and node.id not in self.nodes):
+                continue
+            if node.op not in _ANCHORS and not laying.touches(node):
+                continue
+            if rule(laying, node):
+                done.append(node)
+            elif node.op in _ANCHORS or laying.touches(node):
+                refused.append(Refusal(str(node), f"stays in its own layout: {node.op} of {_shapes(graph, node)}"))
+        laying.finish(done)
+        return Outcome(len(done), tuple(refused))
+
+
+def _shapes(graph: Graph, node: Node) -> str:
+    return ", ".join(str(v.shape) for v in graph.node_inputs(node) if v is not None)
+
+
+class _Laying:
+    """The values laid so far. A laid value is [C, P], P = N·H·W; `laid` maps the plain one's id to it."""
+
+    def __init__(self, graph: Graph, lanes: int) -> None:
+        self.graph, self.lanes = graph, lanes
+        self.laid: dict[int, Value] = {}
+        self.plain: dict[int, Value] = {}  # of nodes that give a plain value in another way
+
+    def touches(self, node: Node) -> bool:
+        return any(v is not None and v.id in self.laid for v in self.graph.node_inputs(node))
+
+    def fits(self, value: Value | None) -> bool:
+        """Whether a value is, or can be, laid: a float activation [N, C, H, W] of full blocks of images."""
+        if value is None:
+            return False
+        if value.id in self.laid:
+            return True
+        shape = value.shape
+        if shape is None or len(shape) != 4 or value.array is not None or value.dtype is not DType.FLOAT:
+            return False
+        return all(isinstance(d, int) for d in shape) and value.static_shape[0] % self.lanes == 0
+
+    def of(self, value: Value) -> Value:
+        """The laid form of a value that fits."""
+        if value.id not in self.laid:
+            n, c, h, w = value.static_shape
+            cut = self.reshape(value, [n // self.lanes, self.lanes, c, h * w], "blocks")
+            turned = self.op("Transpose", cut, name=f"{value.name}/lanes", shape=[c, n // self.lanes, h * w, self.lanes],
+                             perm=[2, 0, 3, 1])  # fmt: skip
+            self.laid[value.id] = self.reshape(turned, [c, n * h * w], "laid")
+        return self.laid[value.id]
+
+    def op(
+        self, op: str, *inputs: Value | None, name: str, shape: Sequence[int], domain: str = "", **attributes: Any
+    ) -> Value:
+        made = self.graph.op(op, *inputs, name=name, domain=domain, **attributes)
+        self.graph.set_type(made, DType.FLOAT, shape)
+        return made
+
+    def reshape(self, value: Value, shape: Sequence[int], name: str) -> Value:
+        if value.shape == tuple(shape):
+            return value
+        return self.op("Reshape", value, self.ints(*shape), name=f"{value.name}/{name}", shape=shape)
+
+    def ints(self, *numbers: int) -> Value:
+        return self.graph.add_constant("lanes/ints", np.array(numbers, np.int64))
+
+    def put(self, old: Value, new: Value) -> bool:
+        """`new`, [C, P], is the laid form of `old`."""
+        self.laid[old.id] = new
+        return True
+
+    def hand_over(self, old: Node, slot: int, new: Node) -> None:
+        """A further output of the old node is the new node's from now on, under its name."""
+        value = self.graph.node_outputs(old)[slot] if slot < old.arity[1] else None
+        if value is not None:
+            twin = self.graph.result(new, slot)
+            self.graph.set_type(twin, value.dtype, value.shape)
+            self.plain[value.id] = twin
+
+    def finish(self, done: Sequence[Node]) -> None:
+        """Nodes that were not laid read plain values again; the laid ones' old nodes go."""
+        graph, gone = self.graph, {node.id for node in done}
+        for node in done:
+            for value in graph.node_outputs(node):
+                if value is None:
+                    continue
+                outside = graph.is_output(value) or any(u.node.id not in gone for u in graph.uses(value))
+                name, role, owner = value.name, value.role, value.owner
+                if outside and value.id not in self.plain:
+                    self.plain[value.id] = self._back(value)
+                if value.id in self.plain:
+                    new = self.plain[value.id]
+                    graph.replace_uses(value, new, only=[u for u in graph.uses(value) if u.node.id not in gone])
+                    if graph.is_output(value):
+                        graph.replace_uses(value, new)
+                    elif value.id not in self.laid:  # statistics keep the name that the update knows
+                        graph.rename(value, graph.fresh_name(f"{name}/old"))
+                        graph.rename(new, name)
+                    graph.set_role(new, role, owner)
+        for node in reversed(done):
+            graph.remove_node(node)
+
+    def _back(self, value: Value) -> Value:
+        n, c, h, w = value.static_shape
+        blocks = self.reshape(self.laid[value.id], [c, n // self.lanes, h * w, self.lanes], "blocks")
+        turned = self.op("Transpose", blocks, name=f"{value.name}/plain", shape=[n // self.lanes, self.lanes, c, h * w],
+                         perm=[1, 3, 0, 2])  # fmt: skip
+        return self.reshape(turned, [n, c, h, w], "images")
+
+
+# ---------------------------------------------------------------------- rules: True where the node was laid
+
+
+def _conv(r: _Laying, node: Node) -> bool:
+    graph = r.graph
+    x, w = graph.operand(node, 0), graph.operand(node, 1)
+    y, bias = graph.result(node), graph.input(node, 2)
+    if not (r.fits(x) and r.fits(y)) or len(w.static_shape) != 4:
+        return False
+    attributes = geometry_attributes(graph, node, r.lanes)
+    shape = [y.static_shape[1], math.prod(y.static_shape) // y.static_shape[1]]
+    laid = r.op("Conv", r.of(x), w, name=f"{y.name}/laid", shape=shape, domain=DOMAIN, **attributes)
+    if bias is not None:
+        column = r.reshape(bias, [shape[0], 1], "column")
+        laid = r.op("Add", laid, column, name=f"{y.name}/biased", shape=shape)
+    return r.put(y, laid)
+
+
+def _batch_norm(r: _Laying, node: Node) -> bool:
+    """Over [1, C, P], where a channel is a row."""
+    graph = r.graph
+    x, y = graph.operand(node, 0), graph.result(node)
+    if not r.fits(x):
+        return False
+    laid = r.of(x)
+    rows = r.reshape(laid, [1, *laid.static_shape], "rows")
+    inputs = [rows, *graph.node_inputs(node)[1:]]
+    names = [f"{y.name}/rows"] + [None if v is None else f"{v.name}/of_rows" for v in graph.node_outputs(node)[1:]]
+    made = graph.add_node("BatchNormalization", inputs, names, node.attributes, name=f"{node.name}/rows")
+    graph.set_type(graph.result(made), DType.FLOAT, rows.shape)
+    for slot in range(1, node.arity[1]):
+        r.hand_over(node, slot, made)
+    return r.put(y, r.reshape(graph.result(made), laid.static_shape, "laid"))
+
+
+def _unary(r: _Laying, node: Node) -> bool:
+    """Each element for itself, with scalars or constants as further inputs: bounds, scales, zero points."""
+    graph = r.graph
+    x, y = graph.operand(node, 0), graph.result(node)
+    others = graph.node_inputs(node)[1:]
+    if any(v is not None and v.shape not in ((), (1,)) for v in others[:2]):
+        return False
+    laid = r.of(x)
+    attributes = {k: v for k, v in node.attributes.items() if k != "axis"}
+    return r.put(y, r.op(node.op, laid, *others, name=f"{y.name}/laid", shape=laid.static_shape, domain=node.domain,
+                         **attributes))  # fmt: skip
+
+
+def _broadcast(r: _Laying, node: Node) -> bool:
+    """Operands of the same size, one value a channel, one a channel and image, or one."""
+    graph = r.graph
+    y, inputs = graph.result(node), [v for v in graph.node_inputs(node) if v is not None]
+    if not r.fits(y):
+        return False
+    full = y.static_shape
+    shape = [full[1], math.prod(full) // full[1]]
+    kinds = [_kind(r, value, full) for value in inputs]
+    if "other" in kinds:
+        return False
+    by_image = "image" in kinds
+    blocks = [full[1], full[0] // r.lanes, full[2] * full[3], r.lanes]
+    found = []
+    for value, kind in zip(inputs, kinds):
+        if kind == "full":
+            found.append(r.reshape(r.of(value), blocks if by_image else shape, "operand"))
+        elif kind == "image":
+            found.append(r.reshape(r.of(value), [shape[0], blocks[1], 1, r.lanes], "by_image"))
+        elif kind == "channel":
+            found.append(r.reshape(value, [shape[0], 1, 1, 1] if by_image else [shape[0], 1], "column"))
+        else:
+            found.append(r.reshape(value, [1], "scalar"))
+    made = r.op(node.op, *found, name=f"{y.name}/laid", shape=blocks if by_image else shape, **node.attributes)
+    return r.put(y, r.reshape(made, shape, "laid"))
+
+
+def _kind(r: _Laying, value: Value, full: tuple[int, ...]) -> str:
+    """How an operand spreads over [N, C, H, W]."""
+    size = value.shape
+    if size is None or not all(isinstance(d, int) for d in size):
+        return "other"
+    if size == full and r.fits(value):
+        return "full"
+    if size == (*full[:2], 1, 1) and r.fits(value):
+        return "image"
+    if math.prod(value.static_shape) == 1:
+        return "one"
+    return "channel" if (1,) * (4 - len(size)) + size == (1, full[1], 1, 1) else "other"
+
+
+def _average(r: _Laying, node: Node) -> bool:
+    """The mean over all pixels: [C, N], the laid form of [N, C, 1, 1]."""
+    graph = r.graph
+    x, y = graph.operand(node, 0), graph.result(node)
+    if node.op == "ReduceMean" and axes_of(graph, node, 4) != (2, 3):
+        return False
+    n, c, h, w = x.static_shape
+    blocks = r.reshape(r.of(x), [c, n // r.lanes, h * w, r.lanes], "blocks")
+    means = r.op("ReduceMean", blocks, r.ints(2), name=f"{y.name}/means", shape=[c, n // r.lanes, r.lanes], keepdims=0)
+    laid = r.reshape(means, [c, n], "laid")
+    if len(y.static_shape) == 4:
+        return r.put(y, laid)
+    r.plain[y.id] = r.op("Transpose", laid, name=f"{y.name}/plain", shape=[n, c], perm=[1, 0])
+    return True
+
+
+def _flatten(r: _Laying, node: Node) -> bool:
+    """[N, C, 1, 1] → [N, C] is a transposition of [C, N]."""
+    graph = r.graph
+    x, y = graph.operand(node, 0), graph.result(node)
+    if y.shape != x.static_shape[:2] or x.id not in r.laid:
+        return False
+    laid = r.of(x)
+    r.plain[y.id] = r.op("Transpose", laid, name=f"{y.name}/plain", shape=y.static_shape, perm=[1, 0])
+    return True
+
+
+def _over_all(r: _Laying, node: Node) -> bool:
+    """One number of all elements, whatever their order: what observers ask for."""
+    graph = r.graph
+    x, y = graph.operand(node, 0), graph.result(node)
+    axes = axes_of(graph, node, 4)
+    if axes is None or len(axes) < 4 or y.shape != ():
+        return False
+    r.plain[y.id] = r.op(node.op, r.of(x), name=f"{y.name}/laid", shape=(), keepdims=0)
+    return True
+
+
+def _concat(r: _Laying, node: Node) -> bool:
+    graph = r.graph
+    y, inputs = graph.result(node), graph.node_inputs(node)
+    if axis_of(node, 4, 0) != 1 or not r.fits(y) or not all(r.fits(v) for v in inputs):
+        return False
+    shape = [y.static_shape[1], math.prod(y.static_shape) // y.static_shape[1]]
+    return r.put(y, r.op("Concat", *(r.of(v) for v in inputs if v), name=f"{y.name}/laid", shape=shape, axis=0))
+
+
+def _max_pool(r: _Laying, node: Node) -> bool:
+    graph = r.graph
+    x, y = graph.operand(node, 0), graph.result(node)
+    if node.arity[1] > 1 or node.attr("ceil_mode", 0) or node.attr("storage_order", 0) or not r.fits(y):
+        return False
+    attributes = geometry_attributes(graph, node, r.lanes)
+    shape = [y.static_shape[1], math.prod(y.static_shape) // y.static_shape[1]]
+    return r.put(y, r.op("MaxPool", r.of(x), name=f"{y.name}/laid", shape=shape, domain=DOMAIN, **attributes))
+
+
+_ANCHORS = ("Conv",)
+_UNARY = (
+    "Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
+    "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt",
+    "Tanh",
+)  # fmt: skip
+RULES: dict[tuple[str, str], Callable[[_Laying, Node], bool]] = {
+    ("", "Conv"): _conv,
+    ("", "BatchNormalization"): _batch_norm,
+    ("", "Concat"): _concat,
+    ("", "Flatten"): _flatten,
+    ("", "GlobalAveragePool"): _average,
+    ("", "MaxPool"): _max_pool,
+    ("", "ReduceMax"): _over_all,
+    ("", "ReduceMean"): _average,
+    ("", "ReduceMin"): _over_all,
+    ("", "Reshape"): _flatten,
+    ("", "Squeeze"): _flatten,
+    ("onnxslim", "FakeQuant"): _unary,
+    **{("", op): _unary for op in _UNARY},
+    **{("", op): _broadcast for op in ("Add", "Div", "Max", "Min", "Mul", "PRelu", "Sub", "Sum")},
+}
+
+
+def laid_ops() -> Collection[tuple[str, str]]:
+    """(domain, op) of what has a rule here."""
+    return sorted(RULES)
