@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,12 +17,15 @@ from onnxslim.rewrite import Context, Outcome
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageResult, only_data_input
+from onnxslim.training.layout import Plan, choose_layout
 from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.schedules import Schedule
-from onnxslim.training.step import StepOptions, build_step
+from onnxslim.training.state import State
+from onnxslim.training.step import Layout, StepOptions, build_step
 from onnxslim.training.teacher_cache import TeacherCache
+from onnxslim.training.workers import shares
 from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import FoldBatchnorm, RestoreBatchnorm, canonicalize
@@ -165,6 +169,10 @@ class Train(Stage):
         default="best", description="Which epoch's weights: the best on val, or the last. Without val: the last."
     )
     gradient: Literal["own", "ort"] = Field(default="own", description="Our differentiate, or ONNX Runtime's builder.")
+    layout: Literal["auto", "plain", "blocked", "lanes"] = Field(
+        default="auto",
+        description="Where channels (blocked) or images (lanes) lie in the CPU's vectors; auto measures which is fastest.",
+    )
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept, beside the best on val.")
     threads: int = Field(default=1, ge=1, description="Threads that prepare batches.")
 
@@ -194,10 +202,11 @@ class Train(Stage):
             cache.prepare(context.progress, threads=context.workers)
         norms = any(node.op == "BatchNormalization" for node in student.nodes())
         frozen = round(self.freeze_batchnorm * self.epochs) if norms else 0
+        options = replace(self.step_options(), layout=self.chosen_layout(student, context, teacher, cache))
         trainer = Trainer(
             student,
             loader,
-            self.step_options(),
+            options,
             self.made_optimizer(),
             self.made_schedule(),
             self.epochs,
@@ -244,6 +253,26 @@ class Train(Stage):
 
     def step_options(self) -> StepOptions:
         return StepOptions(self.losses(), labelled=self.needs_labels, gradient=self.gradient)
+
+    def chosen_layout(
+        self, student: Graph, context: RunContext, teacher: Graph | None, cache: TeacherCache | None
+    ) -> Layout:
+        """The layout in the run's plan, where it was chosen on a machine like this; else it is chosen now."""
+        path, wanted = context.folder / "plan.json", self.layout if self.gradient == "own" else "plain"
+        plan = Plan.load(path, context.label) if context.resume else None
+        if plan is not None and plan.holds_here():
+            return plan.layout
+        options = replace(self.step_options(), teacher_as_input=cache is not None)
+        share = shares(self.batch, context.workers)[0]
+        arrays = State.of(student, self.made_optimizer()).arrays
+        moved = plan is not None
+        plan = choose_layout(
+            lambda layout: build_step(student, share, replace(options, layout=layout), teacher), arrays, wanted
+        )
+        plan.save(path, context.label)
+        note = {"resumed_on": "another CPU or runtime: from here on not bit-identical"} if moved else {}
+        context.log(stage=context.label, plan=str(plan), **note)
+        return plan.layout
 
     def made_optimizer(self) -> Optimizer:
         options = self.optimizer
