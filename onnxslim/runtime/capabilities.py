@@ -19,8 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxslim.errors import InstallationError
 
 __all__ = [
@@ -321,6 +319,7 @@ def _lanes() -> int:
 
 def _is_blocked_by(width: int) -> bool:
     """Convolutions [1, 32, 3, 3] with kernels of 2×2 in blocks of `width`, against numpy."""
+    import numpy as np
     from onnx import helper
 
     channels, rng = 32, np.random.default_rng(0)
@@ -336,7 +335,9 @@ def _is_blocked_by(width: int) -> bool:
         else:
             expected = np.einsum("pcij,cij->cp", patches, w[:, 0])
             kernel = w.reshape(channels // width, width, 1, 2, 2).transpose(0, 2, 3, 4, 1)
-        node = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc", group=group, kernel_shape=[2, 2])
+        node = helper.make_node(
+            "Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc", group=group, kernel_shape=[2, 2]
+        )
         opsets = {"": 18, "com.microsoft.nchwc": 1}
         feeds = {"x": blocked.reshape(x.shape), "w": np.ascontiguousarray(kernel).reshape(w.shape)}
         found = _outputs(_tiny([node], ["x", "w"], ["y"], opsets, 9), feeds)

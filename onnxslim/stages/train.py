@@ -171,7 +171,7 @@ class Train(Stage):
     gradient: Literal["own", "ort"] = Field(default="own", description="Our differentiate, or ONNX Runtime's builder.")
     layout: Literal["auto", "plain", "blocked", "lanes"] = Field(
         default="auto",
-        description="Where channels (blocked) or images (lanes) lie in the CPU's vectors; auto measures which is fastest.",
+        description="Whether channels (blocked) or images (lanes) fill the CPU's vectors; auto: the fastest here.",
     )
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept, beside the best on val.")
     threads: int = Field(default=1, ge=1, description="Threads that prepare batches.")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxslim.files import write_atomic
-from onnxslim.graph import Array, DType
+from onnxslim.graph import Array
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.training.step import LAYOUTS, Layout, Step

@@ -166,4 +166,6 @@ class _Expansion:
     def _rows(self, g: Geometry, x: Value, table: Any, rows: int, width: int) -> Value:
         cut = self.op("Reshape", self.blocks(x), self.const([rows, g.lanes]))
         padded = self.op("Pad", cut, self.const([0, 0, 1, 0]))
-        return self.op("Reshape", self.op("Gather", padded, self.const(table.reshape(-1)), axis=0), self.const([-1, width]))
+        return self.op(
+            "Reshape", self.op("Gather", padded, self.const(table.reshape(-1)), axis=0), self.const([-1, width])
+        )

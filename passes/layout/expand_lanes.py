@@ -104,7 +104,8 @@ class _Expansion:
         back, nothing = g.table_back(), g.taps * g.out_rows
         reads = np.where(back == g.out_rows, nothing, back + np.arange(g.taps)[:, None] * g.out_rows)
         reads = np.sort(reads, axis=0)  # those of an input row come first, whichever taps they are
-        found = [self.gather(taps, channels, row, g.lanes, nothing) for row in reads if (row < nothing).any()]
+        rows = [row for row in reads if (row < nothing).any()] or reads[:1]
+        found = [self.gather(taps, channels, row, g.lanes, nothing) for row in rows]
         return self.op("Sum", *found) if len(found) > 1 else found[0]
 
     # ------------------------------------------------------------------ convolutions

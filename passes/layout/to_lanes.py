@@ -85,8 +85,8 @@ class _Laying:
         if value.id not in self.laid:
             n, c, h, w = value.static_shape
             cut = self.reshape(value, [n // self.lanes, self.lanes, c, h * w], "blocks")
-            turned = self.op("Transpose", cut, name=f"{value.name}/lanes", shape=[c, n // self.lanes, h * w, self.lanes],
-                             perm=[2, 0, 3, 1])  # fmt: skip
+            shape = [c, n // self.lanes, h * w, self.lanes]
+            turned = self.op("Transpose", cut, name=f"{value.name}/lanes", shape=shape, perm=[2, 0, 3, 1])
             self.laid[value.id] = self.reshape(turned, [c, n * h * w], "laid")
         return self.laid[value.id]
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from onnxslim.errors import GradientError
 from onnxslim.graph import Value
 from onnxslim.ops import Window, window
@@ -100,13 +102,15 @@ def _weight_gradient(t: Tape, x: Value, dy: Value, geometry: Window, w_shape: Se
     group, rank = geometry.group, len(size)
     begins, ends = geometry.pads[:rank], geometry.pads[rank:]
     inside, outside = channels // group, outs // group
+    # What the forward pass left unread at the end must stay unread: negative padding is a Slice.
+    reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilations)]
+    used = [(o - 1) * s + r + 1 - b for o, s, r, b in zip(out_size, geometry.strides, reach, begins)]
+    if min(used) <= 0:  # nothing but padding was read
+        return t.const(np.zeros(w_shape))
     # [N, g, I, …] → [I, g·N, …] and [N, g, O, …] → [g·O, N, …]
     space = list(range(3, 3 + rank))
     images = t.op("Transpose", t.reshape(x, [n, group, inside, *size]), perm=[2, 1, 0, *space])
     kernels = t.op("Transpose", t.reshape(dy, [n, group, outside, *out_size]), perm=[1, 2, 0, *space])
-    # What the forward pass left unread at the end must stay unread: negative padding is a Slice.
-    reach = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilations)]
-    used = [(o - 1) * s + r + 1 - b for o, s, r, b in zip(out_size, geometry.strides, reach, begins)]
     new_ends = [u - s for u, s in zip(used, size)]
     flat = t.reshape(images, [inside, group * n, *size])
     if any(e < 0 for e in new_ends):

@@ -1,4 +1,4 @@
-"""Laid-out ops (images in the lanes, or blocks of channels): their ways back are ops of that domain too, so that their expansion sees them whole."""
+"""Laid-out ops: their ways back are ops of their domain too, so that the expansion sees them whole."""
 
 from __future__ import annotations
 

@@ -1,0 +1,60 @@
+"""What the layout tests share: values and gradients of a graph, plain and laid out, in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.graph import Array, Graph
+from onnxslim.rewrite import Outcome
+from onnxslim.runtime.session import Session
+from passes.gradient import GradientOptions, differentiate
+from passes.layout import ExpandBlocked, ExpandLanes
+
+Layout = Callable[[Graph], Outcome]
+
+
+def values_and_gradients(
+    graph: Graph, wrt: Sequence[str], feeds: dict[str, Array], **options: bool
+) -> dict[str, Array]:
+    """The outputs of a graph and the gradients of Σ c·output, c random, with respect to inputs."""
+    graph = graph.copy()
+    rng, parts = np.random.default_rng(7), []
+    for value in graph.outputs:
+        weights = graph.add_constant(f"c/{value.name}", rng.normal(size=value.static_shape).astype(np.float32))
+        parts.append(graph.op("ReduceSum", graph.op("Mul", value, weights, name=f"m/{value.name}"), keepdims=0))
+    loss = graph.op("Sum", *parts, name="loss")
+    infer_shapes(graph)
+    gradients = differentiate(graph, loss, [graph.value(name) for name in wrt], GradientOptions(training_kernels=False))
+    for gradient in gradients.values():
+        graph.add_output(gradient)
+    names = {name: gradient.name for name, gradient in gradients.items()}  # outputs keep theirs when expanded
+    names |= {v.name: v.name for v in graph.outputs if v.name not in names.values()}
+    ExpandLanes(**options)(graph)
+    ExpandBlocked()(graph)
+    found = Session(graph).run(feeds)
+    return {key: found[name] for key, name in names.items()}
+
+
+@pytest.fixture
+def check_layout() -> Callable[..., Graph]:
+    """Asserts that a layout changes neither the outputs nor the gradients, beyond float32's rounding; returns the
+    graph it made (before differentiation)."""
+
+    def check(graph: Graph, layout: Layout, wrt: Sequence[str], rewrites: int, **options: bool) -> Graph:
+        infer_shapes(graph)
+        rng = np.random.default_rng(3)
+        feeds = {v.name: rng.normal(size=v.static_shape).astype(np.float32) for v in graph.inputs}
+        laid = graph.copy()
+        assert layout(laid).rewrites == rewrites
+        expected = values_and_gradients(graph, wrt, feeds)
+        found = values_and_gradients(laid, wrt, feeds, **options)
+        for name in [*wrt, *(v.name for v in graph.outputs)]:
+            scale = max(float(np.abs(expected[name]).max()), 1e-3)
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-5 * scale, err_msg=name)
+        return laid
+
+    return check
