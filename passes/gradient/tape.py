@@ -22,7 +22,7 @@ class GradientOptions:
     """training_kernels: rules may use the training wheel's kernels (ConvGrad, MaxPoolGrad) where those
     are the faster way; without, every rule is plain ONNX."""
 
-    training_kernels: bool = True
+    training_kernels: bool = False
 
 
 class Tape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from onnxslim.ops import axes_of, axis_of
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from passes.layout.geometry import geometry_attributes
 
-__all__ = ["DOMAIN", "ToLanes"]
+__all__ = ["DOMAIN", "RULES", "ToLanes"]
 
 DOMAIN = "onnxslim.lanes"
 """Of the ops that ToLanes writes, `differentiate` has rules for, and ExpandLanes turns into ONNX Runtime's."""
@@ -317,8 +317,3 @@ RULES: dict[tuple[str, str], Callable[[_Laying, Node], bool]] = {
     **{("", op): _unary for op in _UNARY},
     **{("", op): _broadcast for op in ("Add", "Div", "Max", "Min", "Mul", "PRelu", "Sub", "Sum")},
 }
-
-
-def laid_ops() -> Collection[tuple[str, str]]:
-    """(domain, op) of what has a rule here."""
-    return sorted(RULES)

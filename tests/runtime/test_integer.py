@@ -32,13 +32,13 @@ class Qdq:
     def weight(self, *shape: int, axis: int | None = 0) -> Value:
         q = self.rng.integers(-127, 128, shape).astype(np.int8)
         count = () if axis is None else (shape[axis],)
-        s = self.rng.uniform(0.002, 0.01, count).astype(np.float32)
+        s = self.weight_scale = self.rng.uniform(0.002, 0.01, count).astype(np.float32)
         parts = (self.graph.add_constant(n, a) for n, a in (("w", q), ("ws", s), ("wz", np.zeros(count, np.int8))))
         return self.graph.op("DequantizeLinear", *parts, axis=axis)
 
     def bias(self, channels: int) -> Value:
         q = self.rng.integers(-5000, 5000, channels).astype(np.int32)
-        s = np.full(channels, 1e-4, np.float32)  # kernels take the integers and ignore this
+        s = np.broadcast_to(np.float32(0.02) * self.weight_scale, channels)  # as ONNX Runtime expects it: s_x·s_w
         parts = (self.graph.add_constant(n, a) for n, a in (("b", q), ("bs", s), ("bz", np.zeros(channels, np.int32))))
         return self.graph.op("DequantizeLinear", *parts, axis=0)
 

@@ -48,7 +48,7 @@ def made(path: Path, batch: int, frozen: bool = False) -> Made:
 @needs_lanes
 @pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen"])
 def test_every_layout_gives_the_same_step(trained_path: Path, frozen: bool) -> None:
-    """Loss, gradients and batch statistics, against the plain layout: ‖Δ‖ ≤ 1e-4 of the norm of all of a kind."""
+    """Loss, gradients and batch statistics, against the plain layout: ‖Δ‖ ≤ 1e-3 of the norm of all of a kind."""
     build, arrays = made(trained_path, LANES, frozen)
     steps = {layout: build(layout) for layout in LAYOUTS}
     plain = steps["plain"]
@@ -66,7 +66,7 @@ def test_every_layout_gives_the_same_step(trained_path: Path, frozen: bool) -> N
             names = [n for n in found["plain"] if n.startswith(kind)]
             expected, got = (np.concatenate([found[which][n].reshape(-1) for n in names] or [np.zeros(1)])
                              for which in ("plain", layout))  # fmt: skip
-            assert np.linalg.norm(got - expected) <= 1e-4 * np.linalg.norm(expected), (layout, kind)
+            assert np.linalg.norm(got - expected) <= 1e-3 * np.linalg.norm(expected), (layout, kind)
     assert steps["lanes"].laid > 20
 
 

@@ -60,7 +60,7 @@ def check_gradient(
     unused: Sequence[int] = (),
     domain: str = "",
     opset: int = 18,
-    kernels: bool = True,
+    kernels: bool = False,
     tolerance: float = 1e-3,
     seed: int = 0,
     **attributes: Any,

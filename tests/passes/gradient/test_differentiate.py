@@ -11,6 +11,7 @@ from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph, Role, Value
 from onnxslim.quant_math import qrange
+from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.text import to_text
 from passes.gradient import GradientOptions, differentiable_ops, differentiate, refusal
@@ -148,7 +149,7 @@ def check_slope(path: Path, network: Callable, *, training: bool, quantized: boo
     """Along the gradient itself the loss rises as fast as the gradient says; steps so small that
     few ReLUs switch, so large that float32 still sees them."""
     net = network(path, training=training, quantized=quantized)
-    gradients = net.gradients(GradientOptions())
+    gradients = net.gradients(GradientOptions(training_kernels=capabilities().has_training_kernels))
     plain = net.gradients(GradientOptions(training_kernels=False))
     for name, gradient in gradients.items():
         np.testing.assert_allclose(

@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import DType, Graph
+from onnxslim.runtime.capabilities import capabilities
 from passes.gradient import differentiate
 from passes.gradient.rules import convolution
 
-KERNELS = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
+KERNELS = pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param(True, marks=pytest.mark.skipif(not capabilities().has_training_kernels, reason="plain runtime")),
+        False,
+    ],
+    ids=["kernels", "plain"],
+)
 
 
 def conv(x: np.ndarray, w: np.ndarray, pads: Any, strides: Any, dilations: Any, group: int) -> np.ndarray:

@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph
+from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from passes.gradient import GradientOptions, differentiate
 from passes.gradient.rules import pooling
 
-KERNELS = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
+KERNELS = pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param(True, marks=pytest.mark.skipif(not capabilities().has_training_kernels, reason="plain runtime")),
+        False,
+    ],
+    ids=["kernels", "plain"],
+)
 
 
 def pool(op: str, kernel: Any, strides: Any, pads: Any, dilations: Any, include: int, ceil: int = 0) -> Callable:
