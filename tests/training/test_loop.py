@@ -38,10 +38,10 @@ def assert_same(a: Graph, b: Graph) -> None:
         assert array.tobytes() == theirs[name].tobytes(), name
 
 
-@pytest.mark.parametrize("quantize", [False, True], ids=["float", "qat"])
 needs_builder = pytest.mark.skipif(not capabilities().has_gradient_builder, reason="ONNX Runtime's builder is not here")
 
 
+@pytest.mark.parametrize("quantize", [False, True], ids=["float", "qat"])
 @pytest.mark.parametrize("gradient", ["own", pytest.param("ort", marks=needs_builder)])
 def test_it_learns(trainer: Callable, quantize: bool, gradient: str) -> None:
     made = trainer(quantize=quantize)
