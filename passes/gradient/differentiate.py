@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import networkx as nx
 import numpy as np
 
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph, Node, Role, Value
+from passes.gradient.decompose import DECOMPOSITIONS
 from passes.gradient.rules import RULES
 from passes.gradient.tape import GradientOptions, Tape
 
@@ -25,15 +27,19 @@ _OLDEST_OPSET = 13
 
 
 def differentiable_ops() -> list[tuple[str, str]]:
-    """(domain, op) of every op with a rule, sorted."""
-    return sorted(RULES)
+    """(domain, op) of every op with a rule or a decomposition, sorted."""
+    return sorted({*RULES, *DECOMPOSITIONS})
 
 
 def refusal(node: Node) -> str | None:
     """Why a node cannot be differentiated; None where it can."""
-    if (node.domain, node.op) in RULES:
+    if _has_rule(node) or (node.domain, node.op) in DECOMPOSITIONS:
         return None
     return f"no gradient rule for {node.domain + '.' if node.domain else ''}{node.op}"
+
+
+def _has_rule(node: Node) -> bool:
+    return (node.domain, node.op) in RULES and not (node.op == "Pad" and node.attr("mode", "constant") != "constant")
 
 
 def differentiate(
@@ -46,11 +52,14 @@ def differentiate(
     Raises GradientError naming the node that stands in the way and has no rule.
     """
     options = options or GradientOptions()
+    written = _write_out(graph, loss, wrt, options)
     if graph.opset < _OLDEST_OPSET:
         raise GradientError(
             f"Graph '{graph.name}' has opset {graph.opset}; gradients are written in {_OLDEST_OPSET} and later, "
             "where Softmax means one axis: convert it first (ConvertOpset)"
         )
+    if written:
+        infer_shapes(graph)
     reached = _between(graph, loss, wrt)
     gradients: dict[int, list[Value]] = {
         loss.id: [graph.add_constant("grad/one", np.ones(loss.static_shape, np.float32))]
@@ -75,6 +84,33 @@ def differentiate(
                     graph.set_type(gradient, value.dtype, value.shape)
                 gradients.setdefault(value.id, []).append(gradient)
     return {value.name: _result(graph, value, gradients) for value in wrt}
+
+
+def _write_out(graph: Graph, loss: Value, wrt: Sequence[Value], options: GradientOptions) -> bool:
+    """Nodes on the way that have no rule but a decomposition become what they stand for; values keep their names."""
+    reached, found = _between(graph, loss, wrt), False
+    for node in graph.nodes():
+        rule = DECOMPOSITIONS.get((node.domain, node.op))
+        if node.id not in reached or rule is None or _has_rule(node):
+            continue
+        outputs = graph.node_outputs(node)
+        tape = Tape(graph, node, [None] * len(outputs), [], options)
+        made = [*rule(tape), *[None] * len(outputs)]
+        for old, new in zip(outputs, made):
+            if old is not None and new is None and graph.is_used(old):
+                raise GradientError(f"{node}: its output '{old.name}' is read, and has no gradient rule")
+        graph.detach(node)
+        for old, new in zip(outputs, made):
+            if old is None:
+                continue
+            if new is None:
+                graph.remove_value(old)
+            else:
+                graph.add_node("Identity", [new], [old], name=f"{old.name}/written_out")
+        if any(value is not None and value.shape is None for value in outputs):
+            infer_shapes(graph)  # of an op that ONNX does not know: what follows must know its shape
+        found = True
+    return found
 
 
 def _between(graph: Graph, loss: Value, wrt: Sequence[Value]) -> set[int]:

@@ -52,6 +52,10 @@ class Tape:
     def dys(self) -> Sequence[Value | None]:
         return self._dys
 
+    def has(self, slot: int) -> bool:
+        """Whether an optional input is given."""
+        return slot < len(self.inputs) and self.inputs[slot] is not None
+
     def x(self, slot: int = 0) -> Value:
         return self.graph.operand(self.node, slot)
 
@@ -125,6 +129,12 @@ class Tape:
 
     def reshape(self, a: Value, shape: Sequence[int]) -> Value:
         return self.op("Reshape", a, self.ints(*shape))
+
+    def split(self, a: Value, parts: int, size: int, axis: int) -> list[Value]:
+        """Equal parts along an axis."""
+        names = [str(i) for i in range(parts)]
+        made = self.node_of("Split", [a, self.ints(*[size] * parts)], names, axis=axis)
+        return [self.graph.result(made, i) for i in range(parts)]
 
     def unbroadcast(self, gradient: Value, slot: int) -> Value:
         """The gradient of the output summed back to the shape of an input that was broadcast."""

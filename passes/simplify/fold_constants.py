@@ -138,12 +138,12 @@ def _predicted_bytes(value: Value) -> int:
 
 def _known_at_once(graph: Graph, node: Node) -> int:
     """Constant, and Shape or Size of a known shape."""
-    if node.domain or graph.is_output(graph.result(node)):
+    if node.domain or node.op not in ("Constant", "Shape", "Size") or graph.is_output(graph.result(node)):
         return 0
     array: Array | None = None
     if node.op == "Constant":
         array = _constant(node)
-    elif node.op in ("Shape", "Size"):
+    else:
         array = _measured(graph.operand(node, 0), node)
     if array is None:
         return 0

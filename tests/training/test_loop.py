@@ -15,8 +15,8 @@ from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Loader, Preprocess
 from onnxslim.errors import DataError, RecipeError, TrainingError
 from onnxslim.graph import Array, Graph
-from onnxslim.stages.train import prepared
 from onnxslim.runtime.capabilities import capabilities
+from onnxslim.stages.train import prepared
 from onnxslim.training.loop import Interrupted
 from onnxslim.training.optimizers import AdamW
 from onnxslim.training.schedules import Schedule

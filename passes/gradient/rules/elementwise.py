@@ -178,16 +178,38 @@ def _prelu(t: Tape) -> Gradients:
     return [dx, ds]
 
 
+def _over_root(t: Tape, inside: Value) -> Value:
+    return t.div(t.dy, t.op("Sqrt", inside))
+
+
+def _square(t: Tape) -> Value:
+    return t.mul(t.x(), t.x())
+
+
+def _flat(t: Tape) -> Gradients:
+    """Constant between its steps: no gradient."""
+    return [None]
+
+
 RULES: dict[str, Rule] = {
     "Abs": lambda t: [t.mul(t.dy, t.op("Sign", t.x()))],
+    "Acos": lambda t: [t.neg(_over_root(t, t.sub(t.const(1), _square(t))))],
+    "Acosh": lambda t: [_over_root(t, t.sub(_square(t), t.const(1)))],
     "Add": _add,
+    "Asin": lambda t: [_over_root(t, t.sub(t.const(1), _square(t)))],
+    "Asinh": lambda t: [_over_root(t, t.add(_square(t), t.const(1)))],
+    "Atan": lambda t: [t.div(t.dy, t.add(_square(t), t.const(1)))],
+    "Atanh": lambda t: [t.div(t.dy, t.sub(t.const(1), _square(t)))],
     "Cast": _cast,
+    "Ceil": _flat,
     "Clip": _clip,
     "Cos": lambda t: [t.neg(t.mul(t.dy, t.op("Sin", t.x())))],
+    "Cosh": lambda t: [t.mul(t.dy, t.op("Sinh", t.x()))],
     "Div": _div,
     "Elu": _elu,
     "Erf": _erf,
     "Exp": lambda t: [t.mul(t.dy, t.y())],
+    "Floor": _flat,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "Identity": lambda t: [t.dy],
@@ -202,12 +224,16 @@ RULES: dict[str, Rule] = {
     "Pow": _pow,
     "Reciprocal": lambda t: [t.neg(t.mul(t.dy, t.mul(t.y(), t.y())))],
     "Relu": _relu,
+    "Round": _flat,
     "Sigmoid": _sigmoid,
+    "Sign": _flat,
     "Sin": lambda t: [t.mul(t.dy, t.op("Cos", t.x()))],
+    "Sinh": lambda t: [t.mul(t.dy, t.op("Cosh", t.x()))],
     "Softplus": _softplus,
     "Sqrt": lambda t: [t.div(t.scale(t.dy, 0.5), t.y())],
     "Sub": _sub,
     "Sum": _variadic,
+    "Tan": lambda t: [t.mul(t.dy, t.add(t.mul(t.y(), t.y()), t.const(1)))],
     "Tanh": _tanh,
     "Where": _where,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxslim.errors import GradientError
 from onnxslim.graph import Value
 from passes.gradient.tape import Rule, Tape
 
@@ -66,4 +67,46 @@ def _summed(t: Tape, product: Value, lead: list[int], padded: list[int], shape: 
     return t.reshape(t.sum(product, axes, keepdims=True), shape)
 
 
-RULES: dict[str, Rule] = {"Gemm": _gemm, "MatMul": _matmul}
+def _einsum(t: Tape) -> Gradients:
+    """The gradient of an operand is the einsum of dy with the other operands, to that operand's indices."""
+    terms, out = _einsum_terms(t)
+    found: list[Value | None] = []
+    for slot, term in enumerate(terms):
+        if not t.wants(slot):
+            found.append(None)
+            continue
+        others = [(terms[i], t.x(i)) for i in range(len(terms)) if i != slot]
+        known = set(out).union(*(letters for letters, _ in others))
+        reachable = "".join(letter for letter in term if letter in known)
+        equation = ",".join([out, *(letters for letters, _ in others)]) + "->" + reachable
+        part = t.op("Einsum", t.dy, *(value for _, value in others), equation=equation)
+        if reachable != term:  # an index that was only summed over: the same for all of it
+            shape = t.shape(slot)
+            part = t.reshape(part, [d if letter in known else 1 for letter, d in zip(term, shape)])
+            part = t.op("Expand", part, t.ints(*shape))
+        found.append(part)
+    return found
+
+
+def _einsum_terms(t: Tape) -> tuple[list[str], str]:
+    """The indices of each operand and of the result; an ellipsis becomes letters of its own."""
+    equation = str(t.node.attr("equation")).replace(" ", "")
+    left, arrow, out = equation.partition("->")
+    terms = left.split(",")
+    spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
+    for slot, term in enumerate(terms):
+        if "..." in term:
+            extra = len(t.shape(slot)) - len(term.replace("...", ""))
+            if extra and t.shape(slot)[term.index("...")] == 1:
+                raise GradientError(f"{t.node}: an ellipsis that broadcasts has no gradient rule")
+            terms[slot] = term.replace("...", "".join(spare[:extra]))
+            out = out.replace("...", "".join(spare[:extra]))
+    if not arrow:
+        letters = "".join(terms)
+        out = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    if any(len(set(term)) < len(term) for term in terms):
+        raise GradientError(f"{t.node}: an index that stands twice in one operand has no gradient rule")
+    return terms, out
+
+
+RULES: dict[str, Rule] = {"Einsum": _einsum, "Gemm": _gemm, "MatMul": _matmul}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
+from onnxslim.graph import Array, DType, Graph, Value
 from onnxslim.ops import axis_of
+from onnxslim.runtime.session import Session
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]
@@ -142,18 +144,142 @@ def _depth_to_space(t: Tape) -> Gradients:
     return [t.reshape(t.op("Transpose", cut, perm=[0, 1, 3, 5, 2, 4]), [n, c, h, w])]
 
 
+def _zeros(t: Tape) -> Value:
+    return t.const(np.zeros(t.shape()))
+
+
+def _tile(t: Tape) -> Gradients:
+    """The copies added up."""
+    repeats = t.graph.constant_of(t.x(1))
+    if repeats is None:
+        raise GradientError(f"{t.node}: the repeats of Tile must be constant")
+    shape = t.shape()
+    cut = [n for r, d in zip(repeats, shape) for n in (int(r), d)]
+    return [t.sum(t.reshape(t.dy, cut), range(0, 2 * len(shape), 2)), None]
+
+
+def _gather_elements(t: Tape) -> Gradients:
+    """Added up where they came from."""
+    axis = axis_of(t.node, len(t.shape()), 0)
+    return [t.op("ScatterElements", _zeros(t), t.x(1), t.dy, axis=axis, reduction="add"), None]
+
+
+def _gather_nd(t: Tape) -> Gradients:
+    if t.node.attr("batch_dims", 0):
+        raise GradientError(f"{t.node}: batch_dims has no gradient rule")
+    return [t.op("ScatterND", _zeros(t), t.x(1), t.dy, reduction="add"), None]
+
+
+def _scatter(t: Tape, scatter: str, gather: str, **attributes: Any) -> Gradients:
+    """What was overwritten has no gradient; with `add`, both have. Indices must not repeat."""
+    reduction = t.node.attr("reduction", "none")
+    if reduction not in ("none", "add"):
+        raise GradientError(f"{t.node}: reduction '{reduction}' has no gradient rule")
+    update = t.op(gather, t.dy, t.x(1), **attributes) if t.wants(2) else None
+    data = t.dy
+    if reduction == "none" and t.wants(0):
+        data = t.op(scatter, t.dy, t.x(1), t.const(np.zeros(t.shape(2))), **attributes)
+    return [data, None, update]
+
+
+def _top_k(t: Tape) -> Gradients:
+    """Back to where the values stood."""
+    axis = axis_of(t.node, len(t.shape()), -1)
+    return [t.op("ScatterElements", _zeros(t), t.y(1), t.dy, axis=axis), None]
+
+
+def _cumulative_sum(t: Tape) -> Gradients:
+    """Summed up from the other end."""
+    attributes: dict[str, Any] = {
+        "reverse": 1 - int(t.node.attr("reverse", 0)),
+        "exclusive": int(t.node.attr("exclusive", 0)),
+    }
+    return [t.op("CumSum", t.dy, t.x(1), **attributes), None]
+
+
+def _trilu(t: Tape) -> Gradients:
+    return [t.op("Trilu", t.dy, t.x(1) if t.has(1) else None, upper=int(t.node.attr("upper", 1))), None]
+
+
+def _reverse_sequence(t: Tape) -> Gradients:
+    """Turned round once more."""
+    attributes: dict[str, Any] = {k: int(t.node.attr(k, d)) for k, d in (("batch_axis", 1), ("time_axis", 0))}
+    return [t.op("ReverseSequence", t.dy, t.x(1), **attributes), None]
+
+
+def _resize(t: Tape) -> Gradients:
+    """Resize is linear and works axis by axis: dx = dy times each axis's matrix, which is what the op makes of
+    the unit vectors."""
+    if t.node.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise GradientError(f"{t.node}: tf_crop_and_resize has no gradient rule")
+    if t.node.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise GradientError(f"{t.node}: keep_aspect_ratio_policy has a gradient rule for 'stretch' only")
+    dx, shape, out = t.dy, t.shape(), t.y().static_shape
+    scales = _resize_scales(t)
+    for axis, (size, made) in enumerate(zip(shape, out)):
+        scale = scales[axis] if scales is not None else None
+        if size == made and scale in (None, 1):
+            continue
+        matrix = _axis_matrix(t, size, made, scale)
+        rank = len(shape)
+        order = [a for a in range(rank) if a != axis] + [axis]
+        product = t.op("MatMul", t.op("Transpose", dx, perm=order), t.const(matrix))
+        dx = t.op("Transpose", product, perm=[int(a) for a in np.argsort(order)])
+    return [dx, None, None, None]
+
+
+def _resize_scales(t: Tape) -> list[float] | None:
+    """One scale an axis where the node gives scales; None where it gives sizes."""
+    if not t.has(2) or t.shape(2) == (0,):
+        return None
+    given = t.graph.constant_of(t.x(2))
+    if given is None:
+        raise GradientError(f"{t.node}: the scales of Resize must be constant")
+    scales = [1.0] * len(t.shape())
+    for axis, scale in zip(t.node.attr("axes") or range(len(scales)), given):
+        scales[int(axis) % len(scales)] = float(scale)
+    return scales
+
+
+def _axis_matrix(t: Tape, size: int, made: int, scale: float | None) -> Array:
+    """float32 [made, size]: what the op makes of each unit vector of `size` numbers."""
+    graph = Graph("axis", t.graph.opset)
+    x = graph.add_input("x", DType.FLOAT, (1, 1, size, size))
+    kept = {k: v for k, v in t.node.attributes.items() if k != "axes"}
+    empty = graph.add_constant("empty", np.zeros(0, np.float32))
+    if scale is not None:
+        tail: list[Value | None] = [empty, graph.add_constant("scales", np.array([1, 1, 1, scale], np.float32))]
+    else:
+        tail = [empty, empty, graph.add_constant("sizes", np.array([1, 1, size, made], np.int64))]
+    graph.add_output(graph.op("Resize", x, *tail, name="y", **kept))
+    eye = np.eye(size, dtype=np.float32)[None, None]
+    return np.ascontiguousarray(Session(graph).run({"x": eye})["y"][0, 0].T)
+
+
 RULES: dict[str, Rule] = {
     "Concat": _concat,
+    "CumSum": _cumulative_sum,
     "DepthToSpace": _depth_to_space,
     "Expand": _expand,
     "Flatten": _reshape,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "Pad": _pad,
     "Reshape": _reshape,
+    "Resize": _resize,
+    "ReverseSequence": _reverse_sequence,
+    "ScatterElements": lambda t: _scatter(
+        t, "ScatterElements", "GatherElements", axis=axis_of(t.node, len(t.shape()), 0)
+    ),
+    "ScatterND": lambda t: _scatter(t, "ScatterND", "GatherND"),
     "Slice": _slice,
     "SpaceToDepth": lambda t: [t.op("DepthToSpace", t.dy, blocksize=int(t.node.attr("blocksize")))],
     "Split": _split,
     "Squeeze": _reshape,
+    "Tile": _tile,
+    "TopK": _top_k,
     "Transpose": _transpose,
+    "Trilu": _trilu,
     "Unsqueeze": _reshape,
 }

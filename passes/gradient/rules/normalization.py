@@ -30,10 +30,10 @@ def _batch_norm(t: Tape) -> Gradients:
     shape = t.shape()
     channels, count = shape[1], math.prod(shape) // shape[1]
     x, gamma = t.x(0), t.x(1)
-    mean, var = (t.y(1), t.y(2)) if training else (t.x(3), t.x(4))
+    mean, var = _batch_statistics(t) if training else (t.x(3), t.x(4))
     inverse = t.op("Reciprocal", t.op("Sqrt", t.add(var, t.const(t.node.attr("epsilon", 1e-5)))))
     dgamma = dbeta = None
-    if training or t.wants(1) or t.wants(2):
+    if training or any(t.wants(slot) for slot in range(1, 5)):
         dbeta = _per_channel(t, t.dy, shape)
         dot = _per_channel(t, t.mul(t.dy, x), shape)
         dgamma = t.mul(t.sub(dot, t.mul(mean, dbeta)), inverse)
@@ -48,7 +48,22 @@ def _batch_norm(t: Tape) -> Gradients:
             c = t.neg(t.add(t.mul(a, t.scale(dbeta, 1 / count)), t.mul(b, mean)))
             affine = t.op("BatchNormalization", t.dy, a, c, zero, one, epsilon=0.0)
             dx = t.add(affine, t.mul(x, t.reshape(b, [1, channels] + [1] * (len(shape) - 2))))
-    return [dx, dgamma, dbeta, None, None]
+    if training or dgamma is None or dbeta is None:
+        return [dx, dgamma, dbeta, None, None]
+    dmean = t.neg(t.mul(t.mul(gamma, inverse), dbeta))
+    dvar = t.scale(t.mul(t.mul(gamma, dgamma), t.mul(inverse, inverse)), -0.5)
+    return [dx, dgamma, dbeta, dmean, dvar]
+
+
+def _batch_statistics(t: Tape) -> tuple[Value, Value]:
+    """The mean and biased variance that were normalised with: with momentum 0 the node's own outputs 1 and 2."""
+    if float(t.node.attr("momentum", 0.9)) == 0 and len(t.outputs) > 2 and None not in t.outputs[1:3]:
+        return t.y(1), t.y(2)
+    shape = t.shape()
+    count = math.prod(shape) // shape[1]
+    mean = t.scale(_per_channel(t, t.x(), shape), 1 / count)
+    centred = t.sub(t.x(), t.reshape(mean, [1, -1] + [1] * (len(shape) - 2)))
+    return mean, t.scale(_per_channel(t, t.mul(centred, centred), shape), 1 / count)
 
 
 def _per_channel(t: Tape, value: Value, shape: Sequence[int]) -> Value:

@@ -15,6 +15,7 @@ from passes.gradient.tape import Rule, Tape
 __all__ = ["RULES"]
 
 Gradients = Sequence[Value | None]
+_MOST_FACTORS = 512
 
 
 def _axes(t: Tape) -> tuple[int, ...]:
@@ -48,6 +49,21 @@ def _extremum(t: Tape) -> Gradients:
 def _log_sum_exp(t: Tape) -> Gradients:
     """dx = dy · exp(x − y)."""
     return [t.mul(_kept(t, t.dy), t.op("Exp", t.sub(t.x(), _kept(t, t.y()))))]
+
+
+def _product(t: Tape) -> Gradients:
+    """dx = dy · the product of all others, computed as such: y / x would fail at 0."""
+    axes, shape = _axes(t), t.shape()
+    count = _count(t)
+    if count > _MOST_FACTORS:
+        raise GradientError(f"{t.node}: a product of {count} numbers; the gradient rule takes {_MOST_FACTORS} at most")
+    order = [a for a in range(len(shape)) if a not in axes] + list(axes)
+    rows = t.reshape(t.op("Transpose", t.x(), perm=order), [-1, 1, count])
+    others = t.op("Where", t.const(np.eye(count, dtype=bool), bool), t.const(1), rows)
+    each = t.op("ReduceProd", others, t.ints(2), keepdims=0) if t.graph.opset >= 18 else t.op(
+        "ReduceProd", others, axes=[2], keepdims=0)  # fmt: skip
+    back = t.op("Transpose", t.reshape(each, [shape[a] for a in order]), perm=[int(a) for a in np.argsort(order)])
+    return [t.mul(_kept(t, t.dy), back)]
 
 
 def _l2(t: Tape) -> Gradients:
@@ -84,6 +100,7 @@ RULES: dict[str, Rule] = {
     "ReduceMax": _extremum,
     "ReduceMean": lambda t: [_spread(t, 1 / _count(t))],
     "ReduceMin": _extremum,
+    "ReduceProd": _product,
     "ReduceSum": lambda t: [_spread(t)],
     "ReduceSumSquare": lambda t: [t.mul(t.scale(t.x(), 2), _kept(t, t.dy))],
     "Softmax": _softmax,

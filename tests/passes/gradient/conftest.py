@@ -57,6 +57,8 @@ def check_gradient(
     *,
     forward: Forward | None = None,
     outputs: int = 1,
+    spare: int = 0,
+    result: Sequence[int] | None = None,
     unused: Sequence[int] = (),
     domain: str = "",
     opset: int = 18,
@@ -68,7 +70,9 @@ def check_gradient(
     """Asserts that d Σ dy·op(inputs) / d inputs[wrt], run in float32 by ONNX Runtime, agrees with central
     differences of the op in float64 (`forward`: its outputs flattened, by default onnx's reference).
 
-    dy is random; outputs in `unused` have none. `tolerance` is relative to the largest difference quotient.
+    dy is random; outputs in `unused` and `spare` more outputs have none.
+    result: the shape of an op that ONNX's inference does not know. `tolerance` is relative to the largest
+    difference quotient.
     """
     graph, values = Graph("op", opset), []
     for i, array in enumerate(inputs):
@@ -78,8 +82,10 @@ def check_gradient(
             values.append(graph.add_input(f"x{i}", DType.of(array), array.shape))
         else:
             values.append(graph.add_constant(f"x{i}", array))
-    names = [f"y{i}" for i in range(outputs)]
+    names = [f"y{i}" for i in range(outputs + spare)]
     node = graph.add_node(op, values, names, attributes, domain=domain, name=op)
+    if result is not None:  # of an op that ONNX does not know
+        graph.set_type(graph.result(node), DType.FLOAT, result)
     infer_shapes(graph)
     ys = [graph.result(node, i) for i in range(outputs)]
     rng = np.random.default_rng(seed)

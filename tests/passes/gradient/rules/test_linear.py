@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxslim.errors import GradientError
 from passes.gradient.rules import linear
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
@@ -13,7 +15,7 @@ FEW = settings(max_examples=10)
 
 
 def test_every_rule_has_a_case() -> None:
-    assert sorted(linear.RULES) == ["Gemm", "MatMul"]
+    assert sorted(linear.RULES) == ["Einsum", "Gemm", "MatMul"]
 
 
 @FEW
@@ -62,3 +64,27 @@ def test_gemm(
 def test_matmul(a: tuple[int, ...], b: tuple[int, ...], check: Callable, spaced: Callable) -> None:
     check("MatMul", [spaced(a, 1), spaced(b, 2)], [0, 1])
     check("MatMul", [spaced(a, 1), spaced(b, 2)], [1])
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 4)]),
+        ("bij,bjk->bki", [(2, 2, 3), (2, 3, 4)]),
+        ("ij,ij,i->j", [(2, 3), (2, 3), (2,)]),
+        ("ij->j", [(2, 3)]),
+        ("ijk,lk", [(2, 3, 4), (5, 4)]),
+        ("...ij,jk->...ik", [(2, 2, 3), (3, 4)]),
+        ("i,j->ij", [(2,), (3,)]),
+        ("ij,k->k", [(2, 3), (4,)]),
+    ],
+)
+def test_einsum(equation: str, shapes: list[tuple[int, ...]], check: Callable, spaced: Callable) -> None:
+    inputs = [spaced(shape, i) for i, shape in enumerate(shapes)]
+    check("Einsum", inputs, list(range(len(inputs))), forward=lambda *x: np.einsum(equation, *x).reshape(-1),
+          equation=equation)  # fmt: skip
+
+
+def test_a_diagonal_is_refused(check: Callable, spaced: Callable) -> None:
+    with pytest.raises(GradientError, match="stands twice"):
+        check("Einsum", [spaced((3, 3), 1)], equation="ii->i")

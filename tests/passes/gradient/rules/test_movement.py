@@ -17,7 +17,8 @@ from passes.gradient.rules import movement
 
 CASES = (
     *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Pad", "Reshape", "Slice", "SpaceToDepth"),
-    *("Split", "Squeeze", "Transpose", "Unsqueeze"),
+    *("Split", "Squeeze", "Transpose", "Unsqueeze", "CumSum", "GatherElements", "GatherND", "Resize"),
+    *("ReverseSequence", "ScatterElements", "ScatterND", "Tile", "TopK", "Trilu"),
 )
 SHAPES = array_shapes(min_dims=1, max_dims=4, max_side=4)
 SEEDS = st.integers(0, 99)
@@ -182,8 +183,108 @@ def refused(op: str, inputs: list[Any], *, match: str, shape: tuple[int, ...] = 
 
 
 def test_refusals_name_the_node() -> None:
-    refused("Pad", [ints(1, 0, 0, 1)], mode="reflect", match=r"node 'here' \(Pad\).*reflect")
+    refused("Pad", [ints(-1, 0, 0, 1)], mode="reflect", match=r"node 'here' \(Pad\).*negative")
     refused("Pad", ["pads"], match=r"node 'here' \(Pad\).*constant")
     refused("Pad", [ints(-1, 0, 0, 1)], match=r"node 'here' \(Pad\).*negative")
     refused("Slice", ["starts", "ends"], match=r"node 'here' \(Slice\).*constant")
-    refused("Tile", [ints(1, 2)], match=r"node 'here' \(Tile\).*no gradient rule for Tile")
+    refused("Tile", ["repeats"], match=r"node 'here' \(Tile\).*repeats.*constant")
+    refused("Hardmax", [], match=r"node 'here' \(Hardmax\).*no gradient rule for Hardmax")
+
+
+@FEW
+@given(shape=SHAPES, seed=SEEDS, data=st.data())
+def test_tile(shape: tuple[int, ...], seed: int, data: st.DataObject, check: Callable, spaced: Callable) -> None:
+    repeats = data.draw(st.lists(st.integers(1, 3), min_size=len(shape), max_size=len(shape)))
+    check("Tile", [spaced(shape, seed), ints(*repeats)])
+
+
+@FEW
+@given(shape=SHAPES, seed=SEEDS, data=st.data(), reverse=st.booleans(), exclusive=st.booleans())
+def test_cumulative_sum(
+    shape: tuple[int, ...],
+    seed: int,
+    data: st.DataObject,
+    reverse: bool,
+    exclusive: bool,
+    check: Callable,
+    spaced: Callable,
+) -> None:
+    axis = np.array(data.draw(st.integers(-len(shape), len(shape) - 1)), np.int64)
+    x = spaced(shape, seed)
+
+    def forward(x: np.ndarray, *_: Any) -> np.ndarray:
+        turned = np.flip(x, axis) if reverse else x
+        y = np.cumsum(turned, axis)
+        y = y - turned if exclusive else y
+        return (np.flip(y, axis) if reverse else y).reshape(-1)
+
+    check("CumSum", [x, axis], forward=forward, reverse=int(reverse), exclusive=int(exclusive))
+
+
+@FEW
+@given(shape=array_shapes(min_dims=2, max_dims=4, max_side=4), seed=SEEDS, upper=st.booleans(), k=st.integers(-2, 2))
+def test_triangles(shape: tuple[int, ...], seed: int, upper: bool, k: int, check: Callable, spaced: Callable) -> None:
+    check("Trilu", [spaced(shape, seed), np.array(k, np.int64)], upper=int(upper))
+
+
+@FEW
+@given(shape=SHAPES, seed=SEEDS, data=st.data())
+def test_gathered_elements(
+    shape: tuple[int, ...], seed: int, data: st.DataObject, check: Callable, spaced: Callable
+) -> None:
+    """Repeated indices add up."""
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    index = np.random.default_rng(seed).integers(-shape[axis], shape[axis], shape)
+    check("GatherElements", [spaced(shape, seed), index], axis=axis)
+
+
+def test_gathered_points(check: Callable, spaced: Callable) -> None:
+    check("GatherND", [spaced((3, 4, 2), 1), np.array([[0, 1], [2, 3], [0, 1]])])
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+@pytest.mark.parametrize("wrt", [[0], [2], [0, 2]])
+def test_scattered(reduction: str, wrt: list[int], check: Callable, spaced: Callable) -> None:
+    index = np.array([[0, 2, 1], [3, 0, 2]])
+    check(
+        "ScatterElements", [spaced((4, 3), 1), index, spaced((2, 3), 2)], wrt, axis=0, reduction=reduction
+    )  # fmt: skip
+    points = np.array([[3], [1]])
+    check("ScatterND", [spaced((4, 3), 1), points, spaced((2, 3), 2)], wrt, reduction=reduction)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_largest(largest: int, check: Callable, spaced: Callable) -> None:
+    def forward(x: np.ndarray, *_: Any) -> np.ndarray:
+        ranked = np.sort(x, axis=1)
+        return (ranked[:, ::-1][:, :2] if largest else ranked[:, :2]).reshape(-1)
+
+    check("TopK", [spaced((3, 5), 1), ints(2)], forward=forward, axis=1, largest=largest, spare=1)
+
+
+def test_reversed_sequences(check: Callable, spaced: Callable) -> None:
+    check("ReverseSequence", [spaced((4, 3, 2), 1), ints(1, 4, 2)], time_axis=0, batch_axis=1)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("transform", ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"])
+@pytest.mark.parametrize("scales", [(2.0, 2.0), (1.5, 0.5), (3.0, 1.0)])
+def test_resize(mode: str, transform: str, scales: tuple[float, float], check: Callable, spaced: Callable) -> None:
+    """Against ONNX Runtime's own kernel, which is linear: exact differences of it."""
+    shape = (2, 2, 4, 6)
+    sizes = ints(2, 2, *(int(n * s) for n, s in zip(shape[2:], scales)))
+    attributes = {"mode": mode, "coordinate_transformation_mode": transform, "nearest_mode": "floor"}
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, shape)
+    empty = graph.add_constant("empty", np.zeros(0, np.float32))
+    graph.add_output(graph.op("Resize", x, empty, empty, graph.add_constant("sizes", sizes), name="y", **attributes))
+    session = Session(graph)
+
+    def forward(x: np.ndarray, *_: Any) -> np.ndarray:
+        return np.asarray(session.run({"x": x.astype(np.float32)})["y"].reshape(-1), np.float64)
+
+    linear = np.stack([forward(e.reshape(shape)) for e in np.eye(int(np.prod(shape)))], axis=1)
+    check(
+        "Resize", [spaced(shape, 1), np.zeros(0, np.float32), np.zeros(0, np.float32), sizes],
+        forward=lambda x, *_: linear @ x.reshape(-1), **attributes,
+    )  # fmt: skip

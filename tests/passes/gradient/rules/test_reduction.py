@@ -22,6 +22,7 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceMax": np.max,
     "ReduceMean": np.mean,
     "ReduceMin": np.min,
+    "ReduceProd": np.prod,
     "ReduceSum": np.sum,
     "ReduceSumSquare": lambda x, **k: (x * x).sum(**k),
 }
