@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
-from onnxslim.errors import OutputError, RecipeError, UnsupportedError
+from onnxslim.errors import OutputError, RecipeError
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
 from onnxslim.rewrite import Context, Outcome, Refusal
@@ -20,9 +20,6 @@ from onnxslim.targets import load_target
 from passes.simplify import simplify as simplifying
 
 __all__ = ["Quantized", "Simplified", "export", "quantize", "simplify"]
-
-_BROADCASTING = 7
-"""The first opset in which Add, Mul and Gemm broadcast without attributes that say how."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +72,12 @@ def simplify(model: Graph | str | Path, *, check: bool = False, seed: int = 0) -
     """The model with fewer nodes and the same function; a Graph that is given stays as it is.
 
     check: runs the model on random inputs before and after every rule; raises VerifyError naming the rule that
-    moved an output by more than 1e-5 of its largest value. Raises UnsupportedError for opsets before 7.
+    moved an output by more than 1e-5 of its largest value. Of opsets before 7 only constants, duplicates and what
+    nothing reads are removed.
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
-    if 0 < graph.opset < _BROADCASTING:
-        raise UnsupportedError(
-            f"'{graph.name}' has opset {graph.opset}; expected {_BROADCASTING} or later, where operands broadcast "
-            "as in numpy: convert it first (onnx.version_converter)"
-        )
     checker = RunChecker(random_feeds(graph, seed)) if check else None
-    return Simplified(graph, simplifying()(graph, Context(checker=checker, seed=seed)))
+    return Simplified(graph, simplifying(graph.opset)(graph, Context(checker=checker, seed=seed)))
 
 
 def export(

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 
+_BROADCASTING = 7
 _CLEANING = (InferShapes(), FoldConstants(), FoldShapes(), EliminateIdentity(), EliminateDropout(), EliminateDead())
 
 
@@ -52,8 +53,14 @@ def canonicalize(*, float32: bool = False) -> Pipeline:
     return Pipeline((*opening, Pipeline(_CLEANING, to_fixed_point=True)))
 
 
-def simplify() -> Pipeline:
-    """Everything that makes a model smaller and leaves its function, for models that are shipped; its opset stays."""
+def simplify(opset: int = 18) -> Pipeline:
+    """Everything that makes a model smaller and leaves its function, for models that are shipped; its opset stays.
+
+    Of opsets before 7, whose operands broadcast as attributes say, only what reads no meaning into ops.
+    """
+    if opset < _BROADCASTING:
+        careful = (FoldConstants(), EliminateCommon(), EliminateDead())
+        return Pipeline((FreezeInitializers(), Pipeline(careful, to_fixed_point=True)))
     # What is shared can no longer take in what follows it: folding comes before sharing.
     folding = (MergeMovements(), FoldPad(), FoldBatchnorm(), FoldAffine(), FuseGemm(), EliminateCommon())
     return Pipeline((FreezeInitializers(), Pipeline((*_CLEANING, *folding, EliminateDead()), to_fixed_point=True)))

@@ -96,7 +96,9 @@ class _Plan:
         if not wanted:
             return {}
         found = _run(graph, self.chosen, wanted) or self._one_by_one(wanted)
-        return {v.name: found[v.name] for v in wanted if v.name in found and self._fits(v, found[v.name].nbytes)}
+        is_array = {name: isinstance(array, np.ndarray) for name, array in found.items()}  # not a sequence
+        arrays = {name: array for name, array in found.items() if is_array[name]}
+        return {v.name: arrays[v.name] for v in wanted if v.name in arrays and self._fits(v, arrays[v.name].nbytes)}
 
     def _fits(self, value: Value, size: int) -> bool:
         """Whether the model may grow by it; a refusal is noted."""
