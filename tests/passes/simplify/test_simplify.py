@@ -9,6 +9,7 @@ import numpy as np
 from onnxslim import simplify as simplify_model
 from onnxslim.graph import Array
 from onnxslim.onnx_io import to_bytes
+from onnxslim.runtime.session import Session
 from passes.simplify import simplify
 
 
