@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxslim.analysis.shapes import infer_shapes, with_batch
 from onnxslim.graph import DType, Graph, Role, Value
-from onnxslim.rewrite import Context
+from onnxslim.rewrite import Context, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
 from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses
@@ -24,6 +24,7 @@ from passes.gradient.ort_builder import differentiate_with_ort
 from passes.gradient.train_batchnorm import TrainBatchnorm
 from passes.layout import ExpandBlocked, ExpandLanes, ToBlocked, ToLanes
 from passes.quantize import ExpandFakeQuant
+from passes.simplify import EliminateCommon, EliminateDead, MergeMovements
 
 __all__ = ["LAYOUTS", "Layout", "Step", "StepOptions", "build_step"]
 
@@ -109,13 +110,14 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     if options.gradient == "ort":
         graph, gradients = differentiate_with_ort(graph, loss, wrt)
     else:
-        kernels = GradientOptions(training_kernels=capabilities().has_training_kernels)
+        kernels = GradientOptions(capabilities().has_training_kernels, capabilities().lanes)
         gradients = differentiate(graph, loss, wrt, kernels)
     for name, gradient in gradients.items():
         graph.add_output(_named(graph, gradient, f"grad.{name}"))
     ExpandLanes(blocked=capabilities().lanes > 0)(graph)
     ExpandBlocked()(graph)
     ExpandFakeQuant()(graph)
+    Pipeline((MergeMovements(), EliminateCommon(), EliminateDead()))(graph)
     fed = {v.name for v in graph.inputs}
     return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained, laid)
 

@@ -192,15 +192,16 @@ class _Expansion:
         """[C, 1, kh, kw] → [C·N, 1, kh, kw] whose memory is [C, N/lanes, taps, lanes]: every image its copy."""
         key = ("images", w.id, turned, g.blocks)
         if key not in self.memo:
-            flat = self.reshape(w, g.group, g.taps)
-            if turned and g.taps > 1:
-                flat = self.op("Gather", flat, self.const(np.arange(g.taps)[::-1]), axis=1)
-            column = self.reshape(flat, g.group * g.taps, 1)
-            lanes = self.op("MatMul", column, self.const(np.ones((1, g.lanes)), np.float32))
-            block = self.reshape(lanes, g.group, g.taps * g.lanes)
-            repeated = self.op("Concat", *[block] * g.blocks, axis=1) if g.blocks > 1 else block
-            self.memo[key] = self.reshape(repeated, g.group * g.batch, 1, *g.kernel)
+            copies = self._each_tap_to_its_images(g)
+            table = self.const(copies[::-1] if turned else copies, np.float32)
+            made = self.op("MatMul", self.reshape(w, g.group, g.taps), table)
+            self.memo[key] = self.reshape(made, g.group * g.batch, 1, *g.kernel)
         return self.memo[key]
+
+    def _each_tap_to_its_images(self, g: Geometry) -> Array:
+        """[taps, N/lanes · taps · lanes] of ones and zeros: a product with it copies a row, exactly."""
+        one = np.eye(g.taps, dtype=np.float32)[:, None, :, None]
+        return np.broadcast_to(one, (g.taps, g.blocks, g.taps, g.lanes)).reshape(g.taps, -1)
 
     def _depthwise_input_grad(self, g: Geometry, dy: Value, w: Value) -> Value:
         """The convolution of dY, zeros between its pixels where the stride left some out, with the kernel turned."""
@@ -215,8 +216,9 @@ class _Expansion:
         """The convolution of X with dY as its kernel, strides and dilations exchanged, summed over images."""
         kernel = self.reshape(dy, g.group * g.batch, 1, *g.out_size)
         made = self._blocked(g, x, kernel, g.pads_across(), g.dilations, g.strides, g.out_size)
-        parts = self.reshape(made, g.group, g.blocks, g.taps, g.lanes)
-        return self.reshape(self.op("ReduceSum", parts, self.const([1, 3]), keepdims=0), *w.static_shape)
+        parts = self.reshape(made, g.group, g.blocks * g.taps * g.lanes)
+        over_images = self.const(self._each_tap_to_its_images(g).T, np.float32)
+        return self.reshape(self.op("MatMul", parts, over_images), *w.static_shape)
 
     # ------------------------------------------------------------------ pools
 

@@ -20,39 +20,39 @@ def _batch_norm(t: Tape) -> Gradients:
     """y = γ·x̂ + β, x̂ = (x − μ)/σ, σ = √(v + ε).
 
     dβ = Σdy, dγ = Σ dy·x̂ = (Σ dy·x − μ·dβ)/σ. Evaluation mode: dx = dy·γ/σ. Training mode, with m
-    elements a channel (Ioffe & Szegedy 2015): dx = γ/σ·(dy − dβ/m − x̂·dγ/m) = a·dy + b·x + c with one
-    a, b, c a channel, so dx takes two passes over memory: a BatchNormalization as the affine
-    a·dy + c, and b·x added.
+    elements a channel (Ioffe & Szegedy 2015): dx = γ/σ·(dy − dβ/m − x̂·dγ/m) = γ·(dy − dβ/m)/σ + b·(x − μ),
+    b = −γ·dγ/(m·σ²): a BatchNormalization with dβ/m for its mean and −b·μ for its bias, and b·x added.
     """
     if any(dy is not None for dy in t.dys()[1:]):
         raise GradientError(f"{t.node}: a loss that reads the batch's statistics has no gradient rule")
     training = bool(t.node.attr("training_mode", 0))
-    shape = t.shape()
+    shape, epsilon = t.shape(), float(t.node.attr("epsilon", 1e-5))
     channels, count = shape[1], math.prod(shape) // shape[1]
     x, gamma = t.x(0), t.x(1)
     mean, var = _batch_statistics(t) if training else (t.x(3), t.x(4))
-    inverse = t.op("Reciprocal", t.op("Sqrt", t.add(var, t.const(t.node.attr("epsilon", 1e-5)))))
-    dgamma = dbeta = None
-    if training or any(t.wants(slot) for slot in range(1, 5)):
-        dbeta = _per_channel(t, t.dy, shape)
-        dot = _per_channel(t, t.mul(t.dy, x), shape)
-        dgamma = t.mul(t.sub(dot, t.mul(mean, dbeta)), inverse)
+    zero = t.const(np.zeros(channels))
+    if not training and not any(t.wants(slot) for slot in range(1, 5)):
+        return [_affine(t, gamma, zero, zero, var, epsilon), None, None, None, None]
+    squared = t.op("Reciprocal", t.add(var, t.const(epsilon)))  # 1/σ²
+    dbeta = _per_channel(t, t.dy, shape)
+    dot = t.dots(t.dy, x, math.prod(shape[:2]), math.prod(shape[2:]))
+    dot = t.sum(t.reshape(dot, shape[:2]), [0]) if shape[0] > 1 else dot
+    dgamma = t.mul(t.sub(dot, t.mul(mean, dbeta)), t.op("Sqrt", squared))
+    if not training:
+        dx = _affine(t, gamma, zero, zero, var, epsilon) if t.wants(0) else None
+        dmean = t.neg(t.mul(t.mul(gamma, t.op("Sqrt", squared)), dbeta))
+        return [dx, dgamma, dbeta, dmean, t.scale(t.mul(t.mul(gamma, dgamma), squared), -0.5)]
     dx = None
     if t.wants(0):
-        zero, one = t.const(np.zeros(channels)), t.const(np.ones(channels))
-        a = t.mul(gamma, inverse)
-        if not training or dgamma is None or dbeta is None:
-            dx = t.op("BatchNormalization", t.dy, a, zero, zero, one, epsilon=0.0)
-        else:
-            b = t.neg(t.mul(t.mul(a, inverse), t.scale(dgamma, 1 / count)))
-            c = t.neg(t.add(t.mul(a, t.scale(dbeta, 1 / count)), t.mul(b, mean)))
-            affine = t.op("BatchNormalization", t.dy, a, c, zero, one, epsilon=0.0)
-            dx = t.add(affine, t.mul(x, t.reshape(b, [1, channels] + [1] * (len(shape) - 2))))
-    if training or dgamma is None or dbeta is None:
-        return [dx, dgamma, dbeta, None, None]
-    dmean = t.neg(t.mul(t.mul(gamma, inverse), dbeta))
-    dvar = t.scale(t.mul(t.mul(gamma, dgamma), t.mul(inverse, inverse)), -0.5)
-    return [dx, dgamma, dbeta, dmean, dvar]
+        b = t.mul(t.mul(t.scale(gamma, -1 / count), squared), dgamma)
+        affine = _affine(t, gamma, t.mul(b, t.neg(mean)), t.scale(dbeta, 1 / count), var, epsilon)
+        dx = t.add(affine, t.mul(x, t.reshape(b, [1, channels] + [1] * (len(shape) - 2))))
+    return [dx, dgamma, dbeta, None, None]
+
+
+def _affine(t: Tape, gamma: Value, bias: Value, mean: Value, var: Value, epsilon: float) -> Value:
+    """γ·(dy − mean)/√(var + ε) + bias, in one pass over memory."""
+    return t.op("BatchNormalization", t.dy, gamma, bias, mean, var, epsilon=epsilon)
 
 
 def _batch_statistics(t: Tape) -> tuple[Value, Value]:
@@ -68,8 +68,8 @@ def _batch_statistics(t: Tape) -> tuple[Value, Value]:
 
 def _per_channel(t: Tape, value: Value, shape: Sequence[int]) -> Value:
     """Σ over all axes but 1: the contiguous ones first, which is the fast way round."""
-    if len(shape) == 2:
-        return t.sum(value, [0])
+    if len(shape) == 2 or shape[0] == 1:
+        return t.sum(value, [a for a in range(len(shape)) if a != 1])
     rows = t.reshape(value, [shape[0], shape[1], math.prod(shape[2:])])
     return t.sum(t.sum(rows, [2]), [0])
 
