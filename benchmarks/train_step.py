@@ -139,7 +139,7 @@ def our_engine(graph: Any, options: argparse.Namespace, teacher: Any, gradient: 
     from onnxslim.training.optimizers import Sgd
     from onnxslim.training.state import State
     from onnxslim.training.step import StepOptions, build_step
-    from onnxslim.training.update import UpdatePlan, build_update
+    from onnxslim.training.update import UpdatePlan
     from onnxslim.training.workers import Engine, shares
     from passes.distill import CrossEntropy, SoftLabel
 
@@ -164,7 +164,7 @@ def our_engine(graph: Any, options: argparse.Namespace, teacher: Any, gradient: 
         trained.parameters, trained.batchnorms, trained.observers, trained.weights,
         tuple(size / options.batch for size in sizes), sgd,
     )  # fmt: skip
-    return Engine(steps, build_update(plan_of_update), arrays, threads), about
+    return Engine(steps, plan_of_update, arrays, threads), about
 
 
 def our_stepper(engine: Any, images: Any, labels: Any, name: str) -> Stepper:

@@ -26,7 +26,7 @@ from onnxslim.training.schedules import Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import Step, StepOptions, build_step
 from onnxslim.training.teacher_cache import TeacherCache
-from onnxslim.training.update import UpdatePlan, build_update
+from onnxslim.training.update import UpdatePlan
 from onnxslim.training.workers import Engine, shares
 
 __all__ = ["Interrupted", "Trainer", "TrainingResult"]
@@ -119,7 +119,7 @@ class Trainer:
             shares=tuple(size / self.loader.batch for size in sizes),
             optimizer=self.optimizer,
         )
-        return Engine(steps, build_update(plan), state.arrays), steps
+        return Engine(steps, plan, state.arrays), steps
 
     def _epoch(
         self, engine: Engine, steps: list[Step], state: State, epoch: int, checkpoints: Checkpoints | None

@@ -1,4 +1,4 @@
-"""`build_update`: one ONNX graph that turns a step's results into the next state.
+"""`build_update`: an ONNX graph that turns a step's results into the next state.
 
     w0/…, w1/… (each worker's step outputs), state, lr, step  →  <state>.next
 
@@ -13,6 +13,7 @@ Every array is seen as one row of numbers, whatever its shape elsewhere: ONNX Ru
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from onnxslim.graph import DType, Graph, Role, Shape, Value
 from onnxslim.quant_math import SCALE_FLOOR, qrange
 from onnxslim.training.optimizers import Optimizer, Rates
 
-__all__ = ["BatchNormSpec", "ObserverSpec", "ParameterSpec", "UpdatePlan", "WeightScaleSpec", "build_update"]
+__all__ = ["BatchNormSpec", "ObserverSpec", "ParameterSpec", "UpdatePlan", "WeightScaleSpec", "build_norm", "build_update"]
 
 MOMENTUM = 0.9
 """Of running statistics and observed ranges: new = 0.9·old + 0.1·batch."""
@@ -30,10 +31,10 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """decays: whether weight decay applies (not on biases and norms)."""
+    """decays: whether weight decay applies (not on biases and norms). shape: ("n",) means a row of any length."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
     decays: bool
 
 
@@ -48,13 +49,15 @@ class BatchNormSpec:
 
 @dataclass(frozen=True)
 class ObserverSpec:
-    """An activation's observed range (float32 [2]) and the grid that follows it."""
+    """An activation's observed range (float32 [2]) and the grid that follows it; or those of `count` of them, in rows
+    (float32 [2·count])."""
 
     range: str
     scale: str
     zero_point: str
     bits: int
     signed: bool
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class WeightScaleSpec:
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """What is updated, and how. shares: each worker's fraction of the batch."""
+    """What is updated, and how. shares: each worker's fraction of the batch. read: parameters that are not updated
+    here, but whose scales are. scaled: whether gradients are multiplied by an input, `factor`, because their norm is
+    taken elsewhere (`build_norm`), over more of them."""
 
     parameters: tuple[ParameterSpec, ...]
     batchnorms: tuple[BatchNormSpec, ...]
@@ -77,6 +82,8 @@ class UpdatePlan:
     weights: tuple[WeightScaleSpec, ...]
     shares: tuple[float, ...]
     optimizer: Optimizer
+    read: tuple[ParameterSpec, ...] = ()
+    scaled: bool = False
 
 
 def build_update(plan: UpdatePlan) -> Graph:
@@ -84,18 +91,27 @@ def build_update(plan: UpdatePlan) -> Graph:
     return _Builder(plan).build()
 
 
+def build_norm(names: Sequence[str], plan: UpdatePlan) -> Graph:
+    """w0/grad.<name>, w1/… of every name  →  grad_norm, and the `factor` that clipping multiplies gradients by."""
+    return _Builder(plan).build_norm(names)
+
+
 class _Builder:
     def __init__(self, plan: UpdatePlan) -> None:
         self.plan = plan
         self.graph = Graph("update")
-        self.shapes = {spec.name: spec.shape for spec in plan.parameters}
+        self.shapes = {spec.name: spec.shape for spec in (*plan.read, *plan.parameters)}
 
     def build(self) -> Graph:
         graph, plan = self.graph, self.plan
         rates = Rates(graph.add_input("lr", DType.FLOAT, ()), graph.add_input("step", DType.FLOAT, ()))
         gradients = [self._merged(f"grad.{spec.name}", _row(spec)) for spec in plan.parameters]
-        if plan.optimizer.clip_norm is not None:
-            gradients = self._clipped(gradients, plan.optimizer.clip_norm)
+        if plan.scaled:
+            factor = graph.add_input("factor", DType.FLOAT, ())
+            gradients = [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
+        elif plan.optimizer.clip_norm is not None:
+            factor = self._factor(gradients, plan.optimizer.clip_norm)
+            gradients = [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
         updated = {}
         for spec, gradient in zip(plan.parameters, gradients):
             parameter = self._input(spec.name, _row(spec))
@@ -108,9 +124,19 @@ class _Builder:
             self._running(batchnorm)
         for observer in plan.observers:
             self._observed(observer)
+        rows = {spec.name: _row(spec) for spec in plan.read}
         for weight in plan.weights:
-            self._weight_scale(weight, updated[weight.parameter])
+            self._weight_scale(weight, updated.get(weight.parameter) or self._input(weight.parameter, rows[weight.parameter]))
         return graph
+
+    def build_norm(self, names: Sequence[str]) -> Graph:
+        bound = self.plan.optimizer.clip_norm
+        assert bound is not None
+        factor = self._factor([self._merged(f"grad.{name}", ("n",)) for name in names], bound)
+        self.graph.rename(factor, "factor")
+        self.graph.set_type(factor, DType.FLOAT, ())
+        self.graph.add_output(factor)
+        return self.graph
 
     # ------------------------------------------------------------------ words
 
@@ -150,8 +176,8 @@ class _Builder:
 
     # ------------------------------------------------------------------ what is updated
 
-    def _clipped(self, gradients: list[Value], bound: float) -> list[Value]:
-        """All gradients times min(1, bound / (‖g‖ + 1e-6)), the norm over all of them."""
+    def _factor(self, gradients: list[Value], bound: float) -> Value:
+        """min(1, bound / (‖g‖ + 1e-6)), the norm over all gradients."""
         squares = [self.op("ReduceSumSquare", g, name="norm/square", keepdims=0) for g in gradients]
         total = self.op("Sum", *squares, name="norm/total")
         norm = self.op("Sqrt", total, name="grad_norm")
@@ -160,8 +186,7 @@ class _Builder:
         ratio = self.op(
             "Div", self.const(bound), self.op("Add", norm, self.const(1e-6), name="norm/safe"), name="norm/ratio"
         )
-        factor = self.op("Min", ratio, self.const(1.0), name="norm/factor")
-        return [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
+        return self.op("Min", ratio, self.const(1.0), name="norm/factor")
 
     def _running(self, spec: BatchNormSpec) -> None:
         """Running statistics follow the whole batch's: mean = Σ s·mᵢ, var = Σ s·(vᵢ + mᵢ²) − mean²."""
@@ -191,20 +216,25 @@ class _Builder:
 
     def _observed(self, spec: ObserverSpec) -> None:
         """The range moves towards the batch's; scale and zero point by quant_math.affine_from_range."""
-        name = spec.range
-        parts = self._parts(f"observed.{name}", (2,))
+        name, size = spec.range, 2 * spec.count
+        parts = self._parts(f"observed.{name}", (size,))
         batch = parts[0]
         if len(parts) > 1:
             # Ends are merged as (−lo, hi), so that one maximum serves both.
-            sign = self.graph.find("observed/sign") or self.graph.add_constant(
-                "observed/sign", np.array([-1, 1], np.float32)
-            )
+            sign = self.graph.add_constant(f"{name}/sign", np.tile(np.array([-1, 1], np.float32), spec.count))
             outward = [self.op("Mul", part, sign, name=f"{name}/outward") for part in parts]
             batch = self.op("Mul", self.op("Max", *outward, name=f"{name}/widest"), sign, name=f"{name}/batch")
-        moved = self._moved(self._input(name, (2,)), batch)
-        low = self.op("Min", self._end(moved, 0, name), self.const(0.0), name=f"{name}/low")
-        high = self.op("Max", self._end(moved, 1, name), self.const(0.0), name=f"{name}/high")
-        self._next(name, moved, (2,))
+        moved = self._moved(self._input(name, (size,)), batch)
+        ends = [np.arange(end, size, 2) for end in (0, 1)]
+        if spec.count == 1:
+            ends = [end.reshape(()) for end in ends]
+        lowest, highest = (
+            self.op("Gather", moved, self.graph.add_constant(f"{name}/ends", end), name=f"{name}/end", axis=0)
+            for end in ends
+        )
+        low = self.op("Min", lowest, self.const(0.0), name=f"{name}/low")
+        high = self.op("Max", highest, self.const(0.0), name=f"{name}/high")
+        self._next(name, moved, (size,))
         qmin, qmax = qrange(spec.bits, spec.signed)
         width = self.op(
             "Div", self.op("Sub", high, low, name=f"{name}/width"), self.const(qmax - qmin), name=f"{name}/step"
@@ -220,16 +250,13 @@ class _Builder:
             self.const(qmax),
             name=f"{name}/zero",
         )
-        self._next(spec.scale, scale, ())
-        self._next(spec.zero_point, zero_point, ())
-
-    def _end(self, both: Value, index: int, name: str) -> Value:
-        place = self.graph.find(f"end/{index}") or self.graph.add_constant(f"end/{index}", np.array(index, np.int64))
-        return self.op("Gather", both, place, name=f"{name}/end", axis=0)
+        shape: Shape = () if spec.count == 1 else (spec.count,)
+        self._next(spec.scale, scale, shape)
+        self._next(spec.zero_point, zero_point, shape)
 
     def _weight_scale(self, spec: WeightScaleSpec, weight: Value) -> None:
         """max|w| / qmax, floored: quant_math.weight_scale of the updated weight."""
-        shape = self.shapes[spec.parameter]
+        shape = tuple(d for d in self.shapes[spec.parameter] if isinstance(d, int))
         size = self.op("Abs", weight, name=f"{spec.scale}/abs")
         if spec.axis is None:
             largest = self.op("ReduceMax", size, name=f"{spec.scale}/largest", keepdims=0)
@@ -248,5 +275,6 @@ class _Builder:
         return self.graph.find(name) or self.graph.add_constant(name, np.array(numbers, np.int64))
 
 
-def _row(spec: ParameterSpec) -> tuple[int]:
-    return (math.prod(spec.shape),)
+def _row(spec: ParameterSpec) -> Shape:
+    sizes = [d for d in spec.shape if isinstance(d, int)]
+    return (math.prod(sizes),) if len(sizes) == len(spec.shape) else ("n",)

@@ -7,19 +7,24 @@ the state from before the step is still there when a loss turns out to be NaN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph
+from onnxslim.graph import Array
 from onnxslim.runtime.capabilities import load_runtime
 from onnxslim.runtime.denormals import flush_denormals
 from onnxslim.runtime.session import Session
+from onnxslim.training.rows import Arena, Rows, plans, rows_of
 from onnxslim.training.step import Step
+from onnxslim.training.update import UpdatePlan, build_norm, build_update
 
 __all__ = ["Engine", "LocalWorker", "Worker", "shares"]
+
+_PIECE = 1 << 15
+"""Numbers of a row that are updated at once: with all that is read and written for them they fit a core's cache."""
 
 
 def shares(batch: int, workers: int) -> list[int]:
@@ -40,29 +45,33 @@ class Worker(Protocol):
 
 
 class Buffer:
-    """An array that sessions read and write in place: in its own shape, and as one row of numbers."""
+    """An array that sessions read and write in place."""
 
     def __init__(self, array: Array) -> None:
         self.array = np.asarray(array, order="C")
-        make = load_runtime().OrtValue.ortvalue_from_numpy  # shares the array's memory, which must outlive it
-        self.shaped = make(self.array, "cpu")
-        self.row = make(self.array.reshape(-1), "cpu") if self.array.ndim > 1 else self.shaped
+        # It shares the array's memory, which must outlive it.
+        self.value = load_runtime().OrtValue.ortvalue_from_numpy(self.array, "cpu")
 
 
 class LocalWorker:
     """A session in this process; its inputs and outputs are bound once."""
 
-    def __init__(self, step: Step, banks: Sequence[Mapping[str, Buffer]], threads: int = 1) -> None:
+    def __init__(self, step: Step, banks: Sequence[Mapping[str, Buffer]], rows: Rows, threads: int = 1) -> None:
         self.step = step
+        self.arena = Arena(rows)
         self._session = Session(step.graph, threads=threads, fuse_qdq=False)
-        self.results = {v.name: Buffer(np.zeros(v.static_shape, v.dtype.numpy)) for v in step.graph.outputs}
+        places = self.arena.arrays
+        self.results = {
+            v.name: Buffer(places[v.name] if v.name in places else np.zeros(v.static_shape, v.dtype.numpy))
+            for v in step.graph.outputs
+        }
         self._bindings = []
         for bank in banks:
             binding = self._session.raw.io_binding()
             for name in step.state:
-                binding.bind_ortvalue_input(name, bank[name].shaped)
+                binding.bind_ortvalue_input(name, bank[name].value)
             for name, buffer in self.results.items():
-                binding.bind_ortvalue_output(name, buffer.shaped)
+                binding.bind_ortvalue_output(name, buffer.value)
             self._bindings.append(binding)
 
     def run(self, feeds: Mapping[str, Array], bank: int) -> None:
@@ -76,38 +85,62 @@ class LocalWorker:
 class Engine:
     """Workers, the update, and the state between them.
 
-    steps: one a worker (workers with equal shares may share the same Step); update: its graph
-    (`build_update`); arrays: the state by name, copied in. threads: inside each session; workers of
-    one thread are faster than one session of several, whose gradient kernels do not scale.
+    steps: one a worker (workers with equal shares may share the same Step); plan: how the state follows; arrays:
+    the state by name, copied in. threads: inside each session; workers of one thread are faster than one
+    session of several, whose gradient kernels do not scale.
+
+    Parameters move in pieces that stay in a core's cache from the first op to the last, each worker taking its
+    part of them; what follows the parameters comes after.
     """
 
-    def __init__(self, steps: Sequence[Step], update: Graph, arrays: Mapping[str, Array], threads: int = 1) -> None:
-        self._update = Session(update, threads=threads, fuse_qdq=False)
-        self._moved = [p.name.removesuffix(".next") for p in self._update.outputs if p.name.endswith(".next")]
-        first = {name: Buffer(array.copy()) for name, array in arrays.items()}
-        second = first | {name: Buffer(arrays[name].copy()) for name in self._moved}
-        self._banks, self._bank = (first, second), 0
-        self.workers: list[Worker] = [LocalWorker(step, self._banks, threads) for step in steps]
+    def __init__(self, steps: Sequence[Step], plan: UpdatePlan, arrays: Mapping[str, Array], threads: int = 1) -> None:
+        state_rows, result_rows = rows_of(plan)
+        row_plans = plans(plan)
         self._sizes = [step.batch for step in steps]
-        self._scalars = {
-            p.name: Buffer(np.zeros((), np.float32)) for p in self._update.outputs if p.name == "grad_norm"
-        }
-        self._bindings = [self._bind(bank) for bank in (0, 1)]
+        moved = {spec.scale for spec in plan.weights}.union(*state_rows.values())
+        shared = {name: Buffer(np.array(array)) for name, array in arrays.items() if name not in moved}
+        self._arenas = [Arena(state_rows) for _ in (0, 1)]
+        self._banks = [{name: _placed(arena, name, arrays[name], shared) for name in arrays} for arena in self._arenas]
+        self._bank = 0
+        self._locals = [LocalWorker(step, self._banks, result_rows, threads) for step in steps]
+        self.workers: list[Worker] = list(self._locals)
+        self._scalars = {name: Buffer(np.zeros((), np.float32)) for name in ("lr", "step", "factor", "grad_norm")}
+        self._norm: list[_Bound] = []
+        if plan.optimizer.clip_norm is not None:
+            session = Session(build_norm(list(row_plans.moves), plan), threads=threads, fuse_qdq=False)
+            self._norm = [_Bound(session, self._place(bank)) for bank in (0, 1)]
+        self._pieces: list[list[_Bound]] = [[], []]
+        for name, move in row_plans.moves.items():
+            session = Session(build_update(move), threads=threads, fuse_qdq=False)
+            size = self._arenas[0].row(name).size
+            for start in range(0, size, _PIECE):
+                for bank in (0, 1):
+                    place = self._place(bank, slice(start, min(start + _PIECE, size)))
+                    self._pieces[bank].append(_Bound(session, place))
+        self._follows: list[_Bound] = []
+        if row_plans.follows.batchnorms or row_plans.follows.observers or row_plans.follows.weights:
+            session = Session(build_update(row_plans.follows), threads=threads, fuse_qdq=False)
+            self._follows = [_Bound(session, self._place(bank)) for bank in (0, 1)]
         self._pool = ThreadPoolExecutor(len(steps), thread_name_prefix="worker", initializer=flush_denormals)
 
-    def _bind(self, bank: int) -> Any:
-        binding = self._update.raw.io_binding()
-        for port in self._update.inputs:
-            owner, _, output = port.name.partition("/")
-            if owner[:1] == "w" and owner[1:].isdigit() and output:
-                binding.bind_ortvalue_input(port.name, self.workers[int(owner[1:])].results[output].row)
-            elif port.name not in ("lr", "step"):
-                binding.bind_ortvalue_input(port.name, self._banks[bank][port.name].row)
-        for name in self._moved:
-            binding.bind_ortvalue_output(f"{name}.next", self._banks[1 - bank][name].row)
-        for name, buffer in self._scalars.items():
-            binding.bind_ortvalue_output(name, buffer.shaped)
-        return binding
+    def _place(self, bank: int, part: slice = slice(None)) -> Callable[[str], Array]:
+        """Where an input or output of an update graph lies: in a row (or a part of it), or under its own name."""
+        now, following = self._arenas[bank], self._arenas[1 - bank]
+
+        def place(port: str) -> Array:
+            if port in self._scalars:
+                return self._scalars[port].array
+            owner, _, result = port.partition("/")
+            if result and owner[:1] == "w" and owner[1:].isdigit():
+                return self._locals[int(owner[1:])].arena.row(result)[part]
+            name = port.removesuffix(".next")
+            arena = following if port.endswith(".next") else now
+            if name in arena.names():
+                return arena.row(name)[part]
+            # A weight's scale; and the weight, which has moved already.
+            return self._banks[1 - bank][name].array.reshape(-1) if name == port else self._banks[1 - bank][name].array
+
+        return place
 
     def compute(self, feeds: Mapping[str, Array]) -> dict[str, float]:
         """Forward and backward on a batch: the scalar outputs, averaged by share; `correct` is summed."""
@@ -129,13 +162,16 @@ class Engine:
 
     def apply(self, rate: float, step: int) -> None:
         """The update, from the gradients of the last `compute`; `step` is 1 for the first."""
-        binding = self._bindings[self._bank]
-        scalars = [np.array(rate, np.float32), np.array(step, np.float32)]
-        names = {port.name for port in self._update.inputs}
-        for name, array in zip(("lr", "step"), scalars):
-            if name in names:
-                binding.bind_cpu_input(name, array)
-        self._pool.submit(self._update.raw.run_with_iobinding, binding).result()
+        self._scalars["lr"].array[...] = rate
+        self._scalars["step"].array[...] = step
+        workers, pieces = len(self.workers), self._pieces[self._bank]
+        if self._norm:
+            self._pool.submit(self._norm[self._bank].run).result()
+        jobs = [self._pool.submit(_run_all, pieces[i::workers]) for i in range(workers)]
+        for job in jobs:
+            job.result()
+        if self._follows:
+            self._pool.submit(self._follows[self._bank].run).result()
         self._bank = 1 - self._bank
 
     def arrays(self) -> dict[str, Array]:
@@ -144,3 +180,38 @@ class Engine:
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
+
+
+def _placed(arena: Arena, name: str, array: Array, shared: Mapping[str, Buffer]) -> Buffer:
+    """A state array of one bank: in its row, else shared by both banks, else one of its own."""
+    if name in shared:
+        return shared[name]
+    if name not in arena.arrays:
+        return Buffer(np.array(array))
+    arena.arrays[name][...] = array
+    return Buffer(arena.arrays[name])
+
+
+class _Bound:
+    """A session of the update with a place for each input and output."""
+
+    def __init__(self, session: Session, place: Callable[[str], Array]) -> None:
+        self._session, self._kept = session, []
+        self._binding = session.raw.io_binding()
+        for ports, bind in (
+            (session.inputs, self._binding.bind_ortvalue_input),
+            (session.outputs, self._binding.bind_ortvalue_output),
+        ):
+            for port in ports:
+                array = place(port.name)
+                buffer = Buffer(array.reshape(()) if port.shape == () else array)
+                self._kept.append(buffer)
+                bind(port.name, buffer.value)
+
+    def run(self) -> None:
+        self._session.raw.run_with_iobinding(self._binding)
+
+
+def _run_all(pieces: Sequence[_Bound]) -> None:
+    for piece in pieces:
+        piece.run()
