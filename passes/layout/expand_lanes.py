@@ -11,6 +11,7 @@ import numpy as np
 from onnxslim.graph import Array, DType, Graph, Node, Value
 from onnxslim.rewrite import Context, Outcome, Pass
 from passes.layout.geometry import Geometry
+from passes.layout.winograd import Winograd
 
 __all__ = ["ExpandLanes"]
 
@@ -83,6 +84,12 @@ class _Expansion:
     def reshape(self, value: Value, *shape: int) -> Value:
         return self.op("Reshape", value, self.const(shape))
 
+    def once(self, key: Any, make: Callable[[], Value]) -> Value:
+        """What was made before under that key."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
     def gather(self, x: Value, channels: int, table: Array, lanes: int, rows: int, fill: float = 0.0) -> Value:
         """x [channels, rows·lanes] → [channels, table.size·lanes]; the row number `rows` is one of `fill`."""
         padded = bool((table == rows).any())
@@ -114,6 +121,8 @@ class _Expansion:
         outs, inside = w.static_shape[:2]
         if self._is_depthwise(g, w):
             return self._blocked(g, x, self._over_images(g, w), g.pads, g.strides, g.dilations, g.kernel)
+        if Winograd.fits(g, outs, inside):
+            return Winograd(self, g, outs, inside).forward(x, w)
         columns = self._columns(g, x)
         if g.group == 1:
             return self.op("MatMul", self.reshape(w, outs, inside * g.taps), columns)
@@ -128,6 +137,8 @@ class _Expansion:
         outs, inside = w.static_shape[:2]
         if self._is_depthwise(g, w):
             return self._depthwise_input_grad(g, dy, w)
+        if Winograd.fits(g, outs, inside):
+            return Winograd(self, g, outs, inside).input_grad(dy, w)
         if g.group == 1 and (g.taps == 1 or set(g.strides) != {1}):
             taps = self.op("Gemm", self.reshape(w, outs, inside * g.taps), dy, transA=1)
             return taps if g.is_pointwise else self.scatter(taps, inside, g)
@@ -147,6 +158,8 @@ class _Expansion:
         outs, inside = w.static_shape[:2]
         if self._is_depthwise(g, w):
             return self._depthwise_weight_grad(g, x, dy, w)
+        if Winograd.fits(g, outs, inside):
+            return Winograd(self, g, outs, inside).weight_grad(x, dy)
         columns = self._columns(g, x)
         if g.group == 1:
             product = self.op("Gemm", dy, columns, transB=1)
