@@ -1,8 +1,9 @@
 """`Winograd`: 3×3 convolutions of laid-out images with 16 products for four pixels instead of 36.
 
-    Y = Aᵀ[(G W Gᵀ) ⊙ (Bᵀ X B)]A   over tiles of 4×4 pixels of X and 2×2 of Y      (Lavin & Gray 2016)
+    Y = Aᵀ[(G W Gᵀ) ⊙ (Bᵀ X B)]A   over tiles of m×m pixels of Y and (m + 2)×(m + 2) of X      (Lavin & Gray 2016)
 
-The sums over channels are one matrix product for each of the 16 places of a tile; the transforms are matrix
+m is 2, or 4 where the image is large enough: 36 products for 16 pixels instead of 144. The sums over channels are
+one matrix product for each place of a tile; the transforms are matrix
 products with constants. The gradients are the same chain backwards, so they read what the way forward has
 transformed already.
 """
@@ -10,6 +11,7 @@ transformed already.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +21,39 @@ from passes.layout.geometry import Geometry
 
 __all__ = ["Winograd"]
 
-_B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]], np.float32)
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-_A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]], np.float32)
-_B2, _G2, _A2 = (np.kron(m, m).astype(np.float32) for m in (_B, _G, _A))  # of a tile written as one column
+@dataclass(frozen=True)
+class _Tile:
+    """The transforms for m pixels, of a tile written as one column."""
+
+    m: int
+    images: Array  # B ⊗ B
+    weights: Array  # G ⊗ G
+    pixels: Array  # A ⊗ A
+
+    @classmethod
+    def of(cls, b: Any, g: Any, a: Any) -> _Tile:
+        twice = [np.kron(m, m).astype(np.float32) for m in (np.array(b).T, np.array(g), np.array(a).T)]
+        return cls(len(a), *twice)
+
+    @property
+    def side(self) -> int:
+        return self.m + 2
+
+
+_SMALL = _Tile.of(
+    [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+    [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+    [[1, 1, 1, 0], [0, 1, -1, -1]],
+)
+_LARGE = _Tile.of(
+    [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+     [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
+    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+     [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+)  # fmt: skip
+_LARGE_FROM = 8
+"""Pixels a side from which tiles of 4×4 gain; on smaller images transforming the weights costs what they spare."""
 _FEWEST = 24
 """Channels on either side below which the transforms cost more than they spare."""
 
@@ -41,7 +72,8 @@ class Winograd:
 
     def __init__(self, words: Words, g: Geometry, outs: int, inside: int) -> None:
         self.words, self.g, self.outs, self.inside = words, g, outs, inside
-        self.tiles = (-(-g.out_size[0] // 2), -(-g.out_size[1] // 2))
+        self.tile = _LARGE if min(g.out_size) >= _LARGE_FROM and not any(d % 4 for d in g.out_size) else _SMALL
+        self.tiles = tuple(-(-d // self.tile.m) for d in g.out_size)
         self.rows = g.blocks * self.tiles[0] * self.tiles[1]  # of memory a channel and place of the tile
         self.width = self.rows * g.lanes
 
@@ -52,14 +84,14 @@ class Winograd:
 
     def forward(self, x: Value, w: Value) -> Value:
         places = self.words.op("MatMul", self._weights(w), self._images(x))
-        pixels = self._transformed(_A2.T, places, self.outs)
+        pixels = self._transformed(self.tile.pixels.T, places, self.outs)
         return self.words.reshape(self._gathered(pixels, self._pixels_of_tiles()), self.outs, -1)
 
     def input_grad(self, dy: Value, w: Value) -> Value:
         turned = self.words.op("Transpose", self._weights(w), perm=[0, 2, 1])
         places = self.words.op("MatMul", turned, self._gradients(dy))
         # A further row of zeros, for the pixels that fewer tiles read.
-        back = np.concatenate([_B2, np.zeros((1, 16), np.float32)])
+        back = np.concatenate([self.tile.images, np.zeros((1, self.tile.side**2), np.float32)])
         pixels = self._transformed(back, places, self.inside)
         parts = [self._gathered(pixels, table) for table in self._readers_of_pixels()]
         return self.words.reshape(self.words.op("Sum", *parts), self.inside, -1)
@@ -67,42 +99,42 @@ class Winograd:
     def weight_grad(self, x: Value, dy: Value) -> Value:
         images = self.words.op("Transpose", self._images(x), perm=[0, 2, 1])
         places = self.words.op("MatMul", self._gradients(dy), images)
-        flat = self.words.reshape(places, 16, self.outs * self.inside)
-        made = self.words.op("Gemm", flat, self.words.const(_G2, np.float32), transA=1)
+        flat = self.words.reshape(places, self.tile.side**2, self.outs * self.inside)
+        made = self.words.op("Gemm", flat, self.words.const(self.tile.weights, np.float32), transA=1)
         return self.words.reshape(made, self.outs, self.inside, 3, 3)
 
     # ------------------------------------------------------------------ transforms, each done once
 
     def _weights(self, w: Value) -> Value:
-        """[16, O, I]."""
+        """[places, O, I]."""
 
         def make() -> Value:
             flat = self.words.reshape(w, self.outs * self.inside, 9)
-            made = self.words.op("Gemm", self.words.const(_G2, np.float32), flat, transB=1)
-            return self.words.reshape(made, 16, self.outs, self.inside)
+            made = self.words.op("Gemm", self.words.const(self.tile.weights, np.float32), flat, transB=1)
+            return self.words.reshape(made, self.tile.side**2, self.outs, self.inside)
 
         return self.words.once(("winograd weights", w.id), make)
 
     def _images(self, x: Value) -> Value:
-        """[16, I, tiles]."""
+        """[places, I, tiles]."""
 
         def make() -> Value:
             cut = self.words.reshape(x, -1, self.g.lanes)
             padded = self.words.op("Pad", cut, self.words.const([0, 0, 1, 0]))
             tiles = self._gathered(padded, self._tiles_of_images(), cut=False)
-            return self._transformed(_B2.T, tiles, self.inside)
+            return self._transformed(self.tile.images.T, tiles, self.inside)
 
         return self.words.once(("winograd images", x.id, self.g), make)
 
     def _gradients(self, dy: Value) -> Value:
-        """[16, O, tiles]."""
+        """[places, O, tiles]."""
 
         def make() -> Value:
             cut = self.words.reshape(dy, -1, self.g.lanes)
-            if any(size % 2 for size in self.g.out_size):
+            if any(size % self.tile.m for size in self.g.out_size):
                 cut = self.words.op("Pad", cut, self.words.const([0, 0, 1, 0]))
             pixels = self._gathered(cut, self._tiles_of_pixels(), cut=False)
-            return self._transformed(_A2, pixels, self.outs)
+            return self._transformed(self.tile.pixels, pixels, self.outs)
 
         return self.words.once(("winograd gradients", dy.id, self.g), make)
 
@@ -123,18 +155,18 @@ class Winograd:
         return tuple(a.reshape(-1) for a in np.indices((self.g.blocks, *self.tiles)))
 
     def _tiles_of_images(self) -> Array:
-        """[16, I, rows]: the row of X at each place of each tile; the row after the last for padding."""
+        """[places, I, rows]: the row of X at each place of each tile; the row after the last for padding."""
         (h, w), (block, ty, tx) = self.g.size, self._places()
-        i, j = (a.reshape(-1, 1) for a in np.indices((4, 4)))
-        y, x = 2 * ty + i - self.g.pads[0], 2 * tx + j - self.g.pads[1]
+        i, j = (a.reshape(-1, 1) for a in np.indices((self.tile.side,) * 2))
+        y, x = self.tile.m * ty + i - self.g.pads[0], self.tile.m * tx + j - self.g.pads[1]
         inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
         return self._over_channels((block * h + y) * w + x, inside, self.inside, self.g.rows)
 
     def _tiles_of_pixels(self) -> Array:
-        """[4, O, rows]: the row of dY at each place of each 2×2 tile."""
+        """[pixels, O, rows]: the row of dY at each place of each tile."""
         (h, w), (block, ty, tx) = self.g.out_size, self._places()
-        i, j = (a.reshape(-1, 1) for a in np.indices((2, 2)))
-        y, x = 2 * ty + i, 2 * tx + j
+        i, j = (a.reshape(-1, 1) for a in np.indices((self.tile.m,) * 2))
+        y, x = self.tile.m * ty + i, self.tile.m * tx + j
         return self._over_channels((block * h + y) * w + x, (y < h) & (x < w), self.outs, self.g.out_rows)
 
     def _over_channels(self, table: Array, inside: Array, channels: int, rows: int) -> Array:
@@ -142,21 +174,23 @@ class Winograd:
         return np.where(inside[:, None, :], table[:, None, :] + starts, channels * rows)
 
     def _pixels_of_tiles(self) -> Array:
-        """[O, rows of Y]: where the pixel of each row of Y stands among the tiles [4, O, rows]."""
+        """[O, rows of Y]: where the pixel of each row of Y stands among the tiles [pixels, O, rows]."""
         block, y, x = (a.reshape(-1) for a in np.indices((self.g.blocks, *self.g.out_size)))
-        row = (block * self.tiles[0] + y // 2) * self.tiles[1] + x // 2
-        place = y % 2 * 2 + x % 2
+        m = self.tile.m
+        row = (block * self.tiles[0] + y // m) * self.tiles[1] + x // m
+        place = y % m * m + x % m
         return (place * self.outs + np.arange(self.outs)[:, None]) * self.rows + row
 
     def _readers_of_pixels(self) -> list[Array]:
-        """Four times [I, rows of X]: where the tiles [17, I, rows] hold a share of each pixel's gradient."""
+        """Four times [I, rows of X]: where the tiles [places + 1, I, rows] hold a share of each pixel's gradient."""
         block, y, x = (a.reshape(-1) for a in np.indices((self.g.blocks, *self.g.size)))
         y, x = y + self.g.pads[0], x + self.g.pads[1]
-        channels, tables = np.arange(self.inside)[:, None], []
+        channels, tables, (m, side) = np.arange(self.inside)[:, None], [], (self.tile.m, self.tile.side)
         for dy, dx in np.ndindex(2, 2):
-            ty, tx = y // 2 - dy, x // 2 - dx
+            ty, tx = y // m - dy, x // m - dx
             known = (ty >= 0) & (ty < self.tiles[0]) & (tx >= 0) & (tx < self.tiles[1])
-            place = np.where(known, (y - 2 * ty) * 4 + x - 2 * tx, 16)
+            known &= (y - m * ty < side) & (x - m * tx < side)
+            place = np.where(known, (y - m * ty) * side + x - m * tx, side**2)
             row = np.where(known, (block * self.tiles[0] + ty) * self.tiles[1] + tx, 0)
             tables.append((place * self.inside + channels) * self.rows + row)
         return tables
