@@ -54,7 +54,7 @@ _LARGE = _Tile.of(
 )  # fmt: skip
 _LARGE_FROM = 8
 """Pixels a side from which tiles of 4×4 gain; on smaller images transforming the weights costs what they spare."""
-_FEWEST = 24
+_FEWEST = 16
 """Channels on either side below which the transforms cost more than they spare."""
 
 

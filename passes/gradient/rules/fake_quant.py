@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxslim.graph import Value
+from onnxslim.graph import DType, Value
 from onnxslim.quant_math import qrange
 from passes.gradient.tape import Tape
 
@@ -15,8 +15,10 @@ def fake_quant(t: Tape) -> Sequence[Value | None]:
     """dx = dy where rounding x stays on the grid, 0 where x is clipped; scales are constants.
 
     On the grid: qmin − ½ < x/s + z < qmax + ½. An input that is a ReLU's output and cannot fall
-    below the grid needs the upper bound only.
+    below the grid needs the upper bound only. A weight's scale follows its largest value: nothing of it is clipped.
     """
+    if t.node.attr("kind") == "weight":
+        return [t.dy, None, None, None]
     qmin, qmax = qrange(int(t.node.attr("bits", 8)), bool(t.node.attr("signed", 1)), bool(t.node.attr("narrow", 0)))
     scale, zero_point = t.x(1), t.x(2)
     if scale.shape:
@@ -24,10 +26,15 @@ def fake_quant(t: Tape) -> Sequence[Value | None]:
         axis = int(t.node.attr("axis", 0)) % rank
         broadcast = [-1 if a == axis else 1 for a in range(rank)]
         scale, zero_point = t.reshape(scale, broadcast), t.reshape(zero_point, broadcast)
+    dx = t.mul(t.dy, t.exceeds(_bound(t, qmax + 0.5, scale, zero_point), t.x()))
     producer = t.graph.producer(t.x())
-    hi = t.mul(t.sub(t.const(qmax + 0.5), zero_point), scale)
-    dx = t.mul(t.dy, t.above(t.sub(hi, t.x())))
     if producer is None or producer.op != "Relu":  # zero is on every grid
-        lo = t.mul(t.sub(t.const(qmin - 0.5), zero_point), scale)
-        dx = t.mul(dx, t.above(t.sub(t.x(), lo)))
+        dx = t.mul(dx, t.exceeds(t.x(), _bound(t, qmin - 0.5, scale, zero_point)))
     return [dx, None, None, None]
+
+
+def _bound(t: Tape, integer: float, scale: Value, zero_point: Value) -> Value:
+    """The number that an integer of the grid stands for."""
+    value = t.mul(t.sub(t.const(integer), zero_point), scale)
+    t.graph.set_type(value, DType.FLOAT, scale.shape)
+    return value

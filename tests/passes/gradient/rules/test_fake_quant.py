@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import DType, Graph
-from onnxslim.quant_math import qrange
+from onnxslim.quant_math import qrange, weight_scale
 from onnxslim.runtime.session import Session
 from passes.gradient import differentiate
 from passes.quantize import ExpandFakeQuant
@@ -47,7 +47,7 @@ def test_straight_through(
     zero_point = np.asarray(rng.integers(bounds[0], bounds[1] + 1, sizes), np.float32)
     if narrow:  # a weight's grid is symmetric
         zero_point = np.zeros_like(zero_point)
-    attributes = {"bits": bits, "signed": int(signed), "narrow": int(narrow), "kind": "weight"}
+    attributes = {"bits": bits, "signed": int(signed), "narrow": int(narrow), "kind": "activation"}
     if axis is not None:
         attributes["axis"] = axis
     check(
@@ -69,8 +69,26 @@ def test_after_a_relu_and_with_a_range(zero_point: float) -> None:
     loss = graph.op("ReduceSum", y, keepdims=0)
     infer_shapes(graph)
     gradient = differentiate(graph, loss, [x])["x"]
-    assert len([n for n in graph.nodes() if n.op == "GreaterOrEqual"]) == 0
+    assert len([n for n in graph.nodes() if n.op == "HardSigmoid"]) == 2  # the ReLU's own, and the upper bound
     graph.add_output(gradient)
     ExpandFakeQuant()(graph)
     found = Session(graph, fuse_qdq=False).run({"x": np.float32([-1, 0.3, 2.51, 2.6, 9, 1])})[gradient.name]
     np.testing.assert_array_equal(found, [0, 1, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_weight_is_never_clipped(axis: int | None, spaced: Callable) -> None:
+    """Its scale comes from its largest value: the gradient passes whole."""
+    w = spaced((3, 4), 1).astype(np.float32)
+    graph = Graph()
+    x = graph.add_input("w", DType.FLOAT, w.shape)
+    scale = graph.add_constant("s", weight_scale(w, axis, 8))
+    zero_point = graph.add_constant("z", np.zeros_like(scale.array))
+    attributes = {"bits": 8, "signed": 1, "narrow": 1, "kind": "weight"} | ({} if axis is None else {"axis": axis})
+    y = graph.op("FakeQuant", x, scale, zero_point, domain="onnxslim", **attributes)
+    loss = graph.op("ReduceSum", graph.op("Mul", y, graph.add_constant("c", w)), keepdims=0)
+    infer_shapes(graph)
+    graph.add_output(differentiate(graph, loss, [x])["w"])
+    ExpandFakeQuant()(graph)
+    found = Session(graph, fuse_qdq=False).run({"w": w})
+    np.testing.assert_array_equal(found[graph.outputs[0].name], w)
