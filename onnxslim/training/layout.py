@@ -103,7 +103,7 @@ def choose_layout(build: Callable[[Layout], Step], state: Mapping[str, Array], w
     expected: dict[str, Array] = {}
     for name, step in steps.items():
         session = Session(step.graph, fuse_qdq=False)
-        inputs = feeds | {key: state[key] for key in step.state}
+        inputs = feeds | step.fed_from(state)
         outputs = session.run(inputs)
         if name == "plain":
             expected = outputs
@@ -115,7 +115,7 @@ def choose_layout(build: Callable[[Layout], Step], state: Mapping[str, Array], w
     seconds: dict[Layout, list[float]] = {name: [] for name in sessions}
     for _ in range(_ROUNDS if len(sessions) > 1 else 0):
         for name, session in sessions.items():
-            inputs = feeds | {key: state[key] for key in steps[name].state}
+            inputs = feeds | steps[name].fed_from(state)
             began = time.perf_counter()
             session.run(inputs)
             seconds[name].append(time.perf_counter() - began)
@@ -143,7 +143,8 @@ def _difference(expected: Mapping[str, Array], found: Mapping[str, Array]) -> fl
     if not np.isclose(expected["loss"], found["loss"], rtol=1e-2):
         return float("inf")
     total = sum(float(np.square(expected[n], dtype=np.float64).sum()) for n in names)
-    error = sum(float(np.square(np.subtract(expected[n], found[n], dtype=np.float64)).sum()) for n in names)
+    pairs = [(expected[n].reshape(-1), found[n].reshape(-1)) for n in names]
+    error = sum(float(np.square(np.subtract(a, b, dtype=np.float64)).sum()) for a, b in pairs)
     ratio = (error / total) ** 0.5 if total else 0.0
     return ratio if np.isfinite(ratio) else float("inf")
 

@@ -32,7 +32,7 @@ def first_nonfinite(step: Step, feeds: Mapping[str, Array], state: Mapping[str, 
             graph.add_output(value)
     session = Session(graph, optimize=False, fuse_qdq=False)
     fed = {port.name for port in session.inputs}
-    everything = {**state, **feeds}
+    everything = {**step.fed_from(state), **feeds}
     found = session.run({name: everything[name] for name in fed})
     for value in floats:
         array = found[value.name]

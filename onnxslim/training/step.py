@@ -7,14 +7,14 @@ student (+ teacher) + losses → differentiate → one graph
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from onnxslim.analysis.shapes import infer_shapes, with_batch
-from onnxslim.graph import DType, Graph, Role, Value
+from onnxslim.graph import Array, DType, Graph, Role, Value
 from onnxslim.rewrite import Context, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
@@ -22,7 +22,7 @@ from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses
 from passes.gradient import GradientOptions, differentiate
 from passes.gradient.ort_builder import differentiate_with_ort
 from passes.gradient.train_batchnorm import TrainBatchnorm
-from passes.layout import ExpandBlocked, ExpandLanes, ToBlocked, ToLanes
+from passes.layout import ExpandBlocked, ExpandLanes, ShapePorts, ToBlocked, ToLanes
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import EliminateCommon, EliminateDead, MergeMovements
 
@@ -62,6 +62,10 @@ class Step:
     state: tuple[str, ...]
     trained: Trained
     laid: int = 0
+
+    def fed_from(self, state: Mapping[str, Array]) -> dict[str, Array]:
+        """What the graph reads of the training state: the same memory, in the shapes that it computes with."""
+        return {name: state[name].reshape(self.graph.value(name).static_shape) for name in self.state}
 
 
 def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph | None = None) -> Step:
@@ -117,7 +121,7 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     ExpandLanes(blocked=capabilities().lanes > 0)(graph)
     ExpandBlocked()(graph)
     ExpandFakeQuant()(graph)
-    Pipeline((MergeMovements(), EliminateCommon(), EliminateDead()))(graph)
+    Pipeline((MergeMovements(), EliminateCommon(), ShapePorts(frozenset(state)), EliminateDead()))(graph)
     fed = {v.name for v in graph.inputs}
     return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained, laid)
 

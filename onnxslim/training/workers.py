@@ -62,14 +62,19 @@ class LocalWorker:
         self._session = Session(step.graph, threads=threads, fuse_qdq=False)
         places = self.arena.arrays
         self.results = {
-            v.name: Buffer(places[v.name] if v.name in places else np.zeros(v.static_shape, v.dtype.numpy))
+            v.name: Buffer(
+                places[v.name].reshape(v.static_shape)
+                if v.name in places
+                else np.zeros(v.static_shape, v.dtype.numpy)
+            )
             for v in step.graph.outputs
         }
-        self._bindings = []
+        self._bindings, self._read = [], []
         for bank in banks:
             binding = self._session.raw.io_binding()
-            for name in step.state:
-                binding.bind_ortvalue_input(name, bank[name].value)
+            for name, array in step.fed_from({name: buffer.array for name, buffer in bank.items()}).items():
+                self._read.append(Buffer(array))
+                binding.bind_ortvalue_input(name, self._read[-1].value)
             for name, buffer in self.results.items():
                 binding.bind_ortvalue_output(name, buffer.value)
             self._bindings.append(binding)

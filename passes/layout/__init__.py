@@ -2,6 +2,7 @@
 
 from passes.layout.blocked import ExpandBlocked, ToBlocked
 from passes.layout.expand_lanes import ExpandLanes
+from passes.layout.shape_ports import ShapePorts
 from passes.layout.to_lanes import ToLanes
 
-__all__ = ["ExpandBlocked", "ExpandLanes", "ToBlocked", "ToLanes"]
+__all__ = ["ExpandBlocked", "ExpandLanes", "ShapePorts", "ToBlocked", "ToLanes"]

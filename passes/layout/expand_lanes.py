@@ -163,6 +163,7 @@ class _Expansion:
         columns = self._columns(g, x)
         if g.group == 1:
             product = self.op("Gemm", dy, columns, transB=1)
+            self.graph.set_type(product, DType.FLOAT, (outs, inside * g.taps))
         else:
             turned = self.op("Transpose", self.reshape(columns, g.group, inside * g.taps, -1), perm=[0, 2, 1])
             product = self.op("MatMul", self.reshape(dy, g.group, outs // g.group, -1), turned)
@@ -231,7 +232,9 @@ class _Expansion:
         made = self._blocked(g, x, kernel, g.pads_across(), g.dilations, g.strides, g.out_size)
         parts = self.reshape(made, g.group, g.blocks * g.taps * g.lanes)
         over_images = self.const(self._each_tap_to_its_images(g).T, np.float32)
-        return self.reshape(self.op("MatMul", parts, over_images), *w.static_shape)
+        summed = self.op("MatMul", parts, over_images)
+        self.graph.set_type(summed, DType.FLOAT, (g.group, g.taps))
+        return self.reshape(summed, *w.static_shape)
 
     # ------------------------------------------------------------------ pools
 

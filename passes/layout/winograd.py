@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxslim.graph import Array, Value
+from onnxslim.graph import Array, DType, Graph, Value
 from passes.layout.geometry import Geometry
 
 __all__ = ["Winograd"]
@@ -61,6 +61,8 @@ _FEWEST = 16
 class Words(Protocol):
     """What the expansion of a graph offers."""
 
+    graph: Graph
+
     def op(self, op: str, *inputs: Value, domain: str = "", **attributes: Any) -> Value: ...
     def const(self, array: Any, dtype: Any = np.int64) -> Value: ...
     def reshape(self, value: Value, *shape: int) -> Value: ...
@@ -101,6 +103,7 @@ class Winograd:
         places = self.words.op("MatMul", self._gradients(dy), images)
         flat = self.words.reshape(places, self.tile.side**2, self.outs * self.inside)
         made = self.words.op("Gemm", flat, self.words.const(self.tile.weights, np.float32), transA=1)
+        self.words.graph.set_type(made, DType.FLOAT, (self.outs * self.inside, 9))
         return self.words.reshape(made, self.outs, self.inside, 3, 3)
 
     # ------------------------------------------------------------------ transforms, each done once
