@@ -118,10 +118,15 @@ class _Expansion:
             self.memo[x.id] = self.op("ReorderInput", x, domain=RUNTIME)
         return self.memo[x.id]
 
-    def _run(self, g: Geometry, x: Value, w: Value, pads: list[int], outs: int) -> Value:
+    def _run(self, g: Geometry, x: Value, w: Value, pads: list[int], shape: list[int]) -> Value:
         y = self.op("Conv", self.blocks(x), w, domain=RUNTIME, pads=pads, dilations=list(g.dilations),
                     kernel_shape=list(g.kernel))  # fmt: skip
-        return self.op("ReorderOutput", y, domain=RUNTIME, channels=outs)
+        batch, outs, height, width = shape
+        if outs > g.lanes:
+            return self.op("ReorderOutput", y, domain=RUNTIME, channels=outs)
+        # One block of channels is one transposition an image, for which ONNX Runtime has a faster op.
+        rows = self.op("Reshape", y, self.const([batch, height * width, outs]))
+        return self.op("Reshape", self.op("Transpose", rows, perm=[0, 2, 1]), self.const(shape))
 
     def _kernel(self, g: Geometry, w: Value, outs: int, inside: int, perm: list[int]) -> Value:
         """The weights as the kernel reads them: [to/lanes, from/lanes, kh, kw, from, to], `perm` says from where."""
@@ -133,7 +138,7 @@ class _Expansion:
     def _conv(self, g: Geometry, x: Value, w: Value) -> Value:
         outs, inside = w.static_shape[:2]
         kernel = self._kernel(g, w, outs, inside, [0, 2, 4, 5, 3, 1])
-        return self._run(g, x, kernel, list(g.pads), outs)
+        return self._run(g, x, kernel, list(g.pads), [g.batch, outs, *g.out_size])
 
     def _input_grad(self, g: Geometry, dy: Value, w: Value) -> Value:
         """The convolution of dY with the kernel turned round, inputs and outputs exchanged."""
@@ -141,7 +146,7 @@ class _Expansion:
         flat = self.op("Reshape", w, self.const([outs, inside, g.taps]))
         turned = self.op("Gather", flat, self.const(np.arange(g.taps)[::-1]), axis=2)
         kernel = self._kernel(g, turned, outs, inside, [2, 0, 4, 5, 1, 3])
-        return self._run(g, dy, kernel, g.pads_back(), inside)
+        return self._run(g, dy, kernel, g.pads_back(), [g.batch, inside, *g.size])
 
     def _weight_grad(self, g: Geometry, x: Value, dy: Value, w: Value) -> Value:
         (outs, inside), (kh, kw) = w.static_shape[:2], g.kernel
