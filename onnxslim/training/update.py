@@ -109,7 +109,7 @@ class _Builder:
         if plan.scaled:
             factor = graph.add_input("factor", DType.FLOAT, ())
             gradients = [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
-        elif plan.optimizer.clip_norm is not None:
+        elif gradients and plan.optimizer.clip_norm is not None:
             factor = self._factor(gradients, plan.optimizer.clip_norm)
             gradients = [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
         updated = {}
@@ -132,7 +132,7 @@ class _Builder:
     def build_norm(self, names: Sequence[str]) -> Graph:
         bound = self.plan.optimizer.clip_norm
         assert bound is not None
-        factor = self._factor([self._merged(f"grad.{name}", ("n",)) for name in names], bound)
+        factor = self._factor([self._merged(f"grad.{name}", (name,)) for name in names], bound)
         self.graph.rename(factor, "factor")
         self.graph.set_type(factor, DType.FLOAT, ())
         self.graph.add_output(factor)

@@ -1,0 +1,68 @@
+"""The engine's update, in rows and pieces, against one op an array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxslim.training.workers as workers
+from onnxslim.graph import Array, Graph
+from onnxslim.runtime.session import Session
+from onnxslim.training.optimizers import AdamW, Sgd
+from onnxslim.training.state import State
+from onnxslim.training.step import StepOptions, build_step
+from onnxslim.training.update import UpdatePlan, build_update
+from onnxslim.training.workers import Engine, shares
+from passes.distill import CrossEntropy
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(clip_norm=0.1), Sgd(), AdamW(clip_norm=0.1)], ids=["clipped", "sgd", "adamw"])
+@pytest.mark.parametrize("quantize", [True, False], ids=["qat", "float"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "training"])
+def test_rows_move_as_arrays_do(
+    optimizer: Any, quantize: bool, frozen: bool, student: Callable[[bool], Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps of two workers of unequal shares; pieces of 48 numbers, so that arrays lie across them."""
+    monkeypatch.setattr(workers, "_PIECE", 48)
+    graph = student(quantize)
+    options = StepOptions((CrossEntropy(),), frozen_batchnorm=frozen)
+    sizes = shares(7, 2)
+    steps = [build_step(graph, size, options) for size in sizes]
+    trained = steps[0].trained
+    plan = UpdatePlan(trained.parameters, trained.batchnorms, trained.observers, trained.weights,
+                      tuple(size / 7 for size in sizes), optimizer)  # fmt: skip
+    state = State.of(graph, optimizer).arrays
+    engine = Engine(steps, plan, state)
+    sessions = [Session(step.graph, fuse_qdq=False) for step in steps]
+    update = Session(build_update(replace(plan)))
+    rng = np.random.default_rng(0)
+    image = graph.inputs[0]
+    for number in range(1, 4):
+        feeds = {image.name: rng.normal(size=(7, *image.shape[1:])).astype(np.float32), "label": rng.integers(0, 6, 7)}
+        engine.compute(feeds)
+        engine.apply(0.1, number)
+        state = state | _moved(update, sessions, steps, feeds, state, number)
+    found = engine.arrays()
+    engine.close()
+    assert set(found) == set(state)
+    for name, array in state.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def _moved(
+    update: Session, sessions: list[Session], steps: Any, feeds: dict[str, Array], state: dict[str, Array], number: int
+) -> dict[str, Array]:
+    given: dict[str, Array] = {"lr": np.float32(0.1), "step": np.float32(number)} | dict(state)
+    start = 0
+    for i, (session, step) in enumerate(zip(sessions, steps)):
+        part = {name: array[start : start + step.batch] for name, array in feeds.items()}
+        start += step.batch
+        given |= {f"w{i}/{name}": array for name, array in session.run(part | step.fed_from(state)).items()}
+    arrays = {p.name: np.asarray(given[p.name], np.float32).reshape(tuple(p.shape or ())) for p in update.inputs}
+    found = update.run(arrays)
+    return {n.removesuffix(".next"): a.reshape(state[n.removesuffix(".next")].shape)
+            for n, a in found.items() if n.endswith(".next")}  # fmt: skip
