@@ -139,9 +139,7 @@ def main() -> None:
     longest = rows[-1][1]["wall"]
     print(f"simplifying the largest took {longest:.1f} s by the clock")
     held = longest <= LONGEST_S and all(e <= LARGEST_EXPONENT for e in exponents.values())
-    print(
-        f"{'bounds hold' if held else 'a bound does not hold'}; {platform.machine()}, Python {platform.python_version()}"
-    )
+    print(f"{'bounds hold' if held else 'a bound does not hold'}; {platform.machine()}, {platform.python_version()}")
     sys.exit(0 if held else 1)
 
 

@@ -194,6 +194,7 @@ class Graph:
         self._capturing: dict[int, None] = {}  # nodes whose bodies have captured something
         self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
         self._journal: list[int] = []
+        self._order: list[Node] | None = None
         self._forget_all()
 
     # ------------------------------------------------------------------ reading
@@ -680,7 +681,7 @@ class Graph:
     # What the network says, kept until an edge changes there: a pass asks much oftener than it edits.
 
     def _forget_all(self) -> None:
-        self._order: list[Node] | None = None
+        self._order = None
         self._reads: dict[int, tuple[Value | None, ...]] = {}
         self._makes: dict[int, tuple[Value | None, ...]] = {}
         self._uses: dict[int, tuple[Use, ...]] = {}

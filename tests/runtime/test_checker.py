@@ -126,5 +126,6 @@ def test_a_pipeline_to_its_fixed_point_says_how_far_it_is() -> None:
     context = Context(progress=lambda what, done, total: said.append((what, done, total)))
     Pipeline((Harmless(), Harmless()), to_fixed_point=True)(network(), context)
     assert {what for what, _, _ in said} == {"rewriting"}
-    assert said[0][1] == 0 and all(done < total for _, done, total in said[:-1])
+    assert said[0][1] == 0
+    assert all(done < total for _, done, total in said[:-1])
     assert said[-1][1] == said[-1][2]
