@@ -10,8 +10,8 @@ weights are ConstantOfShape nodes. Each rival runs in its own environment, named
 One subprocess a tool and a file; imports are not timed; times are medians after one run to warm up. ConstantOfShape
 is not counted, on either side: whether to store what it makes is a question of bytes. onnxsim may add at most 1 MB a
 fold, as we may; the rival onnxslim knows no such bound. What it stores, it can fold further, so a file that it made
-more than 1 MB larger than ours is marked with *: the bytes of both are printed below the row, and its count, which such a
-fold bought, is not compared.
+more than 1 MB larger than ours is marked with *: the bytes of both are printed below the row, and its count, which
+such a fold bought, is not compared.
 """
 
 from __future__ import annotations
