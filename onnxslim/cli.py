@@ -286,7 +286,8 @@ def simplify(
 
     graph = read(model)
     before = size_of(model)
-    result = run(graph, check=check)
+    with _progress() as progress:
+        result = run(graph, check=check, progress=progress)
     write(result.graph, out)
     _print(rules_table(result.outcome.by_pass))
     nodes, left, after = len(graph.nodes()), len(result.graph.nodes()), size_of(out)

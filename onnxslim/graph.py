@@ -13,6 +13,7 @@ pass touched instead of everything.
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -185,13 +186,16 @@ class Graph:
         self._net: nx.MultiDiGraph[int] = nx.MultiDiGraph()
         self._items: dict[int, Node | Value] = {}
         self._by_name: dict[str, int] = {}
-        self._inputs: list[int] = []
+        self._inputs: dict[int, None] = {}
         self._outputs: list[int] = []
+        self._output_ids: set[int] = set()  # the same, to be asked for membership
         self._next_id = 0
         self._reserved: dict[str, None] = {}  # names inside subgraph bodies
+        self._capturing: dict[int, None] = {}  # nodes whose bodies have captured something
         self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
-        self._order: list[Node] | None = None
         self._journal: list[int] = []
+        self._order: list[Node] | None = None
+        self._forget_all()
 
     # ------------------------------------------------------------------ reading
 
@@ -220,18 +224,7 @@ class Graph:
     def nodes(self) -> list[Node]:
         """All nodes, in topological order, original file order where that is possible."""
         if self._order is None:
-            items = self._items
-
-            def rank(id: int) -> int:
-                return id if isinstance(items[id], Node) else -1
-
-            try:
-                order = list(nx.lexicographical_topological_sort(self._net, key=rank))
-            except nx.NetworkXUnfeasible:
-                cycle = [self._items[a] for a, *_ in nx.find_cycle(self._net)]
-                names = " → ".join(str(n) for n in cycle if isinstance(n, Node))
-                raise ModelError(f"The graph '{self.name}' has a cycle: {names}") from None
-            self._order = [n for n in (items[i] for i in order) if isinstance(n, Node)]
+            self._order = self._sorted()
         return list(self._order)
 
     def values(self) -> list[Value]:
@@ -258,36 +251,31 @@ class Graph:
         raise KeyError(name)
 
     def producer(self, value: Value) -> Node | None:
-        for source in self._net.predecessors(value.id):
-            return self._node(source)
-        return None
+        try:
+            return self._sources[value.id]
+        except KeyError:
+            source = next(iter(self._net.predecessors(value.id)), None)
+            found = self._sources[value.id] = None if source is None else self._node(source)
+            return found
 
     def uses(self, value: Value) -> list[Use]:
         """Every node and slot that reads the value, in node order (graph outputs not included)."""
-        edges = self._net.out_edges(value.id, keys=True)
-        return [Use(self._node(n), slot) for _, n, slot in sorted(edges)]
+        return list(self._uses_of(value))
 
     def consumers(self, value: Value) -> list[Node]:
         """The distinct nodes that read the value."""
-        return [self._node(n) for n in sorted(set(self._net.successors(value.id)))]
+        return list({use.node.id: use.node for use in self._uses_of(value)}.values())
 
     def node_inputs(self, node: Node) -> list[Value | None]:
         """One entry a slot; None where an optional input is left out."""
-        slots: list[Value | None] = [None] * node.arity[0]
-        for source, _, slot in self._net.in_edges(node.id, keys=True):
-            if slot < CAPTURE:
-                slots[slot] = self._value(source)
-        return slots
+        return list(self._reads_of(node))
 
     def node_outputs(self, node: Node) -> list[Value | None]:
-        slots: list[Value | None] = [None] * node.arity[1]
-        for _, target, slot in self._net.out_edges(node.id, keys=True):
-            slots[slot] = self._value(target)
-        return slots
+        return list(self._makes_of(node))
 
     def input(self, node: Node, slot: int) -> Value | None:
         """The value in an input slot; None where there is none."""
-        return self.node_inputs(node)[slot] if slot < node.arity[0] else None
+        return self._reads_of(node)[slot] if slot < node.arity[0] else None
 
     def operand(self, node: Node, slot: int) -> Value:
         """The value in an input slot that must be there."""
@@ -298,13 +286,15 @@ class Graph:
 
     def result(self, node: Node, slot: int = 0) -> Value:
         """The value of an output slot that must be there."""
-        value = self.node_outputs(node)[slot] if slot < node.arity[1] else None
+        value = self._makes_of(node)[slot] if slot < node.arity[1] else None
         if value is None:
             raise ModelError(f"{node} has no output {slot}")
         return value
 
     def captures(self, node: Node) -> dict[str, Value]:
         """Values that the node's subgraph bodies read from outside, by the name the bodies use."""
+        if node.id not in self._capturing:
+            return {}
         edges: Any = self._net.in_edges(node.id, keys=True, data="name")
         found = [(slot, name, source) for source, _, slot, name in edges if slot >= CAPTURE]
         return {name: self._value(source) for _, name, source in sorted(found)}
@@ -313,16 +303,16 @@ class Graph:
         return value.id in self._inputs
 
     def is_output(self, value: Value) -> bool:
-        return value.id in self._outputs
+        return value.id in self._output_ids
 
     def is_used(self, value: Value) -> bool:
-        return value.id in self._outputs or self._net.out_degree(value.id) > 0
+        return value.id in self._output_ids or bool(self._uses_of(value))
 
     def has_source(self, value: Value) -> bool:
         """Whether something gives the value: a node, an initialiser or the caller."""
         if value.array is not None or value.sparse is not None:
             return True
-        return self._net.in_degree(value.id) > 0 or value.id in self._inputs
+        return value.id in self._inputs or self.producer(value) is not None
 
     def constant_of(self, value: Value | None) -> Array | None:
         """The array of an initialiser that nothing from outside can override; None otherwise."""
@@ -365,21 +355,23 @@ class Graph:
 
     def add_input(self, name: str, dtype: DType, shape: Iterable[Dim] | None, *, role: Role = Role.ACTIVATION) -> Value:
         value = self.find(name) or self.add_value(name, dtype, shape, role=role)
-        self._inputs.append(value.id)
+        self._inputs[value.id] = None
         self._touch(value)
         return value
 
     def add_output(self, value: Value) -> None:
         self._outputs.append(value.id)
+        self._output_ids.add(value.id)
         self._touch(value)
 
     def remove_output(self, value: Value) -> None:
         self._outputs.remove(value.id)
+        self._output_ids = set(self._outputs)
         self._touch(value)
 
     def remove_input(self, value: Value) -> None:
         """The value is no longer fed from outside; the value itself stays."""
-        self._inputs.remove(value.id)
+        del self._inputs[value.id]
         self._touch(value)
 
     def add_constant(self, name: str, array: npt.ArrayLike, *, role: Role = Role.CONSTANT, owner: str = "") -> Value:
@@ -436,7 +428,7 @@ class Graph:
         node.arity = (len(inputs), 0)
         for slot, source in enumerate(inputs):
             if source is not None:
-                self._net.add_edge(source.id, node.id, key=slot)
+                self._link(source.id, node.id, slot)
         base = name or op
         wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
         node.arity = (len(inputs), len(wanted))
@@ -445,7 +437,7 @@ class Graph:
                 target = self.add_value(self.fresh_name(target))
             if target is not None:
                 self._claim(target, node)
-                self._net.add_edge(node.id, target.id, key=slot)
+                self._link(node.id, target.id, slot)
         return node
 
     def op(
@@ -461,7 +453,7 @@ class Graph:
     def add_capture(self, node: Node, value: Value, name: str) -> None:
         """Declares that a body of `node` reads `value`, under `name`."""
         taken = [slot for _, _, slot in self._net.in_edges(node.id, keys=True)]
-        self._net.add_edge(value.id, node.id, key=max([CAPTURE - 1, *taken]) + 1, name=name)
+        self._link(value.id, node.id, max([CAPTURE - 1, *taken]) + 1, name)
         self._touch(node)
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
@@ -483,11 +475,12 @@ class Graph:
         for source, _, key, name in list(edges):
             if key == slot:
                 capture = name
-                self._net.remove_edge(source, node.id, key)
+                self._unlink(source, node.id, key)
         if slot < CAPTURE:
             node.arity = (max(node.arity[0], slot + 1), node.arity[1])
+            self._reads.pop(node.id, None)
         if value is not None:
-            self._net.add_edge(value.id, node.id, key=slot, **({"name": capture} if capture else {}))
+            self._link(value.id, node.id, slot, capture)
         self._touch(node)
 
     def set_output(self, node: Node, slot: int, value: Value) -> None:
@@ -495,9 +488,9 @@ class Graph:
         self._claim(value, node)
         for _, target, key in list(self._net.out_edges(node.id, keys=True)):
             if key == slot:
-                self._net.remove_edge(node.id, target, key)
+                self._unlink(node.id, target, key)
         node.arity = (node.arity[0], max(node.arity[1], slot + 1))
-        self._net.add_edge(node.id, value.id, key=slot)
+        self._link(node.id, value.id, slot)
         self._touch(node)
 
     def replace_uses(self, old: Value, new: Value, *, only: Iterable[Use] | None = None) -> None:
@@ -510,10 +503,10 @@ class Graph:
         chosen = None if only is None else {(use.node.id, use.slot) for use in only}
         for _, node, slot, capture in list(moved):
             if chosen is None or (node, slot) in chosen:
-                self._net.remove_edge(old.id, node, slot)
-                self._net.add_edge(new.id, node, key=slot, **({"name": capture} if capture else {}))
+                self._unlink(old.id, node, slot)
+                self._link(new.id, node, slot, capture)
                 self._touch(self._items[node])
-        if only is None and old.id in self._outputs:
+        if only is None and old.id in self._output_ids:
             place = self._outputs.index(old.id)
             if new.array is not None or self.is_input(new) or self.is_output(new) or self.producer(new) is None:
                 new = self.op("Identity", new, name=f"{old.name}_identity")
@@ -525,6 +518,7 @@ class Graph:
             if new.dtype is DType.UNDEFINED:
                 new.dtype = old.dtype
             self._outputs[place] = new.id
+            self._output_ids = set(self._outputs)
         self._touch(old, new)
 
     def rename(self, value: Value, name: str) -> None:
@@ -560,8 +554,7 @@ class Graph:
         """Removes a value that nothing produces or reads (it may be an input)."""
         if self.is_used(value) or self.producer(value) is not None:
             raise ModelError(f"Cannot remove value '{value.name}': it is still produced or read")
-        if value.id in self._inputs:
-            self._inputs.remove(value.id)
+        self._inputs.pop(value.id, None)
         self._drop(value)
 
     def copy(self) -> Graph:
@@ -579,8 +572,9 @@ class Graph:
         }
         twin._reserved, twin._counts = dict(self._reserved), dict(self._counts)
         twin._by_name = dict(self._by_name)
-        twin._inputs, twin._outputs = list(self._inputs), list(self._outputs)
-        twin._order, twin._journal = None, []
+        twin._inputs, twin._outputs, twin._output_ids = dict(self._inputs), list(self._outputs), set(self._output_ids)
+        twin._capturing, twin._journal = dict(self._capturing), []
+        twin._forget_all()
         return twin
 
     def merge(self, other: Graph, prefix: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -659,13 +653,102 @@ class Graph:
         self._items[item.id] = item
         self._net.add_node(item.id)
         self._touch(item)
+        if isinstance(item, Node):
+            self._order = None
 
     def _drop(self, item: Node | Value) -> None:
+        for id in (*self._net.predecessors(item.id), *self._net.successors(item.id), item.id):
+            self._forget(id)
         self._net.remove_node(item.id)
         del self._items[item.id]
         if isinstance(item, Value):
             del self._by_name[item.name]
+
+    def _link(self, source: int, target: int, slot: int, capture: str | None = None) -> None:
+        if capture is None:
+            self._net.add_edge(source, target, key=slot)
+        else:
+            self._net.add_edge(source, target, key=slot, name=capture)
+            self._capturing[target] = None
+        self._forget(source)
+        self._forget(target)
+
+    def _unlink(self, source: int, target: int, slot: int) -> None:
+        self._net.remove_edge(source, target, slot)
+        self._forget(source)
+        self._forget(target)
+
+    # What the network says, kept until an edge changes there: a pass asks much oftener than it edits.
+
+    def _forget_all(self) -> None:
         self._order = None
+        self._reads: dict[int, tuple[Value | None, ...]] = {}
+        self._makes: dict[int, tuple[Value | None, ...]] = {}
+        self._uses: dict[int, tuple[Use, ...]] = {}
+        self._sources: dict[int, Node | None] = {}
+
+    def _forget(self, id: int) -> None:
+        self._order = None
+        for kept in (self._reads, self._makes, self._uses, self._sources):
+            kept.pop(id, None)
+
+    def _reads_of(self, node: Node) -> tuple[Value | None, ...]:
+        kept = self._reads.get(node.id)
+        if kept is None:
+            slots: list[Value | None] = [None] * node.arity[0]
+            for source, _, slot in self._net.in_edges(node.id, keys=True):
+                if slot < CAPTURE:
+                    slots[slot] = self._value(source)
+            kept = self._reads[node.id] = tuple(slots)
+        return kept
+
+    def _makes_of(self, node: Node) -> tuple[Value | None, ...]:
+        kept = self._makes.get(node.id)
+        if kept is None:
+            slots: list[Value | None] = [None] * node.arity[1]
+            for _, target, slot in self._net.out_edges(node.id, keys=True):
+                slots[slot] = self._value(target)
+            kept = self._makes[node.id] = tuple(slots)
+        return kept
+
+    def _uses_of(self, value: Value) -> tuple[Use, ...]:
+        kept = self._uses.get(value.id)
+        if kept is None:
+            edges = sorted((node, slot) for _, node, slot in self._net.out_edges(value.id, keys=True))
+            kept = self._uses[value.id] = tuple(Use(self._node(node), slot) for node, slot in edges)
+        return kept
+
+    def _sorted(self) -> list[Node]:
+        """The nodes by id, each after those that it reads from."""
+        nodes = [item for item in self._items.values() if isinstance(item, Node)]
+        before = {node.id: self._before(node) for node in nodes}
+        if all(not sources or max(sources) < id for id, sources in before.items()):
+            return nodes
+        after: dict[int, list[int]] = {}
+        for id, sources in before.items():
+            for source in sources:
+                after.setdefault(source, []).append(id)
+        waiting = {id: len(sources) for id, sources in before.items()}
+        ready = [id for id, count in waiting.items() if not count]  # sorted, and so a heap
+        order: list[Node] = []
+        while ready:
+            id = heapq.heappop(ready)
+            order.append(self._node(id))
+            for reader in after.get(id, ()):
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    heapq.heappush(ready, reader)
+        if len(order) < len(nodes):
+            cycle = [self._items[a] for a, *_ in nx.find_cycle(self._net)]
+            names = " → ".join(str(n) for n in cycle if isinstance(n, Node))
+            raise ModelError(f"The graph '{self.name}' has a cycle: {names}")
+        return order
+
+    def _before(self, node: Node) -> set[int]:
+        """Ids of the nodes whose results the node reads, those that its bodies capture too."""
+        read = (*self._reads_of(node), *(self.captures(node).values() if node.id in self._capturing else ()))
+        sources = (self.producer(value) for value in read if value is not None)
+        return {source.id for source in sources if source is not None}
 
     def _claim(self, value: Value, node: Node) -> None:
         other = self.producer(value)
@@ -675,4 +758,3 @@ class Graph:
 
     def _touch(self, *items: Node | Value) -> None:
         self._journal.extend(item.id for item in items)
-        self._order = None

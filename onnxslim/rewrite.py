@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -74,13 +74,18 @@ class Checker(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What passes may need and must not fetch."""
+    """What passes may need and must not fetch.
+
+    progress: called as (what, steps done, steps expected) by a pipeline that goes to its fixed point; how many
+    rounds that takes is not known before, so one more is expected until none rewrites anything.
+    """
 
     statistics: Mapping[StatisticRequest, Array] = field(default_factory=dict)
     target: Target | None = None
     graphs: Mapping[str, Graph] = field(default_factory=dict)
     seed: int = 0
     checker: Checker | None = None
+    progress: Callable[[str, int, int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,16 +135,23 @@ class Pipeline(Pass):
         return self.run(graph, context or Context())
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        total = Outcome()
-        for _ in range(self._ROUNDS if self.to_fixed_point else 1):
+        total, steps = Outcome(), len(self.steps)
+        report = context.progress if self.to_fixed_point and context.progress else _silent
+        for round in range(self._ROUNDS if self.to_fixed_point else 1):
             once = Outcome()
-            for step in self.steps:
+            for index, step in enumerate(self.steps):
+                report("rewriting", round * steps + index, (round + 2) * steps)
                 once += step(graph, context)
             # Refusals of an earlier round may be obsolete; the last round's are what remains true.
             total = replace(total + once, refused=once.refused)
             if not once.rewrites:
                 break
+        report("rewriting", steps, steps)
         return total
 
     def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
         return tuple(dict.fromkeys(r for step in self.steps for r in step.requests(graph, context)))
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Where nobody asked for progress."""

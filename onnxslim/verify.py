@@ -29,6 +29,8 @@ def verify(graph: Graph, since: int | None = None) -> None:
         raise VerifyError(str(error)) from error
     if since is not None:
         items = list(graph.touched(since))
+        if not items:
+            return
         nodes = _affected(graph, items, order)
         values = [item for item in items if isinstance(item, Value)]
     else:

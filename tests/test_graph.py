@@ -265,7 +265,7 @@ def test_captures_count_as_uses() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=25), st.randoms(use_true_random=False))
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=25), st.randoms(use_true_random=False))
 def test_random_edits_keep_the_invariants(steps: list[int], chance: object) -> None:
     pick = getattr(chance, "choice")  # noqa: B009 - Hypothesis gives random.Random without its type
     graph, *_ = _chain()
@@ -286,8 +286,14 @@ def test_random_edits_keep_the_invariants(steps: list[int], chance: object) -> N
                     graph.remove_node(node)
         elif step == 5:
             graph = graph.copy()
-        else:
+        elif step == 6:
             graph.add_constant("c", np.zeros(2, np.float32))
+        elif step == 7 and made:
+            node = _node(graph, value)
+            graph.set_input(node, pick([0, 1]) if node.op == "Add" else 0, graph.inputs[0])
+        elif step == 8 and made:
+            _rebuild(graph, _node(graph, value))
+        _require_in_step(graph)
     verify(graph)
     order = {node.id: place for place, node in enumerate(graph.nodes())}
     for node in graph.nodes():
@@ -296,3 +302,31 @@ def test_random_edits_keep_the_invariants(steps: list[int], chance: object) -> N
             assert source is None or order[source.id] < order[node.id]
     assert to_bytes(graph) == to_bytes(graph.copy())
     assert to_text(graph) == to_text(graph.copy())
+
+
+def _rebuild(graph: Graph, node: Node) -> None:
+    """Another node in the place of one, for the same values."""
+    inputs, outputs = graph.node_inputs(node), graph.node_outputs(node)
+    graph.detach(node)
+    graph.add_node(node.op, inputs, outputs, node.attributes)
+
+
+def _require_in_step(graph: Graph) -> None:
+    """What the accessors say, and keep for the next question, is what the network says."""
+    net = graph.view
+    for value in graph.values():
+        edges = sorted((reader, slot) for _, reader, slot in net.out_edges(value.id, keys=True))
+        assert [(use.node.id, use.slot) for use in graph.uses(value)] == edges
+        assert [n.id for n in graph.consumers(value)] == sorted(set(net.successors(value.id)))
+        producer = graph.producer(value)
+        assert ([] if producer is None else [producer.id]) == list(net.predecessors(value.id))
+        assert graph.is_output(value) == (value in graph.outputs)
+        assert graph.is_used(value) == (bool(edges) or value in graph.outputs)
+    for node in graph.nodes():
+        read = {slot: source for source, _, slot in net.in_edges(node.id, keys=True)}
+        made = {slot: target for _, target, slot in net.out_edges(node.id, keys=True)}
+        assert {i: v.id for i, v in enumerate(graph.node_inputs(node)) if v is not None} == read
+        assert {i: v.id for i, v in enumerate(graph.node_outputs(node)) if v is not None} == made
+    nodes = {node.id for node in graph.nodes()}
+    order = nx.lexicographical_topological_sort(net, key=lambda id: id if id in nodes else -1)
+    assert [node.id for node in graph.nodes()] == [id for id in order if id in nodes]

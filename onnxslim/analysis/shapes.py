@@ -123,12 +123,14 @@ def inferred_types(
     value id (see `shape_values`). Large constants are replaced by their types.
     Raises ModelError where inference cannot take the graph; with `strict`, where any op cannot take its inputs.
     """
+    if not nodes:
+        return {}
     model = _skeleton(graph, nodes, {v.id for v in declared}, constants or {})
     try:
         result = shape_inference.infer_shapes(model, data_prop=True, strict_mode=strict)
     except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
         raise ModelError(f"Shape inference cannot take graph '{graph.name}': {error}") from error
-    symbols = {d for v in graph.values() if v.shape is not None for d in v.shape if isinstance(d, str)}
+    symbols = _symbols(graph, nodes)
     infos = {info.name: info for info in (*result.graph.input, *result.graph.value_info)}
     found: dict[str, tuple[DType, Shape | None]] = {}
     for node in nodes:
@@ -140,6 +142,12 @@ def inferred_types(
                     shape = tuple(None if isinstance(d, str) and d not in symbols else d for d in shape)
                 found[value.name] = (dtype, shape)
     return found
+
+
+def _symbols(graph: Graph, nodes: Sequence[Node]) -> set[str]:
+    """The names of dynamic axes that the nodes meet."""
+    values = (v for n in nodes for v in (*graph.node_inputs(n), *graph.captures(n).values(), *graph.node_outputs(n)))
+    return {d for v in values if v is not None and v.shape is not None for d in v.shape if isinstance(d, str)}
 
 
 def _skeleton(

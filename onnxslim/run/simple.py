@@ -68,7 +68,9 @@ def quantize(
     return Quantized(lowered, tuple(dict.fromkeys((*result.refused, *outcome.refused))))
 
 
-def simplify(model: Graph | str | Path, *, check: bool = False, seed: int = 0) -> Simplified:
+def simplify(
+    model: Graph | str | Path, *, check: bool = False, seed: int = 0, progress: ProgressCallback | None = None
+) -> Simplified:
     """The model with fewer nodes and the same function; a Graph that is given stays as it is.
 
     check: runs the model on random inputs before and after every rule; raises VerifyError naming the rule that
@@ -77,7 +79,7 @@ def simplify(model: Graph | str | Path, *, check: bool = False, seed: int = 0) -
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
     checker = RunChecker(random_feeds(graph, seed)) if check else None
-    return Simplified(graph, simplifying(graph.opset)(graph, Context(checker=checker, seed=seed)))
+    return Simplified(graph, simplifying(graph.opset)(graph, Context(checker=checker, seed=seed, progress=progress)))
 
 
 def export(

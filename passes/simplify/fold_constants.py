@@ -95,7 +95,8 @@ class _Plan:
         wanted = [value for value in border if self._fits(value, _predicted_bytes(value))]
         if not wanted:
             return {}
-        found = _run(graph, self.chosen, wanted) or self._one_by_one(wanted)
+        needed = self._needed(wanted)
+        found = _run(graph, needed, wanted) or self._one_by_one(needed, wanted)
         is_array = {name: isinstance(array, np.ndarray) for name, array in found.items()}  # not a sequence
         arrays = {name: array for name, array in found.items() if is_array[name]}
         return {v.name: arrays[v.name] for v in wanted if v.name in arrays and self._fits(v, arrays[v.name].nbytes)}
@@ -114,10 +115,20 @@ class _Plan:
         self.refused.append(Refusal(str(graph.producer(value)), f"folding it would add {size - spared:,} bytes"))
         return False
 
-    def _one_by_one(self, wanted: Sequence[Value]) -> dict[str, Array]:
+    def _needed(self, wanted: Sequence[Value]) -> list[Node]:
+        """The chosen nodes that the wanted values depend on: what is refused is not computed either."""
+        ids = {value.id for value in wanted}
+        needed: list[Node] = []
+        for node in reversed(self.chosen):
+            if any(v is not None and v.id in ids for v in self.graph.node_outputs(node)):
+                needed.append(node)
+                ids.update(v.id for v in self.graph.node_inputs(node) if v is not None)
+        return needed[::-1]
+
+    def _one_by_one(self, nodes: Sequence[Node], wanted: Sequence[Value]) -> dict[str, Array]:
         """Where ONNX Runtime cannot take them together: each node whose inputs were found."""
         found: dict[str, Array] = {}
-        for node in self.chosen:
+        for node in nodes:
             inputs = [v for v in self.graph.node_inputs(node) if v is not None]
             if all(v.array is not None or v.name in found for v in inputs):
                 outputs = [v for v in self.graph.node_outputs(node) if v is not None]

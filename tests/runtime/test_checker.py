@@ -119,3 +119,13 @@ def test_random_feeds_fit_and_repeat() -> None:
     graph.add_input("s", DType.STRING, ["N"])
     with pytest.raises(DataError, match="Input 's' needs data of its own"):
         random_feeds(graph)
+
+
+def test_a_pipeline_to_its_fixed_point_says_how_far_it_is() -> None:
+    said: list[tuple[str, int, int]] = []
+    context = Context(progress=lambda what, done, total: said.append((what, done, total)))
+    Pipeline((Harmless(), Harmless()), to_fixed_point=True)(network(), context)
+    assert {what for what, _, _ in said} == {"rewriting"}
+    assert said[0][1] == 0
+    assert all(done < total for _, done, total in said[:-1])
+    assert said[-1][1] == said[-1][2]
