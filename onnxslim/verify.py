@@ -114,6 +114,13 @@ def _check_signature(graph: Graph, node: Node, schemas: dict[tuple[str, str], on
             raise VerifyError(
                 f"{_where(graph, node)} has an attribute '{name}'; in opset {graph.opset} there are: {known}"
             )
+        declared, got = int(schema.attributes[name].type.value), node.attributes[name].type
+        if got != declared:
+            kinds = onnx.AttributeProto.AttributeType
+            raise VerifyError(
+                f"{_where(graph, node)}: expected its attribute '{name}' to be {kinds.Name(declared)}, "
+                f"got {kinds.Name(got)}"
+            )
     for name, attribute in schema.attributes.items():
         if attribute.required and name not in node.attributes:
             raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")

@@ -13,8 +13,15 @@ from onnxslim.analysis.shape_values import LIMIT, evaluate
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
 from onnxslim.onnx_io import node_proto, tensor_type, type_proto
+from onnxslim.onnx_io.functions import expansion
 
 __all__ = ["infer_shapes", "inferred_types", "with_batch"]
+
+_LONGEST = 1 << 20
+_SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
+"""Ops whose result is as large as a number in an input says."""
+_MOST_NODES, _MOST_CALLS = 100_000, 50
+"""Of a call of a local function: inference works through every call anew, and recurses."""
 
 
 def infer_shapes(graph: Graph) -> int:
@@ -125,8 +132,8 @@ def inferred_types(
     """
     model = _skeleton(graph, nodes, {v.id for v in declared}, constants or {})
     try:
-        result = shape_inference.infer_shapes(model, data_prop=True, strict_mode=strict)
-    except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        result = shape_inference.infer_shapes(model, data_prop=not _is_long(graph, nodes), strict_mode=strict)
+    except (shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"Shape inference cannot take graph '{graph.name}': {error}") from error
     symbols = {d for v in graph.values() if v.shape is not None for d in v.shape if isinstance(d, str)}
     infos = {info.name: info for info in (*result.graph.input, *result.graph.value_info)}
@@ -148,7 +155,7 @@ def _skeleton(
     model = onnx.ModelProto(ir_version=max(graph.ir_version, 4))
     for domain, version in graph.opsets.items():
         model.opset_import.add(domain=domain, version=version)
-    model.functions.extend(graph.functions)
+    model.functions.extend(_entered(graph))
     body = model.graph
     body.name = graph.name or "graph"
     produced = {v.id for n in nodes for v in graph.node_outputs(n) if v is not None}
@@ -170,6 +177,34 @@ def _skeleton(
                 body.value_info.add(name=value.name).type.CopyFrom(proto)
         body.node.append(_rule_node(graph, node))
     return model
+
+
+def _entered(graph: Graph) -> Sequence[onnx.FunctionProto]:
+    """The local functions that inference goes into: none where their calls multiply beyond measure."""
+    if not graph.functions:
+        return ()
+    nodes, depth = expansion(graph.functions)
+    return graph.functions if nodes <= _MOST_NODES and depth <= _MOST_CALLS else ()
+
+
+def _is_long(graph: Graph, nodes: Sequence[Node]) -> bool:
+    """Whether there are vectors of so many elements that onnx must not follow them one by one, as it does with data
+    propagation even where it knows none of them."""
+    for node in nodes:
+        for value in (*graph.node_inputs(node), *graph.node_outputs(node)):
+            if value is None:
+                continue
+            if value.shape is not None and len(value.shape) == 1 and _exceeds(value.shape[0]):
+                return True
+            array = graph.constant_of(value) if node.op in _SIZING else None
+            if array is not None and array.dtype.kind in "iu" and array.size <= LIMIT:
+                if any(_exceeds(int(n)) for n in array.flat):
+                    return True
+    return False
+
+
+def _exceeds(dim: Dim) -> bool:
+    return isinstance(dim, int) and dim > _LONGEST
 
 
 def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants: Mapping[int, Array]) -> None:
@@ -226,7 +261,9 @@ def _rule_node(graph: Graph, node: Node) -> onnx.NodeProto:
 
 
 def _has_rule(graph: Graph, node: Node) -> bool:
-    if _is_fake_quant(node) or any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions):
+    if any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions):
+        return bool(_entered(graph))
+    if _is_fake_quant(node):
         return True
     return bool(onnx.defs.has(node.op, node.domain))
 
