@@ -1,40 +1,24 @@
-"""Ways to damage a model, for benchmarks/fuzz.py and the tests: each takes a source of chance and changes what it is given.
+"""Ways to damage a model, for benchmarks/fuzz.py and the tests: each takes a source of chance and edits a ModelProto.
 
-STRUCTURAL ones edit a ModelProto, BYTES ones the serialised file; a model that lacks what a mutation is about stays as
-it is. The names of external files are those of `lay_out`: a file inside the folder, and ways out of it.
+A model that lacks what a mutation is about stays as it is. External files are those that benchmarks/fuzz.py lays out: one inside the folder, and ways out of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import onnx
+from nesting import nested_functions
 from onnx import AttributeProto, TensorProto, helper
 
-__all__ = ["BYTES", "SECRET", "STRUCTURAL", "lay_out", "nested_bodies", "nested_functions"]
+__all__ = ["LOCATIONS", "STRUCTURAL"]
 
-SECRET = b"not for the model to read. " * 512
 INTEGERS = (0, 1, -1, 2, 7, -(1 << 31), (1 << 31) - 1, 1 << 32, 1 << 40, 1 << 62, -(1 << 62), (1 << 63) - 1, -(1 << 63))
 LOCATIONS = ("data.bin", "../secret.bin", "/etc/passwd", "link.bin", "door/secret.bin", "sub/../../secret.bin",
              "C:\\secret.bin", "", "a\0b", "missing.bin", ".", "pipe", "model.onnx", "n" * 5000)  # fmt: skip
 Mutation = Callable[[Random, onnx.ModelProto], None]
-
-
-def lay_out(folder: Path) -> Path:
-    """A folder for a model, with a data file, a pipe, and links that lead out to a secret; its path."""
-    inside = folder / "inside"
-    (inside / "sub").mkdir(parents=True)
-    (folder / "secret.bin").write_bytes(SECRET)
-    (inside / "data.bin").write_bytes(bytes(range(256)) * 16)
-    (inside / "link.bin").symlink_to(folder / "secret.bin")
-    (inside / "door").symlink_to(folder, target_is_directory=True)
-    import os
-
-    os.mkfifo(inside / "pipe")
-    return inside
 
 
 # ---------------------------------------------------------------- what there is to damage
@@ -377,42 +361,6 @@ def version(chance: Random, model: onnx.ModelProto) -> None:
 # ---------------------------------------------------------------- bodies and functions
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a protobuf message."""
-    size, length = len(content), b""
-    while size > 127:
-        length += bytes([size & 127 | 128])
-        size >>= 7
-    return bytes([number << 3 | 2]) + length + bytes([size]) + content
-
-
-def nested_bodies(depth: int) -> bytes:
-    """What, appended to a model's bytes, adds to its graph an If in an If in an If …, which protobuf itself refuses
-    to write from some depth on."""
-    body = _field(12, onnx.ValueInfoProto(name="deep").SerializeToString()) + _field(2, b"b")
-    for _ in range(depth):
-        attributes = b"".join(
-            _field(5, onnx.AttributeProto(name=n, type=AttributeProto.GRAPH).SerializeToString() + _field(6, body))
-            for n in ("then_branch",)
-        )
-        body = _field(1, onnx.NodeProto(op_type="If", output=["deep"]).SerializeToString() + attributes)
-    return _field(7, body)
-
-
-def nested_functions(model: onnx.ModelProto, depth: int, width: int, *, recursive: bool = False) -> None:
-    """Adds functions each of which calls the next one `width` times, and a node that calls the first."""
-    model.opset_import.add(domain="deep", version=1)
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("deep", 1)]
-    for level in range(depth):
-        last = level == depth - 1
-        op = "f0" if recursive and last else "Relu" if last else f"f{level + 1}"
-        names = ["a", *(f"t{i}" for i in range(width - 1)), "b"]
-        nodes = [helper.make_node(op, [x], [y], domain="" if op == "Relu" else "deep") for x, y in zip(names, names[1:])]
-        model.functions.append(helper.make_function("deep", f"f{level}", ["a"], ["b"], nodes, opsets))
-    model.graph.node.append(helper.make_node("f0", [model.graph.output[0].name], ["deep_y"], domain="deep"))
-    model.graph.output.append(onnx.ValueInfoProto(name="deep_y"))
-
-
 def deep_functions(chance: Random, model: onnx.ModelProto) -> None:
     if model.graph.output:
         depth = chance.choice((1, 3, 30, 300, 3000))
@@ -447,32 +395,3 @@ STRUCTURAL: Mapping[str, Mutation] = {
         attribute_type, attribute_value, attribute_name, version, deep_functions, damaged_function, body_of_its_own,
     )
 }  # fmt: skip
-
-
-# ---------------------------------------------------------------- bytes
-
-
-def flip_bits(chance: Random, data: bytes) -> bytes:
-    bent = bytearray(data)
-    for _ in range(chance.choice((1, 1, 2, 5, 20))):
-        if bent:
-            bent[chance.randrange(len(bent))] ^= 1 << chance.randrange(8)
-    return bytes(bent)
-
-
-def truncate(chance: Random, data: bytes) -> bytes:
-    return data[: chance.randrange(len(data) + 1)]
-
-
-def splice(chance: Random, data: bytes) -> bytes:
-    a, b, c = sorted(chance.randrange(len(data) + 1) for _ in range(3))
-    return data[:a] + data[b:c] + data[a:] if chance.random() < 0.5 else data[:a] + data[c:]
-
-
-def deep_bodies(chance: Random, data: bytes) -> bytes:
-    return data + nested_bodies(chance.choice((1, 5, 20, 30, 33, 40, 100, 1000, 3000)))
-
-
-BYTES: Mapping[str, Callable[[Random, bytes], bytes]] = {
-    f.__name__: f for f in (flip_bits, truncate, splice, deep_bodies)
-}

@@ -13,6 +13,7 @@ from onnxslim.analysis.shape_values import LIMIT, evaluate
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
 from onnxslim.onnx_io import node_proto, tensor_type, type_proto
+from onnxslim.onnx_io.bodies import bodies_of
 from onnxslim.onnx_io.functions import expansion
 
 __all__ = ["infer_shapes", "inferred_types", "with_batch"]
@@ -20,7 +21,7 @@ __all__ = ["infer_shapes", "inferred_types", "with_batch"]
 _LONGEST = 1 << 20
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
 """Ops whose result is as large as a number in an input says."""
-_MOST_NODES, _MOST_CALLS = 100_000, 50
+_MOST_NODES, _MOST_CALLS = 10_000, 50
 """Of a call of a local function: inference works through every call anew, and recurses."""
 
 
@@ -106,7 +107,7 @@ def with_batch(graph: Graph, batch: int) -> Graph:
     for value in twin.values():
         if value.array is None and value.shape is not None and not twin.is_input(value):
             producer = twin.producer(value)
-            if producer is not None and not _has_rule(twin, producer):
+            if producer is not None and not (_has_rule(twin, producer) or _entered(twin, [producer])):
                 twin.set_type(value, shape=[symbols.get(d, d) if isinstance(d, str) else d for d in value.shape])
             else:
                 twin.clear_shape(value)
@@ -131,10 +132,7 @@ def inferred_types(
     Raises ModelError where inference cannot take the graph; with `strict`, where any op cannot take its inputs.
     """
     model = _skeleton(graph, nodes, {v.id for v in declared}, constants or {})
-    try:
-        result = shape_inference.infer_shapes(model, data_prop=not _is_long(graph, nodes), strict_mode=strict)
-    except (shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        raise ModelError(f"Shape inference cannot take graph '{graph.name}': {error}") from error
+    result = _inferred(model, graph.name, strict, data_prop=not _is_long(graph, nodes))
     symbols = {d for v in graph.values() if v.shape is not None for d in v.shape if isinstance(d, str)}
     infos = {info.name: info for info in (*result.graph.input, *result.graph.value_info)}
     found: dict[str, tuple[DType, Shape | None]] = {}
@@ -149,13 +147,24 @@ def inferred_types(
     return found
 
 
+def _inferred(model: onnx.ModelProto, name: str, strict: bool, *, data_prop: bool) -> onnx.ModelProto:
+    try:
+        return shape_inference.infer_shapes(model, data_prop=data_prop, strict_mode=strict)
+    except (shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        if data_prop:  # which takes every vector for a shape, and refuses an Add that shapes do not have
+            return _inferred(model, name, strict, data_prop=False)
+        raise ModelError(f"Shape inference cannot take graph '{name}': {error}") from error
+
+
 def _skeleton(
     graph: Graph, nodes: Sequence[Node], declared: set[int], constants: Mapping[int, Array]
 ) -> onnx.ModelProto:
     model = onnx.ModelProto(ir_version=max(graph.ir_version, 4))
     for domain, version in graph.opsets.items():
         model.opset_import.add(domain=domain, version=version)
-    model.functions.extend(_entered(graph))
+    functions = _entered(graph, nodes)
+    model.functions.extend(functions)
+    rules = {(f.domain, f.name) for f in functions}
     body = model.graph
     body.name = graph.name or "graph"
     produced = {v.id for n in nodes for v in graph.node_outputs(n) if v is not None}
@@ -168,7 +177,7 @@ def _skeleton(
         if _is_large_constant(node):
             body.input.add(name=graph.result(node).name).type.CopyFrom(_constant_type(node))
             continue
-        rule = _has_rule(graph, node)
+        rule = (node.domain, node.op) in rules or _has_rule(graph, node)
         for value in graph.node_outputs(node):
             if value is None:
                 continue
@@ -179,12 +188,14 @@ def _skeleton(
     return model
 
 
-def _entered(graph: Graph) -> Sequence[onnx.FunctionProto]:
-    """The local functions that inference goes into: none where their calls multiply beyond measure."""
-    if not graph.functions:
+def _entered(graph: Graph, nodes: Iterable[Node]) -> Sequence[onnx.FunctionProto]:
+    """The local functions that inference of these nodes goes into: none where none of them calls one, or where calls
+    multiply beyond measure."""
+    domains = {f.domain for f in graph.functions}
+    if not domains or not any(n.domain in domains or any(bodies_of(n.attributes.values())) for n in nodes):
         return ()
-    nodes, depth = expansion(graph.functions)
-    return graph.functions if nodes <= _MOST_NODES and depth <= _MOST_CALLS else ()
+    size, depth = expansion(graph.functions)
+    return graph.functions if size <= _MOST_NODES and depth <= _MOST_CALLS else ()
 
 
 def _is_long(graph: Graph, nodes: Sequence[Node]) -> bool:
@@ -197,9 +208,9 @@ def _is_long(graph: Graph, nodes: Sequence[Node]) -> bool:
             if value.shape is not None and len(value.shape) == 1 and _exceeds(value.shape[0]):
                 return True
             array = graph.constant_of(value) if node.op in _SIZING else None
-            if array is not None and array.dtype.kind in "iu" and array.size <= LIMIT:
-                if any(_exceeds(int(n)) for n in array.flat):
-                    return True
+            sizes = array is not None and array.dtype.kind in "iu" and array.size <= LIMIT
+            if array is not None and sizes and any(_exceeds(int(n)) for n in array.flat):
+                return True
     return False
 
 
@@ -261,11 +272,9 @@ def _rule_node(graph: Graph, node: Node) -> onnx.NodeProto:
 
 
 def _has_rule(graph: Graph, node: Node) -> bool:
-    if any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions):
-        return bool(_entered(graph))
-    if _is_fake_quant(node):
-        return True
-    return bool(onnx.defs.has(node.op, node.domain))
+    """Of its own: a local function is gone into instead."""
+    local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
+    return not local and (_is_fake_quant(node) or bool(onnx.defs.has(node.op, node.domain)))
 
 
 def _merged(old: Shape | None, new: Shape | None) -> Shape | None:

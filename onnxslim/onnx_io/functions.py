@@ -24,7 +24,9 @@ def require_no_recursion(functions: Sequence[onnx.FunctionProto]) -> None:
     if not nx.is_directed_acyclic_graph(calls):
         names = [function[1] for function, *_ in nx.find_cycle(calls)]
         shown = " → ".join(f"'{name}'" for name in (*names[:8], *(["…"] if len(names) > 8 else []), names[0]))
-        raise ModelFormatError(f"expected local functions that do not call themselves, got {shown}; the file is damaged")
+        raise ModelFormatError(
+            f"expected local functions that do not call themselves, got {shown}; the file is damaged"
+        )
 
 
 def expansion(functions: Sequence[onnx.FunctionProto]) -> tuple[int, int]:
@@ -33,7 +35,7 @@ def expansion(functions: Sequence[onnx.FunctionProto]) -> tuple[int, int]:
     size: dict[_Key, int] = {}
     depth: dict[_Key, int] = {}
     for key in reversed(list(nx.topological_sort(calls))):
-        edges = list(calls.out_edges(key, data="times"))
+        edges: list[tuple[_Key, _Key, int]] = list(calls.out_edges(key, data="times"))
         size[key] = own[key] + sum(times * size[callee] for _, callee, times in edges)
         depth[key] = 1 + max((depth[callee] for _, callee, _ in edges), default=0)
     return max(size.values(), default=0), max(depth.values(), default=0)

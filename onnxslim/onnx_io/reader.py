@@ -79,6 +79,11 @@ def from_proto(model: onnx.ModelProto, folder: str | Path | None = None) -> Grap
             f"expected an ONNX model, got one without {missing}: the file is truncated or something else; "
             "export or copy it again"
         )
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    if not all(0 <= version < 1 << 31 for version in versions.values()):
+        raise ModelFormatError(
+            f"expected versions of opsets from 0 to {(1 << 31) - 1}, got {versions}; the file is damaged"
+        )
     _require_sound(model)
     require_no_recursion(model.functions)
     try:

@@ -79,7 +79,9 @@ def simplify(model: Graph | str | Path, *, check: bool = False, seed: int = 0) -
     graph = model.copy() if isinstance(model, Graph) else read(model)
     verify(graph)  # the rules take it to be a sound model
     checker = RunChecker(random_feeds(graph, seed)) if check else None
-    return Simplified(graph, simplifying(graph.opset)(graph, Context(checker=checker, seed=seed)))
+    outcome = simplifying(graph.opset)(graph, Context(checker=checker, seed=seed))
+    verify(graph)  # by types that were not known before
+    return Simplified(graph, outcome)
 
 
 def export(
