@@ -1,6 +1,7 @@
 """Ways to damage a model, for benchmarks/fuzz.py and the tests: each takes a source of chance and edits a ModelProto.
 
-A model that lacks what a mutation is about stays as it is. External files are those that benchmarks/fuzz.py lays out: one inside the folder, and ways out of it.
+A model that lacks what a mutation is about stays as it is. External files are those that benchmarks/fuzz.py lays out:
+one inside the folder, and ways out of it.
 """
 
 from __future__ import annotations

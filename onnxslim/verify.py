@@ -124,6 +124,9 @@ def _check_signature(graph: Graph, node: Node, schemas: dict[tuple[str, str], on
                 f"{_where(graph, node)}: expected its attribute '{name}' to be {_KIND_NAMES[declared]}, "
                 f"got {_KIND_NAMES.get(got, got)}"
             )
+    parts = node.attr("num_outputs", len(outputs)) if key == ("", "Split") else len(outputs)
+    if parts != len(outputs):  # which onnx's inference would make room for first
+        raise VerifyError(f"{_where(graph, node)} splits into {parts}; expected {len(outputs)}, as it has outputs")
     for name, attribute in schema.attributes.items():
         if attribute.required and name not in node.attributes:
             raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")

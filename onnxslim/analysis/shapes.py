@@ -21,6 +21,8 @@ __all__ = ["infer_shapes", "inferred_types", "with_batch"]
 _LONGEST = 1 << 20
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
 """Ops whose result is as large as a number in an input says."""
+_OTHERS = (ValueError, RuntimeError, MemoryError)
+"""What onnx's rules raise besides: MemoryError for amounts that no tensor has."""
 _MOST_NODES, _MOST_CALLS = 10_000, 50
 """Of a call of a local function: inference works through every call anew, and recurses."""
 
@@ -150,7 +152,7 @@ def inferred_types(
 def _inferred(model: onnx.ModelProto, name: str, strict: bool, *, data_prop: bool) -> onnx.ModelProto:
     try:
         return shape_inference.infer_shapes(model, data_prop=data_prop, strict_mode=strict)
-    except (shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+    except (shape_inference.InferenceError, onnx.checker.ValidationError, *_OTHERS) as error:
         if data_prop:  # which takes every vector for a shape, and refuses an Add that shapes do not have
             return _inferred(model, name, strict, data_prop=False)
         raise ModelError(f"Shape inference cannot take graph '{name}': {error}") from error

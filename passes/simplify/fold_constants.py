@@ -22,6 +22,8 @@ __all__ = ["FoldConstants"]
 _GRIDS = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 _WORKSPACE = 1 << 28
 """No single result larger than this is computed, folded or not."""
+_FED_FROM = 1 << 20
+"""Constants of this many bytes are fed, and read in place: a session would copy its initialisers."""
 _TOGETHER = 1 << 26
 """Results of more bytes than this in all are computed one after the other, and kept in temporary files."""
 
@@ -197,11 +199,16 @@ def _run(
     part = Graph(f"{graph.name}.constants", graph.opset, graph.ir_version)
     part.opsets = dict(graph.opsets)
     twins: dict[int, Value] = {}
+    feeds: dict[str, Array] = {}
     for node in nodes:
         for value in graph.node_inputs(node):
             if value is not None and value.id not in twins:
                 array = value.array if value.array is not None else (known or {})[value.name]
-                twins[value.id] = part.add_constant(value.name, array)
+                if array.nbytes >= _FED_FROM and array.dtype.kind in "fiub":
+                    twins[value.id] = part.add_input(value.name, value.dtype, array.shape)
+                    feeds[value.name] = array
+                else:
+                    twins[value.id] = part.add_constant(value.name, array)
         for value in graph.node_outputs(node):
             if value is not None:
                 twins[value.id] = part.add_value(value.name, value.dtype, value.shape)
@@ -211,7 +218,7 @@ def _run(
     for value in wanted:
         part.add_output(twins[value.id])
     try:
-        found: dict[str, Any] = {**Session(part, optimize=False).run({})}
+        found: dict[str, Any] = {**Session(part, optimize=False).run(feeds)}
     except OnnxSlimError:  # an op or type without a kernel: nothing is folded, nothing is lost
         return None
     return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # no sequences

@@ -102,8 +102,8 @@ class Writer:
 
 
 def big_model(folder: Path) -> Writer:
-    """3 GiB: 4 convolutions of 64 MiB with batch norms, 8 products of 256 MiB, each with something to fold, and
-    weights of 256 and 512 MiB that are transposed, scaled or merely carried."""
+    """3 GiB: 4 convolutions of 64 MiB with batch norms, 11 products of 256 MiB, most with something to fold:
+    batch norms, factors, and weights that are transposed or scaled."""
     big = Writer(folder)
     y = "x"
     for index, channels in enumerate((3640, 512, 3640, 512)):
@@ -111,7 +111,7 @@ def big_model(folder: Path) -> Writer:
         y = big.norm(big.node("Conv", y, big.weight(f"conv{index}", (channels, before, 3, 3)), pads=[1] * 4), channels)
     y = big.node("Flatten", y)  # 512 · 16 = WIDE
     bias = big.small("bias", np.zeros(WIDE, np.float32))
-    for index in range(9):
+    for index in range(11):
         weight = big.weight(f"w{index}", (WIDE, WIDE))
         if index == 0:
             y = big.node("MatMul", y, big.node("Transpose", weight, perm=[1, 0]))
@@ -142,14 +142,14 @@ def test_three_gigabytes_in_less_than_one(tmp_path: Path) -> None:
     peak_kb, nodes = (int(n) for n in done.stdout.split())
     print(f"peak RssAnon {peak_kb / 1000:.0f} MB for {big.offset / 1e9:.2f} GB of weights")
     assert peak_kb * 1024 < 1 << 30
-    assert nodes == 4 + 1 + 9 * 2
+    assert nodes == 4 + 1 + 11 * 2
     graph = read(out)
     factor = np.where(np.arange(WIDE) % 2, 2, 4).astype(np.float32)
     expected = {
         **{f"conv{i}": lambda part, s=None: part * factor[s][:, None, None, None] for i in range(4)},
         "w0": None, "w1": lambda part, s: part * np.float32(0.5), "w2": lambda part, s: part * factor,
         "w3": lambda part, s: part * factor[s, None], "w4": lambda part, s: part * 2, "w5": None,
-        **{f"w{i}": lambda part, s: part for i in (6, 7, 8)},
+        **{f"w{i}": lambda part, s: part for i in range(6, 11)},
     }  # fmt: skip
     weights = [v.array for n in graph.nodes() if n.op in ("Conv", "Gemm", "MatMul")
                for v in [graph.input(n, 1)] if v is not None]  # fmt: skip
@@ -162,7 +162,7 @@ def test_three_gigabytes_in_less_than_one(tmp_path: Path) -> None:
             place = slice(start, start + len(part))
             if scaled is None:  # a transposed weight, whose columns have the factors
                 found = array[:, place].T
-                part = part if name == "w0" else part * factor
+                part = part if name == "w0" else part * factor[place, None]
             else:
                 found, part = array[place], scaled(part, place)
             np.testing.assert_array_equal(found, part)
@@ -207,7 +207,7 @@ def test_a_file_of_over_two_gigabytes_is_refused_by_name(tmp_path: Path) -> None
     data = (tmp_path / "half.onnx").read_bytes()
     with (tmp_path / "whole.onnx").open("wb") as file:
         file.write(data)
-        file.write(data)  # protobuf merges what is appended
+        file.write(data[:-100])  # protobuf merges what is appended
     with pytest.raises(ModelError, match="a file over 2 GB must keep its weights as external data"):
         read(tmp_path / "whole.onnx")
     assert from_proto(onnx.ModelProto.FromString(data)).name == "carrying"
