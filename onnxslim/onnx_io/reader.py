@@ -186,8 +186,8 @@ class _Reader:
         for attribute in attributes.values():
             if attribute.ref_attr_name:
                 raise ModelFormatError(
-                    f"node '{proto.name}' ({proto.op_type}): expected a value for '{attribute.name}', got a reference to "
-                    f"'{attribute.ref_attr_name}', which only nodes of local functions may have; the file is damaged"
+                    f"node '{proto.name}' ({proto.op_type}): expected a value for '{attribute.name}', got a reference "
+                    f"to '{attribute.ref_attr_name}', which only nodes of local functions may have; the file is damaged"
                 )
             load_tensors(attribute, self.files)
         inputs, outputs = [self._named(n) for n in proto.input], [self._named(n) for n in proto.output]
