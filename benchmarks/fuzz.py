@@ -5,9 +5,9 @@
 
 Cases are made from the given files and the models of ONNX's own node tests, by the mutations of
 benchmarks/mutations.py, and depend on nothing but the seed and their number. They run in a child process, which is
-started again where it dies or computes for more than 5 s a case, and may hold 2 GB. Prints how the cases ended; ends with 1
-where one ended in another exception, a crash, a hang, bytes from outside of the model's folder, or a file of ours that
-does not verify. Those are kept in --keep, to be replayed.
+started again where it dies or computes for more than 5 s a case, and may hold 2 GB. Prints how the cases ended; ends
+with 1 where one ended in another exception, a crash, a hang, bytes from outside of the model's folder, or a file of
+ours that does not verify. Those are kept in --keep, to be replayed.
 """
 
 from __future__ import annotations
