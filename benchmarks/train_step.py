@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -339,8 +340,7 @@ def serve(model: Path, options: argparse.Namespace) -> None:
             answer = growth(step, request["memory"])
         else:
             session = Session(teacher, threads=len(os.sched_getaffinity(0)))
-            feeds = {teacher.inputs[0].name: images}
-            answer = timed(lambda: session.run(feeds), request["teacher"])
+            answer = timed(partial(session.run, {teacher.inputs[0].name: images}), request["teacher"])
         print(json.dumps(answer), flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 
@@ -11,6 +12,8 @@ from onnxslim.errors import ModelError, VerifyError
 from onnxslim.graph import DType, Graph, Node, Shape, Value
 
 __all__ = ["verify"]
+
+_KIND_NAMES = {code: name for name, code in onnx.AttributeProto.AttributeType.items()}
 
 
 def verify(graph: Graph, since: int | None = None) -> None:
@@ -116,6 +119,16 @@ def _check_signature(graph: Graph, node: Node, schemas: dict[tuple[str, str], on
             raise VerifyError(
                 f"{_where(graph, node)} has an attribute '{name}'; in opset {graph.opset} there are: {known}"
             )
+        kind: Any = schema.attributes[name].type
+        declared, got = kind.value, node.attributes[name].type
+        if got != declared:
+            raise VerifyError(
+                f"{_where(graph, node)}: expected its attribute '{name}' to be {_KIND_NAMES[declared]}, "
+                f"got {_KIND_NAMES.get(got, got)}"
+            )
+    parts = node.attr("num_outputs", len(outputs)) if key == ("", "Split") else len(outputs)
+    if parts != len(outputs):  # which onnx's inference would make room for first
+        raise VerifyError(f"{_where(graph, node)} splits into {parts}; expected {len(outputs)}, as it has outputs")
     for name, attribute in schema.attributes.items():
         if attribute.required and name not in node.attributes:
             raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")

@@ -13,8 +13,18 @@ from onnxslim.analysis.shape_values import LIMIT, evaluate
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
 from onnxslim.onnx_io import node_proto, tensor_type, type_proto
+from onnxslim.onnx_io.bodies import bodies_of
+from onnxslim.onnx_io.functions import expansion
 
 __all__ = ["infer_shapes", "inferred_types", "with_batch"]
+
+_LONGEST = 1 << 20
+_SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
+"""Ops whose result is as large as a number in an input says."""
+_OTHERS = (ValueError, RuntimeError, MemoryError)
+"""What onnx's rules raise besides: MemoryError for amounts that no tensor has."""
+_MOST_NODES, _MOST_CALLS = 10_000, 50
+"""Of a call of a local function: inference works through every call anew, and recurses."""
 
 
 def infer_shapes(graph: Graph) -> int:
@@ -99,7 +109,7 @@ def with_batch(graph: Graph, batch: int) -> Graph:
     for value in twin.values():
         if value.array is None and value.shape is not None and not twin.is_input(value):
             producer = twin.producer(value)
-            if producer is not None and not _has_rule(twin, producer):
+            if producer is not None and not (_has_rule(twin, producer) or _entered(twin, [producer])):
                 twin.set_type(value, shape=[symbols.get(d, d) if isinstance(d, str) else d for d in value.shape])
             else:
                 twin.clear_shape(value)
@@ -126,10 +136,7 @@ def inferred_types(
     if not nodes:
         return {}
     model = _skeleton(graph, nodes, {v.id for v in declared}, constants or {})
-    try:
-        result = shape_inference.infer_shapes(model, data_prop=True, strict_mode=strict)
-    except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        raise ModelError(f"Shape inference cannot take graph '{graph.name}': {error}") from error
+    result = _inferred(model, graph.name, strict, data_prop=not _is_long(graph, nodes))
     symbols = _symbols(graph, nodes)
     infos = {info.name: info for info in (*result.graph.input, *result.graph.value_info)}
     found: dict[str, tuple[DType, Shape | None]] = {}
@@ -150,13 +157,24 @@ def _symbols(graph: Graph, nodes: Sequence[Node]) -> set[str]:
     return {d for v in values if v is not None and v.shape is not None for d in v.shape if isinstance(d, str)}
 
 
+def _inferred(model: onnx.ModelProto, name: str, strict: bool, *, data_prop: bool) -> onnx.ModelProto:
+    try:
+        return shape_inference.infer_shapes(model, data_prop=data_prop, strict_mode=strict)
+    except (shape_inference.InferenceError, onnx.checker.ValidationError, *_OTHERS) as error:
+        if data_prop:  # which takes every vector for a shape, and refuses an Add that shapes do not have
+            return _inferred(model, name, strict, data_prop=False)
+        raise ModelError(f"Shape inference cannot take graph '{name}': {error}") from error
+
+
 def _skeleton(
     graph: Graph, nodes: Sequence[Node], declared: set[int], constants: Mapping[int, Array]
 ) -> onnx.ModelProto:
     model = onnx.ModelProto(ir_version=max(graph.ir_version, 4))
     for domain, version in graph.opsets.items():
         model.opset_import.add(domain=domain, version=version)
-    model.functions.extend(graph.functions)
+    functions = _entered(graph, nodes)
+    model.functions.extend(functions)
+    rules = {(f.domain, f.name) for f in functions}
     body = model.graph
     body.name = graph.name or "graph"
     produced = {v.id for n in nodes for v in graph.node_outputs(n) if v is not None}
@@ -169,7 +187,7 @@ def _skeleton(
         if _is_large_constant(node):
             body.input.add(name=graph.result(node).name).type.CopyFrom(_constant_type(node))
             continue
-        rule = _has_rule(graph, node)
+        rule = (node.domain, node.op) in rules or _has_rule(graph, node)
         for value in graph.node_outputs(node):
             if value is None:
                 continue
@@ -178,6 +196,36 @@ def _skeleton(
                 body.value_info.add(name=value.name).type.CopyFrom(proto)
         body.node.append(_rule_node(graph, node))
     return model
+
+
+def _entered(graph: Graph, nodes: Iterable[Node]) -> Sequence[onnx.FunctionProto]:
+    """The local functions that inference of these nodes goes into: none where none of them calls one, or where calls
+    multiply beyond measure."""
+    domains = {f.domain for f in graph.functions}
+    if not domains or not any(n.domain in domains or any(bodies_of(n.attributes.values())) for n in nodes):
+        return ()
+    size, depth = expansion(graph.functions)
+    return graph.functions if size <= _MOST_NODES and depth <= _MOST_CALLS else ()
+
+
+def _is_long(graph: Graph, nodes: Sequence[Node]) -> bool:
+    """Whether there are vectors of so many elements that onnx must not follow them one by one, as it does with data
+    propagation even where it knows none of them."""
+    for node in nodes:
+        for value in (*graph.node_inputs(node), *graph.node_outputs(node)):
+            if value is None:
+                continue
+            if value.shape is not None and len(value.shape) == 1 and _exceeds(value.shape[0]):
+                return True
+            array = graph.constant_of(value) if node.op in _SIZING else None
+            sizes = array is not None and array.dtype.kind in "iu" and array.size <= LIMIT
+            if array is not None and sizes and any(_exceeds(int(n)) for n in array.flat):
+                return True
+    return False
+
+
+def _exceeds(dim: Dim) -> bool:
+    return isinstance(dim, int) and dim > _LONGEST
 
 
 def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants: Mapping[int, Array]) -> None:
@@ -234,9 +282,9 @@ def _rule_node(graph: Graph, node: Node) -> onnx.NodeProto:
 
 
 def _has_rule(graph: Graph, node: Node) -> bool:
-    if _is_fake_quant(node) or any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions):
-        return True
-    return bool(onnx.defs.has(node.op, node.domain))
+    """Of its own: a local function is gone into instead."""
+    local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
+    return not local and (_is_fake_quant(node) or bool(onnx.defs.has(node.op, node.domain)))
 
 
 def _merged(old: Shape | None, new: Shape | None) -> Shape | None:

@@ -12,7 +12,8 @@ from google.protobuf.message import DecodeError
 from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
 from onnxslim.graph import Graph, Value
 from onnxslim.onnx_io.bodies import captured_names, local_names
-from onnxslim.onnx_io.tensors import ExternalFiles, array_of, inline_external, inline_sparse
+from onnxslim.onnx_io.functions import require_no_recursion
+from onnxslim.onnx_io.tensors import ExternalFiles, array_of, load_sparse, load_tensors
 from onnxslim.onnx_io.types import element_type, is_plain, tensor_type
 
 __all__ = ["from_proto", "read"]
@@ -26,6 +27,8 @@ _OTHER_FORMATS = (
     (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
     (0, b"\x80\x02", "a Python pickle, such as an old PyTorch checkpoint; export the model with torch.onnx.export"),
 )
+_DEEPEST = 100
+"""Protobuf's own limit."""
 _MODEL_FIELDS = ("ir_version", "opset_import", "metadata_props", "functions", "graph")
 _NODE_FIELDS = ("input", "output", "name", "op_type", "domain", "overload", "attribute", "doc_string", "metadata_props")
 
@@ -76,7 +79,13 @@ def from_proto(model: onnx.ModelProto, folder: str | Path | None = None) -> Grap
             f"expected an ONNX model, got one without {missing}: the file is truncated or something else; "
             "export or copy it again"
         )
-    _require_text(model)
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    if not all(0 <= version < 1 << 31 for version in versions.values()):
+        raise ModelFormatError(
+            f"expected versions of opsets from 0 to {(1 << 31) - 1}, got {versions}; the file is damaged"
+        )
+    _require_sound(model)
+    require_no_recursion(model.functions)
     try:
         graph = _Reader(model, ExternalFiles(None if folder is None else Path(folder))).graph
         graph.nodes()  # refuses cycles
@@ -87,20 +96,29 @@ def from_proto(model: onnx.ModelProto, folder: str | Path | None = None) -> Grap
     return graph
 
 
-def _require_text(message: Any) -> None:
-    """Refuses a text field that holds other bytes: protobuf hands these out as they are."""
-    if isinstance(message, onnx.TensorProto):  # whose data need not be looked at
-        entries = [(onnx.TensorProto.DESCRIPTOR.fields_by_name[n], getattr(message, n)) for n in ("name", "doc_string")]
-    else:
-        entries = message.ListFields()
-    for field, value in entries:
-        if field.type == field.TYPE_STRING:
-            for text in [value] if isinstance(value, (str, bytes)) else value:
-                if not isinstance(text, str):
-                    raise ModelFormatError(f"expected text in '{field.name}', got {text!r}; the file is damaged")
-        elif field.type == field.TYPE_MESSAGE:
-            for part in value if hasattr(value, "extend") else [value]:
-                _require_text(part)
+def _require_sound(model: onnx.ModelProto) -> None:
+    """Refuses a text field that holds other bytes, which protobuf hands out as they are, and messages nested
+    deeper than protobuf itself reads: nothing that walks into bodies can then run out of stack."""
+    waiting: list[tuple[Any, int]] = [(model, 0)]
+    while waiting:
+        message, depth = waiting.pop()
+        if depth >= _DEEPEST:
+            raise ModelFormatError(
+                f"expected at most {_DEEPEST} messages inside one another, as deep as protobuf reads; "
+                "the file is damaged, or its bodies must be nested less"
+            )
+        if isinstance(message, onnx.TensorProto):  # whose data need not be looked at
+            fields = onnx.TensorProto.DESCRIPTOR.fields_by_name
+            entries = [(fields[n], getattr(message, n)) for n in ("name", "doc_string")]
+        else:
+            entries = message.ListFields()
+        for field, value in entries:
+            if field.type == field.TYPE_STRING:
+                for text in [value] if isinstance(value, (str, bytes)) else value:
+                    if not isinstance(text, str):
+                        raise ModelFormatError(f"expected text in '{field.name}', got {text!r}; the file is damaged")
+            elif field.type == field.TYPE_MESSAGE:
+                waiting.extend((part, depth + 1) for part in (value if hasattr(value, "extend") else [value]))
 
 
 class _Reader:
@@ -146,7 +164,7 @@ class _Reader:
         for sparse in proto.sparse_initializer:
             value = self._fresh(sparse.values.name)
             value.sparse = _copy(sparse)
-            inline_sparse(value.sparse, self.files)
+            load_sparse(value.sparse, self.files)
             self.graph.set_type(value, element_type(sparse.values.data_type, value.name), sparse.dims)
 
     def _fresh(self, name: str) -> Value:
@@ -166,7 +184,12 @@ class _Reader:
             )
         attributes = {a.name: _copy(a) for a in proto.attribute}
         for attribute in attributes.values():
-            inline_external(attribute, self.files)
+            if attribute.ref_attr_name:
+                raise ModelFormatError(
+                    f"node '{proto.name}' ({proto.op_type}): expected a value for '{attribute.name}', got a reference "
+                    f"to '{attribute.ref_attr_name}', which only nodes of local functions may have; the file is damaged"
+                )
+            load_tensors(attribute, self.files)
         inputs, outputs = [self._named(n) for n in proto.input], [self._named(n) for n in proto.output]
         node = self.graph.add_node(
             proto.op_type, inputs, outputs, attributes, domain=_domain(proto.domain), name=proto.name

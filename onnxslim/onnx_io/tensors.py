@@ -16,7 +16,7 @@ from onnxslim.graph import Array, DType
 from onnxslim.onnx_io.bodies import bodies_of
 from onnxslim.onnx_io.types import element_type
 
-__all__ = ["ExternalFiles", "array_of", "inline_external", "inline_sparse", "raw_bytes", "tensor_of"]
+__all__ = ["ExternalFiles", "array_of", "load_sparse", "load_tensors", "raw_bytes", "tensor_of"]
 
 _BITS = {
     DType.UINT4: 4,
@@ -99,6 +99,8 @@ def array_of(tensor: onnx.TensorProto, files: ExternalFiles) -> Array:
     dims = tuple(tensor.dims)
     if dtype is DType.UNDEFINED or min(dims, default=0) < 0:
         raise ModelFormatError(f"Tensor '{tensor.name}' has type {dtype.name} and dims {dims}; the file is damaged")
+    if tensor.HasField("segment"):
+        raise ModelFormatError(f"Tensor '{tensor.name}' is a segment of a larger one; expected it whole: join them")
     if dtype is DType.STRING:
         return _strings(tensor, dims)
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
@@ -157,35 +159,36 @@ def raw_bytes(array: Array) -> Array:
     return flat.astype(flat.dtype.newbyteorder("<"), copy=False).view(np.uint8)
 
 
-def inline_external(attribute: onnx.AttributeProto, files: ExternalFiles) -> None:
-    """Loads the external tensors of an attribute, those of subgraph bodies included, into it: the
-    attribute may then be written into any folder."""
+def load_tensors(attribute: onnx.AttributeProto, files: ExternalFiles) -> None:
+    """Looks at the tensors of an attribute, those of subgraph bodies included, as `array_of` does, and loads what
+    is external into it: the attribute may then be written into any folder."""
     if attribute.HasField("t"):
-        _inline(attribute.t, files)
+        _load(attribute.t, files)
     for tensor in attribute.tensors:
-        _inline(tensor, files)
+        _load(tensor, files)
     if attribute.HasField("sparse_tensor"):
-        inline_sparse(attribute.sparse_tensor, files)
+        load_sparse(attribute.sparse_tensor, files)
     for sparse in attribute.sparse_tensors:
-        inline_sparse(sparse, files)
+        load_sparse(sparse, files)
     for body in bodies_of([attribute]):
         for tensor in body.initializer:
-            _inline(tensor, files)
+            _load(tensor, files)
         for sparse in body.sparse_initializer:
-            inline_sparse(sparse, files)
+            load_sparse(sparse, files)
         for node in body.node:
             for inner in node.attribute:
-                inline_external(inner, files)
+                load_tensors(inner, files)
 
 
-def inline_sparse(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> None:
-    _inline(sparse.values, files)
-    _inline(sparse.indices, files)
+def load_sparse(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> None:
+    _load(sparse.values, files)
+    _load(sparse.indices, files)
 
 
-def _inline(tensor: onnx.TensorProto, files: ExternalFiles) -> None:
+def _load(tensor: onnx.TensorProto, files: ExternalFiles) -> None:
+    array = array_of(tensor, files)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raw = raw_bytes(array_of(tensor, files)).tobytes()
+        raw = raw_bytes(array).tobytes()
         del tensor.external_data[:]
         tensor.ClearField("data_location")
         tensor.raw_data = raw

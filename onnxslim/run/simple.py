@@ -17,6 +17,7 @@ from onnxslim.stages.export import Exported, export_model, lower
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
+from onnxslim.verify import verify
 from passes.simplify import simplify as simplifying
 
 __all__ = ["Quantized", "Simplified", "export", "quantize", "simplify"]
@@ -78,8 +79,12 @@ def simplify(
     nothing reads are removed.
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
+    verify(graph)  # the rules take it to be a sound model
     checker = RunChecker(random_feeds(graph, seed)) if check else None
-    return Simplified(graph, simplifying(graph.opset)(graph, Context(checker=checker, seed=seed, progress=progress)))
+    context = Context(checker=checker, seed=seed, progress=progress)
+    outcome = simplifying(graph.opset)(graph, context)
+    verify(graph)  # by types that were not known before
+    return Simplified(graph, outcome)
 
 
 def export(

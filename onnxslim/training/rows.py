@@ -76,7 +76,9 @@ def plans(plan: UpdatePlan) -> Plans:
     state, _ = rows_of(plan)
     empty = replace(plan, parameters=(), batchnorms=(), observers=(), weights=())
     moves = {
-        name: replace(empty, parameters=(ParameterSpec(name, ("n",), decays),), scaled=plan.optimizer.clip_norm is not None)
+        name: replace(
+            empty, parameters=(ParameterSpec(name, ("n",), decays),), scaled=plan.optimizer.clip_norm is not None
+        )
         for name, decays in zip(_PARAMETERS, (True, False))
         if name in state
     }

@@ -23,7 +23,15 @@ from onnxslim.graph import DType, Graph, Role, Shape, Value
 from onnxslim.quant_math import SCALE_FLOOR, qrange
 from onnxslim.training.optimizers import Optimizer, Rates
 
-__all__ = ["BatchNormSpec", "ObserverSpec", "ParameterSpec", "UpdatePlan", "WeightScaleSpec", "build_norm", "build_update"]
+__all__ = [
+    "BatchNormSpec",
+    "ObserverSpec",
+    "ParameterSpec",
+    "UpdatePlan",
+    "WeightScaleSpec",
+    "build_norm",
+    "build_update",
+]
 
 MOMENTUM = 0.9
 """Of running statistics and observed ranges: new = 0.9·old + 0.1·batch."""
@@ -126,7 +134,9 @@ class _Builder:
             self._observed(observer)
         rows = {spec.name: _row(spec) for spec in plan.read}
         for weight in plan.weights:
-            self._weight_scale(weight, updated.get(weight.parameter) or self._input(weight.parameter, rows[weight.parameter]))
+            self._weight_scale(
+                weight, updated.get(weight.parameter) or self._input(weight.parameter, rows[weight.parameter])
+            )
         return graph
 
     def build_norm(self, names: Sequence[str]) -> Graph:
@@ -225,9 +235,7 @@ class _Builder:
             outward = [self.op("Mul", part, sign, name=f"{name}/outward") for part in parts]
             batch = self.op("Mul", self.op("Max", *outward, name=f"{name}/widest"), sign, name=f"{name}/batch")
         moved = self._moved(self._input(name, (size,)), batch)
-        ends = [np.arange(end, size, 2) for end in (0, 1)]
-        if spec.count == 1:
-            ends = [end.reshape(()) for end in ends]
+        ends = [np.array(end) if spec.count == 1 else np.arange(end, size, 2) for end in (0, 1)]
         lowest, highest = (
             self.op("Gather", moved, self.graph.add_constant(f"{name}/ends", end), name=f"{name}/end", axis=0)
             for end in ends

@@ -63,9 +63,7 @@ class LocalWorker:
         places = self.arena.arrays
         self.results = {
             v.name: Buffer(
-                places[v.name].reshape(v.static_shape)
-                if v.name in places
-                else np.zeros(v.static_shape, v.dtype.numpy)
+                places[v.name].reshape(v.static_shape) if v.name in places else np.zeros(v.static_shape, v.dtype.numpy)
             )
             for v in step.graph.outputs
         }

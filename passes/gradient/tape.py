@@ -133,8 +133,9 @@ class Tape:
         taken off inside of one: one pass over memory instead of two."""
         lanes = self.options.lanes
         x, scalar, sign = (a, b, 1) if b.shape == () else (b, a, -1)
-        size = math.prod(x.shape) if x.shape and all(isinstance(d, int) for d in x.shape) else 0  # type: ignore[misc]
-        if not lanes or scalar.shape != () or not size or size % lanes:
+        sizes = [d for d in x.shape or () if isinstance(d, int)]
+        known, size = x.shape is not None and len(sizes) == len(x.shape), math.prod(sizes)
+        if not lanes or not known or scalar.shape != () or size % lanes:
             return self.above(self.sub(a, b))
         image = self.reshape(x, [1, lanes, 1, size // lanes])
         bias = self.mul(scalar, self.const(np.full(lanes, -sign)))
@@ -143,7 +144,7 @@ class Tape:
             group=lanes, kernel_shape=[1, 1], pads=[0] * 4, strides=[1, 1], dilations=[1, 1],
             activation="HardSigmoid", activation_params=[_STEEP, 0.0],
         )  # fmt: skip
-        return self.reshape(made, [d for d in x.shape or () if isinstance(d, int)])
+        return self.reshape(made, sizes)
 
     def sum(self, a: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
         return self.op("ReduceSum", a, self.ints(*axes), keepdims=int(keepdims)) if axes else a

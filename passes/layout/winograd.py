@@ -21,6 +21,7 @@ from passes.layout.geometry import Geometry
 
 __all__ = ["Winograd"]
 
+
 @dataclass(frozen=True)
 class _Tile:
     """The transforms for m pixels, of a tile written as one column."""
@@ -182,7 +183,8 @@ class Winograd:
         m = self.tile.m
         row = (block * self.tiles[0] + y // m) * self.tiles[1] + x // m
         place = y % m * m + x % m
-        return (place * self.outs + np.arange(self.outs)[:, None]) * self.rows + row
+        found: Array = (place * self.outs + np.arange(self.outs)[:, None]) * self.rows + row
+        return found
 
     def _readers_of_pixels(self) -> list[Array]:
         """Four times [I, rows of X]: where the tiles [places + 1, I, rows] hold a share of each pixel's gradient."""

@@ -9,7 +9,8 @@ import numpy as np
 
 from onnxslim.graph import Array, Graph, Node
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
-from passes.simplify.linear_layers import Linear, linear_layer, per_channel, set_bias
+from onnxslim.spill import Spill
+from passes.simplify.linear_layers import Linear, linear_layer, scaled_weight, set_bias
 
 __all__ = ["FoldAffine"]
 
@@ -29,13 +30,13 @@ class FoldAffine(Pass):
     name: ClassVar[str] = "fold_affine"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
+        count, refused, room = 0, [], Spill()
         for node in graph.nodes():
             found = None if node.domain else _affine(graph, node)
             if found is None:
                 continue
-            producer, factor, summand = found
-            why = _fold(graph, node, producer, factor, summand)
+            producer, constant, slot = found
+            why = _fold(graph, node, producer, constant, slot, room)
             if why is None:
                 count += 1
             else:
@@ -43,8 +44,8 @@ class FoldAffine(Pass):
         return Outcome(count, tuple(refused))
 
 
-def _affine(graph: Graph, node: Node) -> tuple[Node, Array, Array] | None:
-    """The layer, factor and summand (float64) of y·factor + summand; None for anything else."""
+def _affine(graph: Graph, node: Node) -> tuple[Node, Array, int] | None:
+    """The layer whose output the node reads, the constant beside it, and the layer's slot; None for anything else."""
     if node.op not in ("Add", "Div", "Mul", "Sub"):
         return None
     for slot in (0, 1):
@@ -54,19 +55,12 @@ def _affine(graph: Graph, node: Node) -> tuple[Node, Array, Array] | None:
             continue
         if producer.domain or producer.op not in ("Conv", "ConvTranspose", "Gemm"):
             continue
-        number, one, zero = constant.astype(np.float64), np.ones(()), np.zeros(())
-        if node.op == "Mul":
-            return producer, number, zero
-        if node.op == "Add":
-            return producer, one, number
-        if node.op == "Sub":
-            return (producer, one, -number) if slot == 0 else (producer, -one, number)
-        if slot == 0 and number.all():
-            return producer, 1 / number, zero
+        if node.op != "Div" or (slot == 0 and constant.all()):
+            return producer, constant, slot
     return None
 
 
-def _fold(graph: Graph, node: Node, producer: Node, factor: Array, summand: Array) -> str | None:
+def _fold(graph: Graph, node: Node, producer: Node, constant: Array, slot: int, room: Spill) -> str | None:
     y = graph.result(producer)
     if len(graph.uses(y)) > 1 or graph.is_output(y):
         return f"the output of {producer} is read elsewhere too"
@@ -75,23 +69,36 @@ def _fold(graph: Graph, node: Node, producer: Node, factor: Array, summand: Arra
         return f"{producer} before it cannot take it: {layer}"
     if layer.fake_quant is not None:
         return f"the weight of {producer} is fake-quantised"
-    k, c = _per_channel(layer, factor), _per_channel(layer, summand)
-    if k is None or c is None:
+    number = _per_channel(layer, constant)
+    if number is None:
         return "its constant has more than one value a channel"
-    weight = layer.weight_array.astype(np.float64) * per_channel(k, layer.weight_array.ndim, layer.axis)
+    k, c = _factor_and_summand(node.op, number, slot)
     bias = layer.bias_array * k + c
-    if max(np.abs(weight).max(initial=0), np.abs(bias).max(initial=0)) > np.finfo(np.float32).max:
+    weight = layer.weight_array if (k == 1).all() else scaled_weight(layer, k, room)
+    if weight is None or np.abs(bias).max(initial=0) > np.finfo(np.float32).max:
         return f"the weights of {producer} would overflow"
-    if factor.ndim or factor != 1:
-        graph.set_array(layer.weight, weight.astype(np.float32))
+    if weight is not layer.weight_array:
+        graph.set_array(layer.weight, weight)
     set_bias(graph, layer, bias)
     graph.replace_uses(graph.result(node), y)
     graph.remove_node(node)
     return None
 
 
+def _factor_and_summand(op: str, number: Array, slot: int) -> tuple[Array, Array]:
+    """float64 [C] each: what y is multiplied with, and what is then added."""
+    one, zero = np.ones_like(number), np.zeros_like(number)
+    if op == "Mul":
+        return number, zero
+    if op == "Div":
+        return 1 / number, zero
+    if op == "Add":
+        return one, number
+    return (one, -number) if slot == 0 else (-one, number)
+
+
 def _per_channel(layer: Linear, constant: Array) -> Array | None:
-    """The constant as [C]; None where it broadcasts otherwise."""
+    """The constant as float64 [C]; None where it broadcasts otherwise."""
     rank = layer.weight_array.ndim
     axis = 1  # of the output, for a Conv and for a Gemm
     shape = (1,) * (rank - constant.ndim) + constant.shape
@@ -99,4 +106,4 @@ def _per_channel(layer: Linear, constant: Array) -> Array | None:
         return None
     if shape[axis] not in (1, layer.channels):
         return None
-    return np.broadcast_to(constant.reshape(-1), layer.channels)
+    return np.broadcast_to(constant.reshape(-1).astype(np.float64), layer.channels)

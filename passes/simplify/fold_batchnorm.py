@@ -10,7 +10,8 @@ import numpy as np
 from onnxslim.graph import Array, Graph, Node, Role
 from onnxslim.quant_math import dequantize, quantize
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
-from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer, per_channel, set_bias
+from onnxslim.spill import Spill
+from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer, per_channel, scaled_weight, set_bias
 
 __all__ = ["FoldBatchnorm"]
 
@@ -27,7 +28,7 @@ class FoldBatchnorm(Pass):
 
     Refuses, naming the node: a batch norm in training mode, of single pixels, or with computed parameters;
     a layer whose output is read elsewhere, whose weight is shared or computed, or whose weight grid has one
-    scale for all channels or is asymmetric (its integers would change).
+    scale for all channels or is asymmetric (its integers would change); a factor that float32 weights cannot take.
 
     Contract: equal to 1e-5 of the largest output (float32 rounding of w·k).
     """
@@ -35,11 +36,11 @@ class FoldBatchnorm(Pass):
     name: ClassVar[str] = "fold_batchnorm"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
+        count, refused, room = 0, [], Spill()
         for node in graph.nodes():
             if node.op != "BatchNormalization" or node.domain:
                 continue
-            why = _fold(graph, node)
+            why = _fold(graph, node, room)
             if why is None:
                 count += 1
             else:
@@ -47,7 +48,7 @@ class FoldBatchnorm(Pass):
         return Outcome(count, tuple(refused))
 
 
-def _fold(graph: Graph, node: Node) -> str | None:
+def _fold(graph: Graph, node: Node, room: Spill) -> str | None:
     """Folds one batch norm, or says why not."""
     if node.attr("training_mode", 0):
         return "it is in training mode"
@@ -71,8 +72,9 @@ def _fold(graph: Graph, node: Node) -> str | None:
         return obstacle
     gamma, beta, mean, var = (a.astype(np.float64) for a in arrays if a is not None)
     factor = gamma / np.sqrt(var + node.attr("epsilon", 1e-5))
-    scaled = layer.weight_array.astype(np.float64) * per_channel(factor, layer.weight_array.ndim, layer.axis)
-    weight = scaled.astype(np.float32)
+    weight = scaled_weight(layer, factor, room)
+    if weight is None:
+        return f"the weights of {producer} would overflow"
     if layer.fake_quant is not None:
         weight = _rescale(graph, layer, layer.fake_quant, factor, weight)
     graph.set_array(layer.weight, weight)

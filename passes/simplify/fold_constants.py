@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from onnx import numpy_helper
@@ -15,21 +15,26 @@ from onnxslim.graph import Array, Graph, Node, Value
 from onnxslim.ops import is_pure
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
+from onnxslim.spill import Spill
 
 __all__ = ["FoldConstants"]
 
 _GRIDS = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
 _WORKSPACE = 1 << 28
 """No single result larger than this is computed, folded or not."""
+_FED_FROM = 1 << 20
+"""Constants of this many bytes are fed, and read in place: a session would copy its initialisers."""
+_TOGETHER = 1 << 26
+"""Results of more bytes than this in all are computed one after the other, and kept in temporary files."""
 
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """op(constants) → initialiser; Constant → initialiser; Shape(x), Size(x) of a known shape → initialiser.
 
-    All that can be folded is computed in one session. Retained: random ops, FakeQuant and quantisation
-    grids with everything that reads them, ops of other domains and local functions, nodes with
-    bodies, and nodes whose output is a graph output.
+    All that can be folded is computed in one session, or node by node where it is large. Retained: random
+    ops, FakeQuant and quantisation grids with everything that reads them, ops of other domains and local
+    functions, nodes with bodies, and nodes whose output is a graph output.
 
     Refuses, naming the node: a result that would make the model more than `max_growth` bytes larger,
     the constants that it alone needed taken off.
@@ -96,10 +101,10 @@ class _Plan:
         if not wanted:
             return {}
         needed = self._needed(wanted)
-        found = _run(graph, needed, wanted) or self._one_by_one(needed, wanted)
-        is_array = {name: isinstance(array, np.ndarray) for name, array in found.items()}  # not a sequence
-        arrays = {name: array for name, array in found.items() if is_array[name]}
-        return {v.name: arrays[v.name] for v in wanted if v.name in arrays and self._fits(v, arrays[v.name].nbytes)}
+        together = sum(_predicted_bytes(v) for n in needed for v in graph.node_outputs(n) if v is not None)
+        found = _run(graph, needed, wanted) if together <= _TOGETHER else None
+        found = found or self._one_by_one(needed, wanted)
+        return {v.name: found[v.name] for v in wanted if v.name in found and self._fits(v, found[v.name].nbytes)}
 
     def _fits(self, value: Value, size: int) -> bool:
         """Whether the model may grow by it; a refusal is noted."""
@@ -126,15 +131,25 @@ class _Plan:
         return needed[::-1]
 
     def _one_by_one(self, nodes: Sequence[Node], wanted: Sequence[Value]) -> dict[str, Array]:
-        """Where ONNX Runtime cannot take them together: each node whose inputs were found."""
+        """Where they are too large to be held together, or ONNX Runtime cannot take them together: each node whose
+        inputs were found, in a session of its own."""
+        graph, room = self.graph, Spill()
+        kept: dict[str, Array] = {}
         found: dict[str, Array] = {}
-        for node in nodes:
-            inputs = [v for v in self.graph.node_inputs(node) if v is not None]
-            if all(v.array is not None or v.name in found for v in inputs):
-                outputs = [v for v in self.graph.node_outputs(node) if v is not None]
-                found.update(_run(self.graph, [node], outputs, found) or {})
         names = {value.name for value in wanted}
-        return {name: array for name, array in found.items() if name in names}
+        last = {v.id: node.id for node in nodes for v in graph.node_inputs(node) if v is not None}
+        for node in nodes:
+            inputs = [v for v in graph.node_inputs(node) if v is not None]
+            if all(v.array is not None or v.name in found for v in inputs):
+                outputs = [v for v in graph.node_outputs(node) if v is not None]
+                for name, array in (_run(graph, [node], outputs, found) or {}).items():
+                    found[name] = room.keep(array)
+                    if name in names:
+                        kept[name] = found[name]
+            for value in inputs:
+                if last[value.id] == node.id:
+                    found.pop(value.name, None)
+        return kept
 
 
 def _may_fold(graph: Graph, node: Node) -> bool:
@@ -195,11 +210,16 @@ def _run(
     part = Graph(f"{graph.name}.constants", graph.opset, graph.ir_version)
     part.opsets = dict(graph.opsets)
     twins: dict[int, Value] = {}
+    feeds: dict[str, Array] = {}
     for node in nodes:
         for value in graph.node_inputs(node):
             if value is not None and value.id not in twins:
                 array = value.array if value.array is not None else (known or {})[value.name]
-                twins[value.id] = part.add_constant(value.name, array)
+                if array.nbytes >= _FED_FROM and array.dtype.kind in "fiub":
+                    twins[value.id] = part.add_input(value.name, value.dtype, array.shape)
+                    feeds[value.name] = array
+                else:
+                    twins[value.id] = part.add_constant(value.name, array)
         for value in graph.node_outputs(node):
             if value is not None:
                 twins[value.id] = part.add_value(value.name, value.dtype, value.shape)
@@ -209,6 +229,7 @@ def _run(
     for value in wanted:
         part.add_output(twins[value.id])
     try:
-        return Session(part, optimize=False).run({})
+        found: dict[str, Any] = {**Session(part, optimize=False).run(feeds)}
     except OnnxSlimError:  # an op or type without a kernel: nothing is folded, nothing is lost
         return None
+    return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # no sequences

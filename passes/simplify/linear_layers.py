@@ -7,8 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxslim.graph import Array, DType, Graph, Node, Role, Value
+from onnxslim.spill import Spill
 
-__all__ = ["Linear", "grid_obstacle", "linear_layer", "per_channel", "set_bias"]
+__all__ = ["Linear", "grid_obstacle", "linear_layer", "per_channel", "scaled_weight", "set_bias"]
+
+
+_PIECE = 1 << 16
+"""Elements of a weight that are widened to float64 at a time."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,28 @@ def per_channel(array: Array, rank: int, axis: int) -> Array:
     shape = [1] * rank
     shape[axis] = -1
     return array.reshape(shape)
+
+
+def scaled_weight(layer: Linear, factor: Array, room: Spill) -> Array | None:
+    """The weight times a factor a channel, rounded from float64 once, float32; None where float32 has no such
+    number. Worked through piece by piece: nothing of the weight's size is held in memory."""
+    weight = layer.weight_array
+    result = room.empty(weight.shape, np.float32)
+    operands = (weight, np.broadcast_to(per_channel(factor, weight.ndim, layer.axis), weight.shape), result)
+    pieces = np.nditer(
+        operands,
+        flags=["external_loop", "buffered", "zerosize_ok"],
+        op_flags=[["readonly"], ["readonly"], ["writeonly"]],
+        op_dtypes=[np.float64, np.float64, np.float64],
+        casting="same_kind",
+        buffersize=_PIECE,
+    )
+    with pieces:
+        for w, k, y in pieces:
+            np.multiply(w, k, out=y)
+            if np.abs(y).max(initial=0) > _LARGEST:
+                return None
+    return result
 
 
 def set_bias(graph: Graph, layer: Linear, bias: Array) -> None:

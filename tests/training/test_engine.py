@@ -20,7 +20,9 @@ from onnxslim.training.workers import Engine, shares
 from passes.distill import CrossEntropy
 
 
-@pytest.mark.parametrize("optimizer", [Sgd(clip_norm=0.1), Sgd(), AdamW(clip_norm=0.1)], ids=["clipped", "sgd", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", [Sgd(clip_norm=0.1), Sgd(), AdamW(clip_norm=0.1)], ids=["clipped", "sgd", "adamw"]
+)
 @pytest.mark.parametrize("quantize", [True, False], ids=["qat", "float"])
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "training"])
 def test_rows_move_as_arrays_do(

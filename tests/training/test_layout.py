@@ -56,9 +56,7 @@ def test_every_layout_gives_the_same_step(trained_path: Path, frozen: bool) -> N
     images, label = plain.data
     feeds = {images: rng.normal(size=plain.graph.value(images).static_shape).astype(np.float32)}
     feeds[label] = rng.integers(0, 10, LANES)
-    found = {
-        layout: Session(step.graph).run(feeds | step.fed_from(arrays)) for layout, step in steps.items()
-    }
+    found = {layout: Session(step.graph).run(feeds | step.fed_from(arrays)) for layout, step in steps.items()}
     for layout in ("blocked", "lanes"):
         assert steps[layout].data == plain.data
         assert set(found[layout]) == set(found["plain"])
