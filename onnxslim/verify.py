@@ -16,7 +16,7 @@ __all__ = ["verify"]
 _KIND_NAMES = {code: name for name, code in onnx.AttributeProto.AttributeType.items()}
 
 
-def verify(graph: Graph, since: int | None = None) -> None:
+def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> None:
     """Raises VerifyError naming node, op, expected and got, where an invariant fails.
 
     Checked: every value that is read has exactly one source; names are there and unique; initialisers
@@ -24,7 +24,7 @@ def verify(graph: Graph, since: int | None = None) -> None:
     and shapes agree with what each op makes of its inputs; there is no cycle.
 
     With `since`, a mark of the graph's journal, only what was edited after it is looked at (the order
-    of nodes is always checked); None means everything.
+    of nodes is always checked); None means everything. `types=False` leaves out types and shapes.
     """
     try:
         order = graph.nodes()
@@ -48,7 +48,8 @@ def verify(graph: Graph, since: int | None = None) -> None:
         _check_sources(graph, node)
         _check_signature(graph, node, schemas)
         _check_fake_quant(graph, node)
-    _check_types(graph, nodes)
+    if types:
+        _check_types(graph, nodes)
 
 
 def _affected(graph: Graph, items: Sequence[Node | Value], order: Sequence[Node]) -> list[Node]:
