@@ -78,9 +78,25 @@ def test_auto_chooses_among_those_that_are_right(mobilenet: Path) -> None:
 
 
 @needs_lanes
-def test_a_wrong_layout_is_refused(mobilenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout_module, "_TOLERANCE", -1.0)
-    plan = choose_layout(*made(mobilenet, LANES))
+def test_a_wrong_layout_is_refused(mobilenet: Path) -> None:
+    """Gradients that are half as large again."""
+    build, arrays = made(mobilenet, LANES)
+
+    def wrong(layout: Layout) -> Step:
+        step = build(layout)
+        for value in step.graph.outputs if layout == "lanes" else []:
+            if value.name.startswith("grad."):
+                factor = step.graph.add_constant("factor", np.float32(1.5))
+                larger = step.graph.op("Mul", value, factor)
+                step.graph.set_type(larger, value.dtype, value.shape)
+                name = value.name
+                step.graph.remove_output(value)
+                step.graph.rename(value, f"{name}/right")
+                step.graph.rename(larger, name)
+                step.graph.add_output(larger)
+        return step
+
+    plan = choose_layout(wrong, arrays)
     assert plan.layout == "plain"
     assert "gradients differ" in plan.refused["lanes"]
 
