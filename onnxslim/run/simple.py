@@ -17,9 +17,10 @@ from onnxslim.stages.export import Exported, export_model, lower
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
+from passes.simplify import SetBatch
 from passes.simplify import simplify as simplifying
 
-__all__ = ["Quantized", "Simplified", "export", "quantize", "simplify"]
+__all__ = ["Quantized", "Simplified", "export", "quantize", "set_batch", "simplify"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ def simplify(model: Graph | str | Path, *, check: bool = False, seed: int = 0) -
     graph = model.copy() if isinstance(model, Graph) else read(model)
     checker = RunChecker(random_feeds(graph, seed)) if check else None
     return Simplified(graph, simplifying(graph.opset)(graph, Context(checker=checker, seed=seed)))
+
+
+def set_batch(model: Graph | str | Path, batch: int | str = "batch") -> Graph:
+    """The model with another batch size: a number, or a name where any number may come; a Graph that is given
+    stays as it is.
+
+    Raises UnsupportedError naming the node that takes only the batch size of the export.
+    """
+    graph = model.copy() if isinstance(model, Graph) else read(model)
+    SetBatch(batch)(graph)
+    return graph
 
 
 def export(

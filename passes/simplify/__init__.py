@@ -17,6 +17,7 @@ from passes.simplify.infer_shapes import InferShapes
 from passes.simplify.inline_functions import InlineFunctions
 from passes.simplify.merge_movements import MergeMovements
 from passes.simplify.restore_batchnorm import RestoreBatchnorm
+from passes.simplify.set_batch import SetBatch
 from passes.simplify.to_float32 import ToFloat32
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "InlineFunctions",
     "MergeMovements",
     "RestoreBatchnorm",
+    "SetBatch",
     "ToFloat32",
     "canonicalize",
     "simplify",
