@@ -86,11 +86,11 @@ def test_it_steps_along_a_right_gradient(model_path: Path) -> None:
     engine = Engine([step], build_update(plan), state.arrays)
     before = engine.compute(feeds)["loss"]
     np.testing.assert_allclose(before, found["loss"], rtol=1e-5)
-    rate = 3e-4 * before / sum(float((g * g).sum()) for g in gradients.values())
+    rate = 3e-5 * before / sum(float((g * g).sum()) for g in gradients.values())
     engine.apply(rate, 1)
     after = engine.compute(feeds)["loss"]
     engine.close()
-    np.testing.assert_allclose(before - after, 3e-4 * before * _lookahead(optimizer), rtol=0.5)
+    np.testing.assert_allclose(before - after, 3e-5 * before * _lookahead(optimizer), rtol=0.5)
 
 
 def _lookahead(optimizer: Sgd) -> float:
