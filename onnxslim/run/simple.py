@@ -17,7 +17,7 @@ from onnxslim.stages.export import Exported, export_model, lower
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
-from passes.simplify import SetBatch
+from passes.simplify import SetBatch, for_runtime
 from passes.simplify import simplify as simplifying
 
 __all__ = ["Quantized", "Simplified", "export", "quantize", "set_batch", "simplify"]
@@ -77,7 +77,7 @@ def simplify(model: Graph | str | Path, *, check: bool = False, seed: int = 0) -
     nothing reads are removed.
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
-    checker = RunChecker(random_feeds(graph, seed)) if check else None
+    checker = RunChecker(random_feeds(graph, seed), prepare=for_runtime) if check else None
     return Simplified(graph, simplifying(graph.opset)(graph, Context(checker=checker, seed=seed)))
 
 

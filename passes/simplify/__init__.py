@@ -11,6 +11,7 @@ from passes.simplify.fold_batchnorm import FoldBatchnorm
 from passes.simplify.fold_constants import FoldConstants
 from passes.simplify.fold_pad import FoldPad
 from passes.simplify.fold_shapes import FoldShapes
+from passes.simplify.for_runtime import for_runtime
 from passes.simplify.freeze_initializers import FreezeInitializers
 from passes.simplify.fuse_gemm import FuseGemm
 from passes.simplify.infer_shapes import InferShapes
@@ -40,6 +41,7 @@ __all__ = [
     "SetBatch",
     "ToFloat32",
     "canonicalize",
+    "for_runtime",
     "simplify",
 ]
 

@@ -15,6 +15,7 @@ from onnxslim.graph import Array, Graph, Node, Value
 from onnxslim.ops import is_pure
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
+from passes.simplify.for_runtime import for_runtime
 
 __all__ = ["FoldConstants"]
 
@@ -198,6 +199,6 @@ def _run(
     for value in wanted:
         part.add_output(twins[value.id])
     try:
-        return Session(part, optimize=False).run({})
+        return Session(for_runtime(part), optimize=False).run({})
     except OnnxSlimError:  # an op or type without a kernel: nothing is folded, nothing is lost
         return None
