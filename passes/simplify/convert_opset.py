@@ -18,7 +18,7 @@ from onnxslim.rewrite import Context, Outcome, Pass
 from passes.simplify.function_calls import expanded, opsets_of
 from passes.simplify.opset_rules import RULES
 
-__all__ = ["ConvertOpset", "convert_node"]
+__all__ = ["ConvertOpset", "convert_node", "covered_versions"]
 
 _OLDEST = 7
 _OPSET_OF_TYPE = {
@@ -98,6 +98,22 @@ def convert_node(graph: Graph, node: Node, old: int, new: int) -> None:
                 graph.set_attribute(node, name, None)  # it has the value that is meant without it
     if why is not None and not _write_out(graph, node, before, new):
         _refuse(graph, str(node), old, new, why)
+
+
+def covered_versions(op: str, version: int = 18) -> list[int]:
+    """The definitions of an op of ai.onnx, by the opset they are from, whose nodes `ConvertOpset` brings to `version`:
+    all of them, or those that the definition there can say."""
+    found: dict[int, None] = {}
+    after = _schema(op, version)
+    for old in range(_OLDEST, defs.onnx_opset_version() + 1):
+        before: Any = _schema(op, old)
+        if before is None or (before.deprecated and op not in RULES):
+            continue
+        same = after is not None and before.since_version == after.since_version
+        taken = after is not None and _difference(before, after, (), min(before.max_input, after.max_input)) is None
+        if same or taken or op in RULES or before.has_function or before.has_context_dependent_function:
+            found[int(before.since_version)] = None
+    return list(found)
 
 
 def _write_out(graph: Graph, node: Node, schema: Any, new: int) -> bool:

@@ -27,8 +27,8 @@ def for_runtime(graph: Graph, newest: tuple[int, int] | None = None) -> Graph:
             ConvertOpset()(twin)
         except UnsupportedError as error:
             raise UnsupportedError(
-                f"This ONNX Runtime reads opsets up to {opset}, and an older one cannot say this: {error}, or install a "
-                "newer onnxruntime"
+                f"This ONNX Runtime reads opsets up to {opset}, and an older one cannot say this: {error}, or install "
+                "a newer onnxruntime"
             ) from error
     twin.ir_version = min(twin.ir_version, ir)
     return twin
