@@ -30,6 +30,7 @@ _EMPTY = ("empty_set", "zero_size", "allowzero")  # nothing there to differentia
 _COARSE = (
     "maxpool",
     "gelu",
+    "group_normalization",
     "lppool",
     "lrn",
     "mvn",
