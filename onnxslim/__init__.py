@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxslim.recipe import Recipe, load_recipe
     from onnxslim.report import Report
     from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
-    from onnxslim.run import compress, export, quantize
+    from onnxslim.run import compress, export, quantize, set_batch, simplify
     from onnxslim.runtime.capabilities import capabilities
     from onnxslim.targets import Target, load_target
 
@@ -52,6 +52,7 @@ __all__ = [
     "open_dataset",
     "quantize",
     "read",
+    "set_batch",
     "simplify",
     "to_proto",
     "write",
@@ -68,7 +69,7 @@ _HOMES = {
     "onnxslim.recipe": ("Recipe", "load_recipe"),
     "onnxslim.report": ("Report",),
     "onnxslim.rewrite": ("Context", "Outcome", "Pass", "Pipeline"),
-    "onnxslim.run": ("compress", "export", "quantize", "simplify"),
+    "onnxslim.run": ("compress", "export", "quantize", "set_batch", "simplify"),
     "onnxslim.runtime.capabilities": ("capabilities",),
     "onnxslim.targets": ("Target", "load_target"),
 }

@@ -267,6 +267,9 @@ def simplify(
     check: Annotated[
         bool, typer.Option("--check", help="Run the model before and after each rule, on random inputs.")
     ] = False,
+    batch: Annotated[
+        str | None, typer.Option("--batch", help="Another batch size for the inputs: a number, or dynamic for any.")
+    ] = None,
 ) -> None:
     """Write the same function with fewer nodes, and say what each rule did.
 
@@ -278,14 +281,19 @@ def simplify(
         onnxslim simplify model.onnx -o simple.onnx
 
         onnxslim simplify model.onnx -o simple.onnx --check
+
+        onnxslim simplify exported.onnx -o any.onnx --batch dynamic
     """
     from onnxslim.evaluation import size_of
     from onnxslim.onnx_io import read, write
     from onnxslim.report import rules_table
+    from onnxslim.run import set_batch
     from onnxslim.run import simplify as run
 
     graph = read(model)
     before = size_of(model)
+    if batch is not None:
+        graph = set_batch(graph, _batch(batch))
     with _progress() as progress:
         result = run(graph, check=check, progress=progress)
     write(result.graph, out)
@@ -405,6 +413,16 @@ def _preprocess(models: list[Path], mean: str | None, std: str | None, layout: s
 
     means, stds = (None if t is None else _numbers(o, t) for o, t in (("--mean", mean), ("--std", std)))
     return chosen_preprocess(models, means, stds, layout)
+
+
+def _batch(text: str) -> int | str:
+    from onnxslim.errors import DataError
+
+    if text == "dynamic":
+        return "batch"
+    if not text.isdecimal() or int(text) < 1:
+        raise DataError(f"--batch: expected a number of at least 1, or dynamic, got '{text}'")
+    return int(text)
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

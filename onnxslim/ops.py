@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Graph, Node
 
-__all__ = ["Window", "axes_of", "axis_of", "is_pure", "window"]
+__all__ = ["RANDOM", "Window", "axes_of", "axis_of", "is_pure", "window"]
 
-_RANDOM = (
+RANDOM = (
     "Bernoulli",
     "Dropout",
     "Multinomial",
@@ -30,7 +30,7 @@ def is_pure(graph: Graph, node: Node) -> bool:
     once for several. Not random ops, other domains, local functions and nodes with bodies."""
     bodies = any(a.HasField("g") or a.graphs for a in node.attributes.values())
     local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
-    return not (node.domain or node.overload or bodies or local or node.op in _RANDOM)
+    return not (node.domain or node.overload or bodies or local or node.op in RANDOM)
 
 
 @dataclass(frozen=True)

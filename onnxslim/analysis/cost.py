@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from onnx import numpy_helper
 
-from onnxslim.analysis.shapes import infer_shapes, with_batch
+from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 

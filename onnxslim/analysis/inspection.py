@@ -114,7 +114,7 @@ def _trainable(graph: Graph, differentiable: Callable[[Node], str | None]) -> Tr
             continue
         why = differentiable(node)
         if why is None:
-            live.update(v.id for v in graph.node_inputs(node) if v is not None and _carries_gradient(v))
+            live.update(v.id for v in _read(graph, node) if _carries_gradient(v))
         else:
             blocked.append(Reason(_label(graph, node), _op(node), why))
     reached = [v for v in weights if v.id in live]
@@ -126,10 +126,15 @@ def _fed_by(graph: Graph, weights: list[Value]) -> set[int]:
     moving = {v.id for v in weights}
     nodes: set[int] = set()
     for node in graph.nodes():
-        if any(v is not None and v.id in moving for v in graph.node_inputs(node)):
+        if any(v.id in moving for v in _read(graph, node)):
             nodes.add(node.id)
             moving.update(v.id for v in graph.node_outputs(node) if v is not None and _carries_gradient(v))
     return nodes
+
+
+def _read(graph: Graph, node: Node) -> list[Value]:
+    """What a node reads, by itself and in its bodies (If, Loop, Scan)."""
+    return [v for v in (*graph.node_inputs(node), *graph.captures(node).values()) if v is not None]
 
 
 def _carries_gradient(value: Value) -> bool:

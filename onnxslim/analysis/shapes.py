@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from onnxslim.analysis.shape_values import LIMIT, evaluate
-from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
+from onnxslim.errors import ModelError
+from onnxslim.graph import Array, Dim, DType, Graph, Node, Shape, Value
 from onnxslim.onnx_io import node_proto, tensor_type, type_proto
 from onnxslim.onnx_io.bodies import bodies_of
 from onnxslim.onnx_io.functions import expansion
 
-__all__ = ["infer_shapes", "inferred_types", "with_batch"]
+__all__ = ["has_rule", "infer_shapes", "inferred_types", "sweep"]
 
 _LONGEST = 1 << 20
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
@@ -42,7 +42,7 @@ def infer_shapes(graph: Graph) -> int:
         found = inferred_types(graph, nodes, missed)
     changed = _apply(graph, found)
     if any(not _is_complete(graph, node) for node in nodes):
-        changed.update(_sweep(graph, nodes))
+        changed.update(sweep(graph, nodes, {}))
     return len(changed)
 
 
@@ -62,11 +62,15 @@ def _is_complete(graph: Graph, node: Node) -> bool:
     return all(v is None or (v.shape is not None and None not in v.shape) for v in graph.node_outputs(node))
 
 
-def _sweep(graph: Graph, nodes: Sequence[Node]) -> dict[str, None]:
-    """Node by node, with what shape arithmetic computes as further constants."""
+def sweep(
+    graph: Graph, nodes: Sequence[Node], known: dict[int, Array], visit: Callable[[Node], None] | None = None
+) -> dict[str, None]:
+    """Node by node, with what shape arithmetic computes as further constants, by value id in `known`; the names of
+    what changed. `visit` comes to each node when its inputs are done, and may give it other constants."""
     changed: dict[str, None] = {}
-    known: dict[int, Array] = {}
     for node in nodes:
+        if visit is not None:
+            visit(node)
         if not _is_complete(graph, node):
             target = graph.input(node, 1) if (node.domain, node.op) == ("", "Reshape") else None
             if target is not None and target.id in known and not node.attr("allowzero", 0):
@@ -87,35 +91,6 @@ def _named_axes(value: Value, target: Array) -> dict[str, tuple[DType, Shape | N
         return {}
     axes = tuple(b if a is None and isinstance(b, str) else a for a, b in zip(value.shape, target))
     return {value.name: (value.dtype, axes)}
-
-
-def with_batch(graph: Graph, batch: int) -> Graph:
-    """A copy whose graph inputs all have `batch` on their first axis, shapes inferred anew.
-
-    Initialisers, parameters and scalars among the inputs keep their shapes. Raises UnsupportedError
-    where the model only works with another batch size: an exporter wrote one into a constant.
-    """
-    if batch < 1:
-        raise ModelError(f"The batch size must be at least 1, got {batch}")
-    twin = graph.copy()
-    symbols: dict[str, int] = {}
-    before = {v.name: v.shape for v in graph.values()}
-    for value in twin.inputs:
-        if value.array is None and value.role is Role.ACTIVATION and value.shape:
-            old = value.shape[0]
-            if isinstance(old, str):
-                symbols[old] = batch
-            twin.set_type(value, shape=(batch, *value.shape[1:]))
-    for value in twin.values():
-        if value.array is None and value.shape is not None and not twin.is_input(value):
-            producer = twin.producer(value)
-            if producer is not None and not (_has_rule(twin, producer) or _entered(twin, [producer])):
-                twin.set_type(value, shape=[symbols.get(d, d) if isinstance(d, str) else d for d in value.shape])
-            else:
-                twin.clear_shape(value)
-    infer_shapes(twin)
-    _refuse_other_batch(twin, before, batch)
-    return twin
 
 
 def inferred_types(
@@ -281,6 +256,11 @@ def _rule_node(graph: Graph, node: Node) -> onnx.NodeProto:
     return node_proto(graph, node)
 
 
+def has_rule(graph: Graph, node: Node) -> bool:
+    """Whether inference knows what the node makes: by a rule, or by going into the local function it calls."""
+    return _has_rule(graph, node) or bool(_entered(graph, [node]))
+
+
 def _has_rule(graph: Graph, node: Node) -> bool:
     """Of its own: a local function is gone into instead."""
     local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
@@ -297,31 +277,3 @@ def _merged(old: Shape | None, new: Shape | None) -> Shape | None:
         return a
 
     return tuple(axis(a, b) for a, b in zip(old, new))
-
-
-def _refuse_other_batch(graph: Graph, before: Mapping[str, Shape | None], batch: int) -> None:
-    advice = "export the model again with a dynamic batch axis, or use the batch size it was exported with"
-    for node in graph.nodes():
-        if node.op != "Reshape" or node.domain:
-            continue
-        source, result = graph.input(node, 0), graph.result(node)
-        sizes = [_volume(v.shape) if v is not None else None for v in (source, result)]
-        if source is not None and None not in sizes and sizes[0] != sizes[1]:
-            raise UnsupportedError(
-                f"With batch {batch}, {node} cannot reshape {source.shape} to {result.shape}: "
-                f"a batch size is written into its shape; {advice}"
-            )
-    olds = [s[0] for v in graph.inputs if v.array is None and (s := before[v.name])]
-    for value in graph.outputs:
-        old, new = before[value.name], value.shape
-        if new and isinstance(new[0], int) and new[0] != batch and old and old[0] in olds:
-            raise UnsupportedError(
-                f"Output '{value.name}' has shape {new} where the inputs have batch {batch}: "
-                f"a batch size is written into the model; {advice}"
-            )
-
-
-def _volume(shape: Shape | None) -> int | None:
-    if shape is None or not all(isinstance(d, int) for d in shape):
-        return None
-    return math.prod(d for d in shape if isinstance(d, int))

@@ -16,6 +16,7 @@ from onnxslim.onnx_io import read, to_bytes
 from onnxslim.rewrite import Context
 from onnxslim.runtime.session import Session
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
+from passes.simplify import for_runtime
 
 __all__ = ["Input", "Model", "digest_of", "has_fake_quant", "only_input", "open_session", "session_inputs", "size_of"]
 
@@ -41,7 +42,8 @@ def has_fake_quant(graph: Graph) -> bool:
 
 def open_session(model: Model, *, threads: int = 1) -> Session:
     """A session for a model. Fake-quant graphs are expanded and run without fusion to integer
-    kernels, so that they compute what training computes; everything else runs as it would ship.
+    kernels, so that they compute what training computes; everything else runs as it would ship, or converted
+    down where this ONNX Runtime does not read its opset.
 
     Raises ModelFormatError and what the session raises.
     """
@@ -57,6 +59,7 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
         model = read(path)
     if isinstance(model, bytes):
         return Session(model, threads=threads)
+    model = for_runtime(model)
     if not has_fake_quant(model):
         return Session(model, threads=threads)
     expanded = model.copy()

@@ -55,16 +55,19 @@ def local_names(attributes: Iterable[onnx.AttributeProto]) -> dict[str, None]:
     return names
 
 
-def renamed(attribute: onnx.AttributeProto, names: Mapping[str, str]) -> onnx.AttributeProto:
+def renamed(
+    attribute: onnx.AttributeProto, names: Mapping[str, str], own: Mapping[str, str] | None = None
+) -> onnx.AttributeProto:
     """A copy whose bodies read captured values under their new names.
 
-    A body's own name that would now hide a captured value gives way.
+    `own` renames what the bodies define themselves. Another of their names that would now hide a captured
+    value gives way.
     """
     local = local_names([attribute])
-    taken = {*names.values(), *captured_names([attribute]), *local}
-    moved: dict[str, str] = {}
+    moved = dict(own or {})
+    taken = {*names.values(), *captured_names([attribute]), *local, *moved.values()}
     for name in local:
-        if name in names.values():
+        if name in names.values() and name not in moved:
             count = 2
             while f"{name}_{count}" in taken:
                 count += 1

@@ -10,13 +10,13 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
-from onnxslim.graph import Graph, Value
+from onnxslim.graph import Graph, Node, Value
 from onnxslim.onnx_io.bodies import captured_names, local_names
 from onnxslim.onnx_io.functions import require_no_recursion
 from onnxslim.onnx_io.tensors import ExternalFiles, array_of, load_sparse, load_tensors
 from onnxslim.onnx_io.types import element_type, is_plain, tensor_type
 
-__all__ = ["from_proto", "read"]
+__all__ = ["add_node_proto", "from_proto", "read"]
 
 _OTHER_FORMATS = (
     (4, b"ORTM", "an ORT-format file; give the .onnx file it was made from"),
@@ -173,35 +173,21 @@ class _Reader:
             raise ModelFormatError(f"initialiser '{name}' has no name, or another's; the file is damaged")
         return value or self.graph.add_value(name)
 
-    def _named(self, name: str) -> Value | None:
-        return (self.graph.find(name) or self.graph.add_value(name)) if name else None
-
     def _node(self, proto: onnx.NodeProto) -> None:
         if _domain(proto.domain) not in self.graph.opsets:
             raise ModelFormatError(
                 f"node '{proto.name}' ({proto.op_type}): expected an opset of its domain '{proto.domain}' in the file, "
                 f"got {list(self.graph.opsets)}; the file is truncated: export or copy it again"
             )
-        attributes = {a.name: _copy(a) for a in proto.attribute}
-        for attribute in attributes.values():
+        for attribute in proto.attribute:
             if attribute.ref_attr_name:
                 raise ModelFormatError(
                     f"node '{proto.name}' ({proto.op_type}): expected a value for '{attribute.name}', got a reference "
                     f"to '{attribute.ref_attr_name}', which only nodes of local functions may have; the file is damaged"
                 )
+        node = add_node_proto(self.graph, proto)
+        for attribute in node.attributes.values():
             load_tensors(attribute, self.files)
-        inputs, outputs = [self._named(n) for n in proto.input], [self._named(n) for n in proto.output]
-        node = self.graph.add_node(
-            proto.op_type, inputs, outputs, attributes, domain=_domain(proto.domain), name=proto.name
-        )
-        node.overload, node.doc, node.metadata = proto.overload, proto.doc_string, _pairs(proto.metadata_props)
-        if any(field.name not in _NODE_FIELDS for field, _ in proto.ListFields()):
-            node.extra = _rest(proto, _NODE_FIELDS)
-        for name in captured_names(attributes.values()):
-            value = self._named(name)
-            assert value is not None
-            self.graph.add_capture(node, value, name)
-        self.graph.reserve_names(local_names(attributes.values()))
 
     def _describe(self, value: Value, info: onnx.ValueInfoProto) -> None:
         dtype, shape = tensor_type(info.type, info.name)
@@ -224,6 +210,26 @@ class _Reader:
                 uses = self.graph.uses(value)
                 reader = str(uses[0].node) if uses else "the graph's output"
                 raise ModelFormatError(f"{reader} reads '{value.name}', which nothing produces; the file is damaged")
+
+
+def add_node_proto(graph: Graph, proto: onnx.NodeProto) -> Node:
+    """Adds a node as the file has it; names that the graph does not have yet become new values."""
+
+    def named(name: str) -> Value | None:
+        return (graph.find(name) or graph.add_value(name)) if name else None
+
+    attributes = {a.name: _copy(a) for a in proto.attribute}
+    inputs, outputs = [named(n) for n in proto.input], [named(n) for n in proto.output]
+    node = graph.add_node(proto.op_type, inputs, outputs, attributes, domain=_domain(proto.domain), name=proto.name)
+    node.overload, node.doc, node.metadata = proto.overload, proto.doc_string, _pairs(proto.metadata_props)
+    if any(field.name not in _NODE_FIELDS for field, _ in proto.ListFields()):
+        node.extra = _rest(proto, _NODE_FIELDS)
+    for name in captured_names(attributes.values()):
+        value = named(name)
+        assert value is not None
+        graph.add_capture(node, value, name)
+    graph.reserve_names(local_names(attributes.values()))
+    return node
 
 
 def _domain(name: str) -> str:

@@ -125,10 +125,12 @@ def doctor_table(found: Capabilities) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     _row(facts, "Python", found.python)
     _row(facts, "ONNX Runtime", f"{found.distribution} {found.version}".strip() or "none")
-    _row(facts, "training", "yes, with ONNX Runtime's builder too" if found.has_gradient_builder else "yes")
+    builder = ", `gradient: ort` too" if found.has_gradient_builder else ""
+    kernels = "with ONNX Runtime's gradient kernels" if found.has_training_kernels else "in plain ops"
+    _row(facts, "training", f"yes, {kernels}{builder}")
     blocks = f"{found.lanes} numbers a block: blocked and lanes layouts" if found.lanes else "none: plain layout only"
     _row(facts, "blocked kernels", blocks)
-    _row(facts, "newest opset, IR", f"{found.max_opset}, {found.max_ir}")
+    _row(facts, "newest opset, IR", f"{found.max_opset}, {found.max_ir} run as they are; others are converted")
     _row(facts, "CPU", found.cpu)
     _row(facts, "int8 path", int8_path(found.vnni))
     limits = [Text(f"limit: {limit}") for limit in found.limits]

@@ -3,7 +3,7 @@ the things that need no run."""
 
 from onnxslim.run.folder import Finished, RunFolder, machine
 from onnxslim.run.job import compress, open_data
-from onnxslim.run.simple import Quantized, Simplified, export, quantize, simplify
+from onnxslim.run.simple import Quantized, Simplified, export, quantize, set_batch, simplify
 
 __all__ = [
     "Finished",
@@ -15,5 +15,6 @@ __all__ = [
     "machine",
     "open_data",
     "quantize",
+    "set_batch",
     "simplify",
 ]

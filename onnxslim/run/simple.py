@@ -18,9 +18,10 @@ from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
 from onnxslim.verify import verify
+from passes.simplify import SetBatch, for_runtime
 from passes.simplify import simplify as simplifying
 
-__all__ = ["Quantized", "Simplified", "export", "quantize", "simplify"]
+__all__ = ["Quantized", "Simplified", "export", "quantize", "set_batch", "simplify"]
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,22 @@ def simplify(
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
     verify(graph)  # the rules take it to be a sound model
-    checker = RunChecker(random_feeds(graph, seed)) if check else None
+    checker = RunChecker(random_feeds(graph, seed), prepare=for_runtime) if check else None
     context = Context(checker=checker, seed=seed, progress=progress)
     outcome = simplifying(graph.opset)(graph, context)
     verify(graph)  # by types that were not known before
     return Simplified(graph, outcome)
+
+
+def set_batch(model: Graph | str | Path, batch: int | str = "batch") -> Graph:
+    """The model with another batch size: a number, or a name where any number may come; a Graph that is given
+    stays as it is.
+
+    Raises UnsupportedError naming the node that takes only the batch size of the export.
+    """
+    graph = model.copy() if isinstance(model, Graph) else read(model)
+    SetBatch(batch)(graph)
+    return graph
 
 
 def export(

@@ -28,6 +28,7 @@ __all__ = [
     "capabilities",
     "diagnose",
     "load_runtime",
+    "newest_read",
     "passes_problem",
     "require_own_passes",
     "require_sound",
@@ -122,6 +123,11 @@ def capabilities() -> Capabilities:
         problems=tuple(problems),
         limits=() if problems or facts.has_builder else (_no_training(facts),),
     )
+
+
+def newest_read() -> tuple[int, int]:
+    """The newest opset of the default domain and the newest IR version that load; (0, 0) without a runtime."""
+    return _probe()[:2] if _import_runtime() is not None else (0, 0)
 
 
 def require_sound() -> Capabilities:

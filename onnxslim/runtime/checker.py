@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,8 @@ class RunChecker:
     """Implements `rewrite.Checker`: both graphs give the same outputs for `feeds`.
 
     `tolerance` bounds max |a − b| / max |a|, output by output; elements that are not numbers, and
-    outputs that are not floats, must be equal. Graphs must be executable (FakeQuant expanded).
+    outputs that are not floats, must be equal. Graphs must be executable (FakeQuant expanded), or made so by
+    `prepare`.
 
     Raises VerifyError naming `what` (the pass), the output and the error.
     """
@@ -27,6 +28,7 @@ class RunChecker:
     feeds: Mapping[str, Array] = field(hash=False)
     tolerance: float = 1e-5
     threads: int = 1
+    prepare: Callable[[Graph], Graph] = field(default=lambda graph: graph, hash=False)
 
     def check(self, before: Graph, after: Graph, what: str) -> None:
         old, new = self._run(before), self._run(after)
@@ -47,7 +49,7 @@ class RunChecker:
                 )
 
     def _run(self, graph: Graph) -> dict[str, Array]:
-        return Session(graph, threads=self.threads, fuse_qdq=False).run(self.feeds)
+        return Session(self.prepare(graph), threads=self.threads, fuse_qdq=False).run(self.feeds)
 
 
 def relative_error(expected: Array, got: Array) -> float:

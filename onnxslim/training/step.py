@@ -13,7 +13,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from onnxslim.analysis.shapes import infer_shapes, with_batch
+from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import Array, DType, Graph, Role, Value
 from onnxslim.rewrite import Context, Pipeline
 from onnxslim.runtime.capabilities import capabilities

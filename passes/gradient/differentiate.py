@@ -17,6 +17,7 @@ import numpy as np
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph, Node, Role, Value
+from onnxslim.onnx_io.bodies import bodies_of
 from passes.gradient.decompose import DECOMPOSITIONS
 from passes.gradient.rules import RULES
 from passes.gradient.tape import GradientOptions, Tape
@@ -35,6 +36,8 @@ def refusal(node: Node) -> str | None:
     """Why a node cannot be differentiated; None where it can."""
     if _has_rule(node) or (node.domain, node.op) in DECOMPOSITIONS:
         return None
+    if any(True for _ in bodies_of(node.attributes.values())):
+        return f"no gradient rule for {node.op}, whose bodies are not differentiated"
     return f"no gradient rule for {node.domain + '.' if node.domain else ''}{node.op}"
 
 
@@ -61,6 +64,10 @@ def differentiate(
     if written:
         infer_shapes(graph)
     reached = _between(graph, loss, wrt)
+    for node in graph.nodes():  # without a shape from these, rules of nodes behind them cannot even be asked
+        made = [v for v in graph.node_outputs(node) if v is not None and v.id in reached and v.shape is None]
+        if node.id in reached and made and refusal(node) is not None:
+            raise _in_the_way(node, loss)
     gradients: dict[int, list[Value]] = {
         loss.id: [graph.add_constant("grad/one", np.ones(loss.static_shape, np.float32))]
     }
@@ -72,9 +79,7 @@ def differentiate(
             continue
         rule = RULES.get((node.domain, node.op))
         if rule is None:
-            raise GradientError(
-                f"{node} stands between the loss '{loss.name}' and what is trained, but there is {refusal(node)}"
-            )
+            raise _in_the_way(node, loss)
         inputs = graph.node_inputs(node)
         wanted = [v is not None and v.id in reached for v in inputs]
         found = rule(Tape(graph, node, dys, wanted, options))
@@ -84,6 +89,12 @@ def differentiate(
                     graph.set_type(gradient, value.dtype, value.shape)
                 gradients.setdefault(value.id, []).append(gradient)
     return {value.name: _result(graph, value, gradients) for value in wrt}
+
+
+def _in_the_way(node: Node, loss: Value) -> GradientError:
+    return GradientError(
+        f"{node} stands between the loss '{loss.name}' and what is trained, but there is {refusal(node)}"
+    )
 
 
 def _write_out(graph: Graph, loss: Value, wrt: Sequence[Value], options: GradientOptions) -> bool:

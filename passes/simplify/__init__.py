@@ -11,11 +11,14 @@ from passes.simplify.fold_batchnorm import FoldBatchnorm
 from passes.simplify.fold_constants import FoldConstants
 from passes.simplify.fold_pad import FoldPad
 from passes.simplify.fold_shapes import FoldShapes
+from passes.simplify.for_runtime import for_runtime
 from passes.simplify.freeze_initializers import FreezeInitializers
 from passes.simplify.fuse_gemm import FuseGemm
 from passes.simplify.infer_shapes import InferShapes
+from passes.simplify.inline_functions import InlineFunctions
 from passes.simplify.merge_movements import MergeMovements
 from passes.simplify.restore_batchnorm import RestoreBatchnorm
+from passes.simplify.set_batch import SetBatch
 from passes.simplify.to_float32 import ToFloat32
 
 __all__ = [
@@ -32,10 +35,13 @@ __all__ = [
     "FreezeInitializers",
     "FuseGemm",
     "InferShapes",
+    "InlineFunctions",
     "MergeMovements",
     "RestoreBatchnorm",
+    "SetBatch",
     "ToFloat32",
     "canonicalize",
+    "for_runtime",
     "simplify",
 ]
 
@@ -45,11 +51,12 @@ _CLEANING = (InferShapes(), FoldConstants(), FoldShapes(), EliminateIdentity(), 
 
 
 def canonicalize(*, float32: bool = False) -> Pipeline:
-    """The opening of every pipeline: one opset, known shapes, nothing constant left to compute, nothing dead.
+    """The opening of every pipeline: no local functions, one opset, known shapes, nothing constant left to compute,
+    nothing dead.
 
     `float32` also widens half-precision models, which training and quantisation need.
     """
-    opening = (FreezeInitializers(), ConvertOpset(), *((ToFloat32(),) if float32 else ()))
+    opening = (FreezeInitializers(), InlineFunctions(), ConvertOpset(), *((ToFloat32(),) if float32 else ()))
     return Pipeline((*opening, Pipeline(_CLEANING, to_fixed_point=True)))
 
 

@@ -16,6 +16,7 @@ from onnxslim.ops import is_pure
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
 from onnxslim.spill import Spill
+from passes.simplify.for_runtime import for_runtime
 
 __all__ = ["FoldConstants"]
 
@@ -229,7 +230,7 @@ def _run(
     for value in wanted:
         part.add_output(twins[value.id])
     try:
-        found: dict[str, Any] = {**Session(part, optimize=False).run(feeds)}
+        found: dict[str, Any] = {**Session(for_runtime(part), optimize=False).run(feeds)}
     except OnnxSlimError:  # an op or type without a kernel: nothing is folded, nothing is lost
         return None
     return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # no sequences

@@ -1,4 +1,4 @@
-"""How single ops move between opsets 11 to 21, one rule an op whose definition changed in meaning or form.
+"""How single ops move between opsets 7 to the newest, one rule an op whose definition changed in meaning or form.
 
 A rule edits its node in place and returns None, or returns why the new opset cannot express it. It is
 asked only where the op's definition differs between the two opsets. Spec: the change log of the
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxslim.graph import DType, Graph, Node, Value
 
@@ -31,12 +32,75 @@ def _axes_to_input(since: int) -> Rule:
     return rule
 
 
-def _to_input(graph: Graph, node: Node, attribute: str) -> None:
+def _to_input(graph: Graph, node: Node, attribute: str, slot: int = 1, kind: npt.DTypeLike = np.int64) -> None:
     numbers = node.attr(attribute)
     graph.set_attribute(node, attribute, None)
-    if numbers:
+    if numbers is not None and numbers != []:
         name = f"{node.name or graph.result(node).name}.{attribute}"
-        graph.set_input(node, 1, graph.add_constant(name, np.array(numbers, np.int64)))
+        graph.set_input(node, slot, graph.add_constant(name, np.array(numbers, kind)))
+
+
+def _kind(graph: Graph, node: Node) -> npt.DTypeLike:
+    """numpy's type of the first input; float32 where it is not known."""
+    dtype = graph.operand(node, 0).dtype
+    return (DType.FLOAT if dtype is DType.UNDEFINED else dtype).numpy
+
+
+def _clip(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """11: the limits became inputs."""
+    if old < 11:
+        for slot, limit in enumerate(("min", "max"), 1):
+            _to_input(graph, node, limit, slot, _kind(graph, node))
+    return None
+
+
+def _slice(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """10: everything became an input."""
+    if old < 10:
+        for slot, name in enumerate(("starts", "ends", "axes"), 1):
+            _to_input(graph, node, name, slot)
+    return None
+
+
+def _top_k(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """10: k became an input."""
+    if old < 10:
+        graph.set_attribute(node, "k", [node.attr("k")])
+        _to_input(graph, node, "k")
+    return None
+
+
+def _scan(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """9: no batch axis any more."""
+    return "scans without a batch axis" if old < 9 else None
+
+
+def _scatter(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """11: another name."""
+    graph.set_op(node, "ScatterElements")
+    return None
+
+
+def _upsample(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """9: the scales became an input. 10: became Resize, whose first way this was."""
+    if old < 9:
+        scales = node.attr("scales")
+        graph.set_attribute(node, "scales", None)
+        name = f"{node.name or graph.result(node).name}.scales"
+        scale: Value | None = graph.add_constant(name, np.array(scales, np.float32))
+    else:
+        scale = graph.operand(node, 1)
+    graph.set_op(node, "Resize")
+    _as_resize(graph, node, scale, "floor")
+    return None
+
+
+def _as_resize(graph: Graph, node: Node, scale: Value | None, rounding: str) -> None:
+    graph.set_input(node, 1, None)
+    graph.set_input(node, 2, scale)
+    graph.set_attribute(node, "coordinate_transformation_mode", "asymmetric")
+    if node.attr("mode", "nearest") == "nearest":
+        graph.set_attribute(node, "nearest_mode", rounding)
 
 
 def _split(graph: Graph, node: Node, old: int, new: int) -> str | None:
@@ -68,20 +132,44 @@ def _softmax(graph: Graph, node: Node, old: int, new: int) -> str | None:
 
 
 def _dropout(graph: Graph, node: Node, old: int, new: int) -> str | None:
-    """12: the ratio became an input; without `training_mode` it remains inference."""
+    """12: the ratio became an input, and the mask of inference ones; without `training_mode` it remains inference."""
     if old < 12:
+        y, *masks = graph.node_outputs(node)
+        if any(mask is not None and graph.is_used(mask) for mask in masks):
+            return "gives another mask in inference"
         ratio = node.attr("ratio", 0.5)
-        graph.set_attribute(node, "ratio", None)
         name = f"{node.name or graph.result(node).name}.ratio"
-        graph.set_input(node, 1, graph.add_constant(name, np.array(ratio, np.float32)))
+        inputs = [graph.operand(node, 0), graph.add_constant(name, np.array(ratio, np.float32))]
+        graph.detach(node)
+        graph.add_node(node.op, inputs, [y], name=node.name)
+        for mask in masks:
+            if mask is not None:
+                graph.remove_value(mask)
     return None
 
 
 def _batch_normalization(graph: Graph, node: Node, old: int, new: int) -> str | None:
-    """14: `training_mode` instead of training by asking for five outputs."""
+    """9: statistics are of channels (`spatial`). 14: `training_mode` instead of training by asking for five outputs."""
     if old < 14 and any(value is not None for value in graph.node_outputs(node)[1:]):
         return "writes batch normalisation in training mode differently"
+    if old < 9:
+        spatial = node.attr("spatial", 1)
+        graph.set_attribute(node, "spatial", None)
+        if not spatial:
+            _normalize_each(graph, node)
     return None
+
+
+def _normalize_each(graph: Graph, node: Node) -> None:
+    """(x − mean)/√(variance + ε)·scale + bias, every position with statistics of its own."""
+    x, scale, bias, mean, variance = (graph.operand(node, slot) for slot in range(5))
+    y, base = graph.result(node), node.name or graph.result(node).name
+    small = graph.add_constant(f"{base}.epsilon", np.array(node.attr("epsilon", 1e-5), _kind(graph, node)))
+    graph.detach(node)
+    centred = graph.op("Sub", x, mean, name=f"{base}.centred")
+    spread = graph.op("Sqrt", graph.op("Add", variance, small, name=f"{base}.variance"), name=f"{base}.spread")
+    scaled = graph.op("Mul", graph.op("Div", centred, spread, name=f"{base}.unit"), scale, name=f"{base}.scaled")
+    graph.add_node("Add", [scaled, bias], [y], name=base)
 
 
 def _roi_align(graph: Graph, node: Node, old: int, new: int) -> str | None:
@@ -92,7 +180,16 @@ def _roi_align(graph: Graph, node: Node, old: int, new: int) -> str | None:
 
 
 def _resize(graph: Graph, node: Node, old: int, new: int) -> str | None:
-    """13 dropped one way to map coordinates, 19 has a new one."""
+    """11: more ways to map coordinates; before, nearest took the pixel below where it enlarges, else the one above.
+    13 dropped one way to map coordinates, 19 has a new one."""
+    if old < 11:
+        scale = graph.operand(node, 1)
+        sizes = graph.constant_of(scale)
+        enlarges = sizes is not None and bool((sizes >= 1).all())
+        if node.attr("mode", "nearest") == "nearest" and not enlarges and (sizes is None or bool((sizes > 1).any())):
+            return "rounds to the nearest pixel the same way on every axis, which depends on its scales here"
+        _as_resize(graph, node, scale, "floor" if enlarges else "ceil")
+        return None
     mode = node.attr("coordinate_transformation_mode", "half_pixel")
     if (old < 13 and mode == "tf_half_pixel_for_nn") or (new < 19 and mode == "half_pixel_symmetric"):
         return f"has no coordinate_transformation_mode '{mode}'"
@@ -100,7 +197,10 @@ def _resize(graph: Graph, node: Node, old: int, new: int) -> str | None:
 
 
 def _pad(graph: Graph, node: Node, old: int, new: int) -> str | None:
-    """18: optional axes. 19: mode 'wrap'."""
+    """11: pads and value became inputs. 18: optional axes. 19: mode 'wrap'."""
+    if old < 11:
+        _to_input(graph, node, "pads")
+        _to_input(graph, node, "value", 2, _kind(graph, node))
     if new < 19 and node.attr("mode", "constant") == "wrap":
         return "has no mode 'wrap'"
     return None
@@ -120,28 +220,45 @@ def _grid_sample(graph: Graph, node: Node, old: int, new: int) -> str | None:
     return None
 
 
-def _gelu(graph: Graph, node: Node, old: int, new: int) -> str | None:
-    """Hendrycks and Gimpel 2016 (arXiv:1606.08415); from 20 on an op."""
-    x, y = graph.operand(node, 0), graph.result(node)
-    base, approximate = node.name or y.name, node.attr("approximate", "none")
-    kind = (DType.FLOAT if x.dtype is DType.UNDEFINED else x.dtype).numpy
-    graph.detach(node)
-
-    def op(name: str, *inputs: Value, suffix: str) -> Value:
-        return graph.op(name, *inputs, name=f"{base}.{suffix}")
-
-    def number(value: float, suffix: str) -> Value:
-        return graph.add_constant(f"{base}.{suffix}", np.array(value, kind))
-
-    if approximate == "tanh":
-        cube = op("Mul", op("Mul", x, x, suffix="square"), x, suffix="cube")
-        inner = op("Add", x, op("Mul", cube, number(0.044715, "c"), suffix="small"), suffix="inner")
-        shape = op("Tanh", op("Mul", inner, number(np.sqrt(2 / np.pi), "k"), suffix="scaled"), suffix="tanh")
-    else:
-        shape = op("Erf", op("Mul", x, number(np.sqrt(0.5), "k"), suffix="scaled"), suffix="erf")
-    half = op("Mul", x, number(0.5, "half"), suffix="halved")
-    graph.add_node("Mul", [half, op("Add", shape, number(1.0, "one"), suffix="gate")], [y], name=base)
+def _mod(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """28: the sign of the divisor for floats too."""
+    if new < 28 and not node.attr("fmod", 0) and graph.operand(node, 0).dtype.is_float:
+        return "takes fmod=0 of integers only"
     return None
+
+
+def _quantize_linear(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """21: `output_dtype` instead of a zero point, and blocks. 23: a precision."""
+    dtype = DType(node.attr("output_dtype", 0))
+    if new < 21 and node.attr("block_size", 0):
+        return "has no attribute 'block_size'"
+    if new < 23 and node.attr("precision", 0) not in (0, graph.operand(node, 0).dtype):
+        return "has no attribute 'precision'"
+    if new < 21 and dtype not in (DType.UNDEFINED, DType.UINT8) and graph.input(node, 2) is None:
+        scale = graph.operand(node, 1)
+        if scale.shape is None or not all(isinstance(d, int) for d in scale.shape):
+            return "has no attribute 'output_dtype'"
+        zeros = np.zeros(scale.static_shape, dtype.numpy)
+        graph.set_input(node, 2, graph.add_constant(f"{node.name or graph.result(node).name}.zero_point", zeros))
+    _leave_out(graph, node, new, {"saturate": 19, "block_size": 21, "output_dtype": 21, "precision": 23})
+    return None
+
+
+def _dequantize_linear(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """21: blocks. 23: the output's type may be another than the scale's."""
+    if new < 21 and node.attr("block_size", 0):
+        return "has no attribute 'block_size'"
+    if new < 23 and node.attr("output_dtype", 0) not in (0, graph.operand(node, 1).dtype):
+        return "has no attribute 'output_dtype'"
+    _leave_out(graph, node, new, {"block_size": 21, "output_dtype": 23})
+    return None
+
+
+def _leave_out(graph: Graph, node: Node, new: int, since: Mapping[str, int]) -> None:
+    """Leaves out attributes younger than the opset, which say what is meant without them."""
+    for name, first in since.items():
+        if new < first:
+            graph.set_attribute(node, name, None)
 
 
 def _never(why: str) -> Rule:
@@ -158,13 +275,21 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("ReduceSum", "Squeeze", "Unsqueeze"), _axes_to_input(13)),
     **dict.fromkeys(("Hardmax", "LogSoftmax", "Softmax"), _softmax),
     "BatchNormalization": _batch_normalization,
+    "Clip": _clip,
     "DFT": _never("gives its axis differently"),
+    "DequantizeLinear": _dequantize_linear,
     "Dropout": _dropout,
-    "Gelu": _gelu,
     "GridSample": _grid_sample,
     "GroupNormalization": _never("scales groups where the other scales channels"),
+    "Mod": _mod,
     "Pad": _pad,
+    "QuantizeLinear": _quantize_linear,
     "Resize": _resize,
     "RoiAlign": _roi_align,
+    "Scan": _scan,
+    "Scatter": _scatter,
+    "Slice": _slice,
     "Split": _split,
+    "TopK": _top_k,
+    "Upsample": _upsample,
 }

@@ -137,7 +137,8 @@ def test_random_graphs_survive(model: onnx.ModelProto) -> None:
 _SCRIPT = """
 import sys, hashlib
 from onnxslim.onnx_io import read, to_bytes
-from onnxslim.analysis.shapes import infer_shapes, with_batch
+from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.text import to_text
 graph = read(sys.argv[1])
 infer_shapes(graph)

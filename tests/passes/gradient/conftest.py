@@ -14,7 +14,8 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxslim.analysis.shapes import infer_shapes, with_batch
+from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import Array, DType, Graph, Value
 from onnxslim.onnx_io import read
 from onnxslim.rewrite import Context

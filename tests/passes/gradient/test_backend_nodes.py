@@ -24,12 +24,13 @@ from passes.simplify import EliminateDead, canonicalize
 _REFUSED = (  # gradients that the rules say they do not have, and forms that the working opset does not know
     "ceil_mode=0 only", "output_shape and auto_pad", "clip, input_forget, layout", "storage_order=0 only",
     "tf_crop_and_resize", "reduction '(mul|max|min)'", "keep_aspect_ratio_policy", "dilations have no gradient rule",
-    "cannot be converted to opset 18", "older than 11", "auto_pad=SAME_",
+    "cannot be converted to opset 18", "older than 7", "auto_pad=SAME_",
 )  # fmt: skip
 _EMPTY = ("empty_set", "zero_size", "allowzero")  # nothing there to differentiate
 _COARSE = (
     "maxpool",
     "gelu",
+    "group_normalization",
     "lppool",
     "lrn",
     "mvn",

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
+from onnxslim.analysis.inspection import Reason, inspect_model
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph, Role, Value
+from onnxslim.onnx_io import from_proto
 from onnxslim.quant_math import qrange
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
@@ -21,8 +24,6 @@ from passes.quantize import ExpandFakeQuant
 
 ROOT = Path(__file__).resolve().parents[3]
 STRUCTURES = sorted((ROOT.parent / "shared" / "models" / "structures").glob("*.onnx"))
-BAKED_BATCH = ("densenet.dynamo", "mobilenet_v3_small.dynamo", "shufflenet_v2.dynamo")
-"""Exported with batch 2 written into their shapes."""
 
 
 def small() -> tuple[Graph, Value, Value]:
@@ -98,6 +99,41 @@ def test_an_op_without_a_rule_beside_the_way_does_not_matter() -> None:
     graph, loss, w = small()
     graph.op("Hardmax", w)
     assert list(differentiate(graph, loss, [w])) == ["w"]
+
+
+def with_bodies(kind: str) -> Graph:
+    """A weight that is read inside the bodies of an If, a Loop or a Scan, between a Conv and the output."""
+    info = helper.make_tensor_value_info
+    product = helper.make_node("MatMul", ["x" if kind == "If" else "seen", "w"], ["made"])
+    made = info("made", 1, None)
+    if kind == "If":
+        bodies = {n: helper.make_graph([product], n, [], [made]) for n in ("then_branch", "else_branch")}
+        node = helper.make_node("If", ["c"], ["y"], name="choice", **bodies)
+    elif kind == "Loop":
+        steps = [product, helper.make_node("Identity", ["go"], ["on"])]
+        inputs = [info("i", 7, []), info("go", 9, []), info("seen", 1, None)]
+        body = helper.make_graph(steps, "body", inputs, [info("on", 9, []), made])
+        node = helper.make_node("Loop", ["", "c", "x"], ["y"], name="choice", body=body)
+    else:
+        body = helper.make_graph([product], "body", [info("seen", 1, None)], [made])
+        node = helper.make_node("Scan", ["x"], ["y"], name="choice", body=body, num_scan_inputs=1)
+    weight = helper.make_tensor("w", 1, [3, 3], [0.5] * 9)
+    inputs = [info("c", 9, []), info("x", 1, [2, 3] if kind != "Scan" else [2, 2, 3])]
+    net = helper.make_graph([node], "net", inputs, [info("y", 1, None)], [weight])
+    return from_proto(helper.make_model(net, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
+def test_bodies_on_the_way_are_refused_by_name_and_inspected(kind: str) -> None:
+    graph = with_bodies(kind)
+    why = f"no gradient rule for {kind}, whose bodies are not differentiated"
+    found = inspect_model(graph, differentiable=refusal).trainable
+    assert found is not None
+    assert (found.params, found.total, found.blocked) == (0, 9, (Reason("choice", kind, why),))
+    loss = graph.op("ReduceSum", graph.outputs[0], name="loss", keepdims=0)
+    graph.set_type(loss, DType.FLOAT, ())
+    with pytest.raises(GradientError, match=rf"node 'choice' \({kind}\) stands between.*{why}"):
+        differentiate(graph, loss, [graph.value("w")])
 
 
 def test_an_old_opset_is_refused() -> None:
@@ -180,7 +216,7 @@ def test_trained_networks(trained_path: Path, quantized: bool, network: Callable
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
-@pytest.mark.parametrize("path", [p for p in STRUCTURES if p.stem not in BAKED_BATCH], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", STRUCTURES, ids=lambda p: p.stem)
 def test_structures(path: Path, training: bool, network: Callable) -> None:
     if "dynamo" in path.stem and not training:
         pytest.skip("the same network as its torchscript twin")
