@@ -14,7 +14,7 @@ from onnxslim.stages.train import mark_roles, prepared
 from onnxslim.training.optimizers import Sgd
 from onnxslim.training.state import State
 from onnxslim.training.step import Step, StepOptions, build_step
-from onnxslim.training.update import UpdatePlan, build_update
+from onnxslim.training.update import UpdatePlan
 from onnxslim.training.workers import Engine
 from passes.distill import PREFIX, CrossEntropy, MeanSquare
 
@@ -59,9 +59,9 @@ def test_it_steps_along_a_right_gradient(model_path: Path) -> None:
     assert any(name == "label" or name.startswith(PREFIX) for name in feeds)
 
     session = Session(step.graph, fuse_qdq=False)
-    arrays = {name: state.arrays[name] for name in step.state}
+    arrays = step.fed_from(state.arrays)
     found = session.run({**feeds, **arrays})
-    gradients = {n.removeprefix("grad."): g.astype(np.float64) for n, g in found.items() if n.startswith("grad.")}
+    gradients = {n[5:]: g.astype(np.float64).reshape(arrays[n[5:]].shape) for n, g in found.items() if n[:5] == "grad."}
     assert set(gradients) == {spec.name for spec in step.trained.parameters}
     way = {  # each weight by its own size, so that none is moved much and none stays
         n: g / max(float(np.linalg.norm(g)), 1e-30) * np.linalg.norm(arrays[n]) for n, g in gradients.items()
@@ -83,7 +83,7 @@ def test_it_steps_along_a_right_gradient(model_path: Path) -> None:
     plan = UpdatePlan(
         trained.parameters, trained.batchnorms, trained.observers, trained.weights, shares=(1.0,), optimizer=optimizer
     )
-    engine = Engine([step], build_update(plan), state.arrays)
+    engine = Engine([step], plan, state.arrays)
     before = engine.compute(feeds)["loss"]
     np.testing.assert_allclose(before, found["loss"], rtol=1e-5)
     rate = 3e-5 * before / sum(float((g * g).sum()) for g in gradients.values())

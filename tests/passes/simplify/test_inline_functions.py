@@ -145,12 +145,12 @@ def test_bodies_of_a_function() -> None:
 
 
 def test_a_function_that_calls_itself_is_refused() -> None:
-    functions = [
-        function("A", ["x"], ["y"], [call("B", ["x"], "y", "inner")]),
-        function("B", ["x"], ["y"], [call("A", ["x"], "y", "back")]),
-    ]
+    """A file that holds one is not read; a graph may be given one."""
+    first = function("A", ["x"], ["y"], [call("B", ["x"], "y", "inner")])
+    graph = model([call("A", ["x"], "y")], [first, function("B", ["x"], ["y"], [call("Leaky", ["x"], "y")]), LEAKY])
+    graph.functions[1] = function("B", ["x"], ["y"], [call("A", ["x"], "y", "back")])
     with pytest.raises(ModelError, match=r"node 'y/inner/back' \(pkg.nn.A\) calls a function that calls itself.*A → B"):
-        InlineFunctions()(model([call("A", ["x"], "y")], functions))
+        InlineFunctions()(graph)
 
 
 def test_too_many_inputs_are_refused() -> None:
