@@ -26,7 +26,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxslim import read, simplify, write
-from onnxslim.analysis.shapes import with_batch
+from onnxslim.analysis.batch import with_batch
 from passes.gradient import differentiate
 
 CHANNELS, PIXELS = 4, 4

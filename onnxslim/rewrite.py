@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
+from onnxslim.collector import paused
 from onnxslim.errors import VerifyError
 from onnxslim.graph import Array, Graph
 from onnxslim.targets import Target
@@ -105,6 +106,7 @@ class Pass(ABC):
         """Statistics that `run` wants to find in the context."""
         return ()
 
+    @paused()
     def __call__(self, graph: Graph, context: Context | None = None) -> Outcome:
         """`run`, then the verifier; the graph's error names this pass."""
         context = context or Context()

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
+from onnxslim.collector import paused
 from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
 from onnxslim.graph import Graph, Node, Value
 from onnxslim.onnx_io.bodies import captured_names, local_names
@@ -68,6 +69,7 @@ def _parse(data: bytes) -> onnx.ModelProto:
     return model
 
 
+@paused()
 def from_proto(model: onnx.ModelProto, folder: str | Path | None = None) -> Graph:
     """A graph of a model, which is not changed. `folder` is where its external data lies.
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
 
+from onnxslim.collector import paused
 from onnxslim.errors import ModelError
 from onnxslim.files import write_atomic, write_together
 from onnxslim.graph import Array, DType, Graph, Node, Value
@@ -101,6 +102,7 @@ def _layout(arrays: Mapping[int, Array], location: str) -> dict[int, dict[str, s
     return layout
 
 
+@paused()
 def _model(graph: Graph, value_info: bool, external: Mapping[int, Mapping[str, str]]) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(graph.header)

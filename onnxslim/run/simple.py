@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
 from onnxslim.errors import OutputError, RecipeError
 from onnxslim.graph import Graph
@@ -70,6 +71,7 @@ def quantize(
     return Quantized(lowered, tuple(dict.fromkeys((*result.refused, *outcome.refused))))
 
 
+@paused()
 def simplify(
     model: Graph | str | Path, *, check: bool = False, seed: int = 0, progress: ProgressCallback | None = None
 ) -> Simplified:

@@ -15,6 +15,7 @@ import networkx as nx
 import numpy as np
 
 from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.collector import paused
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 from onnxslim.onnx_io.bodies import bodies_of
@@ -45,6 +46,7 @@ def _has_rule(node: Node) -> bool:
     return (node.domain, node.op) in RULES and not (node.op == "Pad" and node.attr("mode", "constant") != "constant")
 
 
+@paused()
 def differentiate(
     graph: Graph, loss: Value, wrt: Sequence[Value], options: GradientOptions | None = None
 ) -> dict[str, Value]:
