@@ -147,7 +147,7 @@ def _inferred(model: onnx.ModelProto, name: str, strict: bool, *, data_prop: boo
 def _is_within(message: str) -> bool:
     """Whether inference stumbled inside of what ONNX itself writes an op out as: that is no fault of the model."""
     ops = re.findall(r"\(op_type:(\w+)", message)
-    return len(ops) > 1 and onnx.defs.has(ops[0]) and bool(onnx.defs.get_schema(ops[0]).has_function)
+    return len(ops) > 1 and onnx.defs.has(ops[0]) and bool(onnx.defs.get_schema(ops[0]).has_function)  # type: ignore[attr-defined]
 
 
 def _skeleton(
