@@ -61,7 +61,9 @@ def _changes(model: Any) -> bool:
 
 
 def _has_tensors(case: Any) -> bool:
-    return all(isinstance(a, np.ndarray | np.generic) for arrays in case.data_sets[0] for a in arrays)
+    """Of types that numpy has itself, which is what the runtime's binding takes."""
+    arrays = [a for part in case.data_sets[0] for a in part]
+    return all(isinstance(a, np.ndarray | np.generic) and a.dtype.kind != "V" for a in arrays)
 
 
 def _since(op: str, opset: int) -> int:
@@ -89,7 +91,7 @@ def test_what_it_expects_comes_out(name: str) -> None:
         found = Session(graph).run(feeds).values()
     except OnnxSlimError as error:
         known = isinstance(error, UnsupportedError) and any(re.search(pattern, str(error)) for pattern in _REFUSED)
-        if not known and not any(word in name for word in (*_DIFFER, "bfloat16")):
+        if not known and not any(word in name for word in _DIFFER):
             raise
         pytest.skip(f"refused: {error}")
     assert graph.opset == _WORKING
