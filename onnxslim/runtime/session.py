@@ -27,7 +27,8 @@ _HAND_OVER_FROM = 1 << 20
 """Arrays of this many bytes are worth handing over by pointer instead of through the protobuf."""
 _EMBED_LIMIT = 1 << 28
 """Weights of more than this in total are handed over; so are memory-mapped ones of any total."""
-_POSITION = re.compile(r"\S*/\S+\.(?:cc|h):\d+ ")
+_LONGEST = 400  # letters of a word in a message
+_POSITION = re.compile(r"\.(?:cc|h):\d+$")
 _SHARED_KINDS = "fiub"
 _TYPES = {
     "float": DType.FLOAT,
@@ -249,4 +250,10 @@ def _translate(error: Exception, what: str, invalid: type[OnnxSlimError]) -> NoR
 
 def _plain(text: str) -> str:
     """ONNX Runtime's message without its own source positions."""
-    return " ".join(_POSITION.sub("", text).removeprefix("[ONNXRuntimeError] : ").split())
+    words = text.removeprefix("[ONNXRuntimeError] : ").split()  # one by one: names may be very long
+    return " ".join(w if len(w) <= _LONGEST else f"{w[:_LONGEST]}…" for w in words if not _is_position(w))
+
+
+def _is_position(word: str) -> bool:
+    """Where in its own sources ONNX Runtime failed."""
+    return "/" in word and _POSITION.search(word[-40:]) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +206,15 @@ def test_an_initialiser_that_may_be_fed() -> None:
     session = Session(graph)
     assert session.run(X)["y"].tolist() == [[7, 10]]
     assert session.run({**X, "b": np.zeros(2, np.float32)})["y"].tolist() == [[6, 9]]
+
+
+def test_a_very_long_name_is_cut_in_the_message() -> None:
+    """And does not take long: ONNX Runtime's message holds it several times."""
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, (2,))
+    graph.add_output(graph.op("n" * 100_000, x, name="y"))
+    began = time.process_time()
+    with pytest.raises(OnnxSlimError) as caught:
+        Session(graph)
+    assert time.process_time() - began < 5
+    assert len(str(caught.value)) < 5_000
