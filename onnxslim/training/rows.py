@@ -5,7 +5,7 @@
     mean, var  running statistics             + the batch's, a row a worker
     range.…    observed ranges, by kind of grid; scale.… and zero_point.… follow them
 
-Each array is still there under its own name and in its own shape, as a view into its row.
+Rows are named `rows/…`. Each array is still there under its own name and in its own shape, as a view into its row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Rows: TypeAlias = dict[str, dict[str, tuple[int, ...]]]
 """Row → member → shape, in order."""
 
 _LINE = 16  # floats of a cache line: no two parameters share one
-_PARAMETERS = ("decayed", "undecayed")
+_PARAMETERS = ("rows/decayed", "rows/undecayed")  # names that no array of a model should have
 
 
 def rows_of(plan: UpdatePlan) -> tuple[Rows, Rows]:
@@ -41,16 +41,16 @@ def rows_of(plan: UpdatePlan) -> tuple[Rows, Rows]:
             for moment in plan.optimizer.moments:
                 state[f"{name}.{moment}"] = {f"{spec.name}.{moment}": _sizes(spec) for spec in specs}
     if plan.batchnorms:
-        state["mean"] = {spec.mean: (spec.channels,) for spec in plan.batchnorms}
-        state["var"] = {spec.var: (spec.channels,) for spec in plan.batchnorms}
+        state["rows/mean"] = {spec.mean: (spec.channels,) for spec in plan.batchnorms}
+        state["rows/var"] = {spec.var: (spec.channels,) for spec in plan.batchnorms}
         for what in ("batch_mean", "batch_var"):
-            results[f"{what}.mean"] = {f"{what}.{spec.mean}": (spec.channels,) for spec in plan.batchnorms}
+            results[f"{what}.rows/mean"] = {f"{what}.{spec.mean}": (spec.channels,) for spec in plan.batchnorms}
     for spec in plan.observers:
         kind = _kind(spec)
-        state.setdefault(f"range.{kind}", {})[spec.range] = (2,)
-        state.setdefault(f"scale.{kind}", {})[spec.scale] = ()
-        state.setdefault(f"zero_point.{kind}", {})[spec.zero_point] = ()
-        results.setdefault(f"observed.range.{kind}", {})[f"observed.{spec.range}"] = (2,)
+        state.setdefault(f"rows/range.{kind}", {})[spec.range] = (2,)
+        state.setdefault(f"rows/scale.{kind}", {})[spec.scale] = ()
+        state.setdefault(f"rows/zero_point.{kind}", {})[spec.zero_point] = ()
+        results.setdefault(f"observed.rows/range.{kind}", {})[f"observed.{spec.range}"] = (2,)
     return state, results
 
 
@@ -86,10 +86,10 @@ def plans(plan: UpdatePlan) -> Plans:
     observers = {_kind(spec): spec for spec in plan.observers}
     follows = replace(
         empty,
-        batchnorms=(BatchNormSpec("mean", "var", channels),) if plan.batchnorms else (),
+        batchnorms=(BatchNormSpec("rows/mean", "rows/var", channels),) if plan.batchnorms else (),
         observers=tuple(
-            replace(spec, range=f"range.{kind}", scale=f"scale.{kind}", zero_point=f"zero_point.{kind}",
-                    count=len(state[f"range.{kind}"]))
+            replace(spec, range=f"rows/range.{kind}", scale=f"rows/scale.{kind}", zero_point=f"rows/zero_point.{kind}",
+                    count=len(state[f"rows/range.{kind}"]))
             for kind, spec in observers.items()
         ),
         weights=plan.weights,

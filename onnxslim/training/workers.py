@@ -129,13 +129,14 @@ class Engine:
     def _place(self, bank: int, part: slice = slice(None)) -> Callable[[str], Array]:
         """Where an input or output of an update graph lies: in a row (or a part of it), or under its own name."""
         now, following = self._arenas[bank], self._arenas[1 - bank]
+        workers = {f"w{i}": worker.arena for i, worker in enumerate(self._locals)}
 
         def place(port: str) -> Array:
             if port in self._scalars:
                 return self._scalars[port].array
             owner, _, result = port.partition("/")
-            if result and owner[:1] == "w" and owner[1:].isdigit():
-                return self._locals[int(owner[1:])].arena.row(result)[part]
+            if owner in workers and result in workers[owner].names():
+                return workers[owner].row(result)[part]
             name = port.removesuffix(".next")
             arena = following if port.endswith(".next") else now
             if name in arena.names():

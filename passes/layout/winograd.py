@@ -3,9 +3,8 @@
     Y = Aᵀ[(G W Gᵀ) ⊙ (Bᵀ X B)]A   over tiles of m×m pixels of Y and (m + 2)×(m + 2) of X      (Lavin & Gray 2016)
 
 m is 2, or 4 where the image is large enough: 36 products for 16 pixels instead of 144. The sums over channels are
-one matrix product for each place of a tile; the transforms are matrix
-products with constants. The gradients are the same chain backwards, so they read what the way forward has
-transformed already.
+one matrix product for each place of a tile; the transforms are matrix products with constants. The gradients are the
+same chain backwards, so they read what the way forward has transformed already.
 """
 
 from __future__ import annotations

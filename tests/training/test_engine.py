@@ -11,6 +11,7 @@ import pytest
 
 import onnxslim.training.workers as workers
 from onnxslim.graph import Array, Graph
+from onnxslim.quant_math import weight_scale
 from onnxslim.runtime.session import Session
 from onnxslim.training.optimizers import AdamW, Sgd
 from onnxslim.training.state import State
@@ -53,6 +54,26 @@ def test_rows_move_as_arrays_do(
     assert set(found) == set(state)
     for name, array in state.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_names_that_rows_and_workers_might_have(student: Callable[[bool], Graph]) -> None:
+    """A model may call its arrays what it likes."""
+    graph = student(True)
+    trained = build_step(graph, 4, StepOptions((CrossEntropy(),))).trained
+    for spec, name in zip(trained.weights, ("mean", "w0/kernel", "decayed")):
+        graph.rename(graph.value(spec.parameter), name)
+    step = build_step(graph, 4, StepOptions((CrossEntropy(),)))
+    trained, before = step.trained, State.of(graph, Sgd()).arrays
+    plan = UpdatePlan(trained.parameters, trained.batchnorms, trained.observers, trained.weights, (1.0,), Sgd())
+    engine = Engine([step], plan, before)
+    image = graph.inputs[0]
+    engine.compute({image.name: np.ones((4, *image.shape[1:]), np.float32), "label": np.zeros(4, np.int64)})
+    engine.apply(0.1, 1)
+    after = engine.arrays()
+    engine.close()
+    for spec in trained.weights:
+        assert not np.array_equal(after[spec.parameter], before[spec.parameter])
+        np.testing.assert_array_equal(after[spec.scale], weight_scale(after[spec.parameter], spec.axis, spec.bits))
 
 
 def _moved(
