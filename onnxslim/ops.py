@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Graph, Node
+import numpy as np
 
-__all__ = ["RANDOM", "Window", "axes_of", "axis_of", "is_pure", "window"]
+from onnxslim.errors import UnsupportedError
+from onnxslim.graph import Array, Graph, Node
+
+__all__ = ["RANDOM", "Window", "axes_of", "axis_of", "is_pure", "padding", "sliced", "window"]
 
 RANDOM = (
     "Bernoulli",
@@ -112,3 +114,35 @@ def axes_of(graph: Graph, node: Node, rank: int, slot: int = 1) -> tuple[int, ..
     if not axes:
         return () if node.attr("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted(a % rank for a in axes))
+
+
+def sliced(graph: Graph, node: Node) -> dict[int, Array | None] | None:
+    """By axis, the indices int64 that a Slice takes one after another; None for an axis that it takes in steps or that
+    has no known size; and None for all where starts, ends, axes or steps are computed."""
+    shape = graph.operand(node, 0).shape
+    given = [graph.input(node, slot) for slot in range(1, 5)]
+    starts, ends, axes, steps = (graph.constant_of(v) for v in given)
+    computed = any(v is not None and graph.constant_of(v) is None for v in given)
+    if shape is None or starts is None or ends is None or computed:
+        return None
+    axes = np.arange(len(starts)) if axes is None else axes % len(shape)
+    steps = np.ones(len(starts), np.int64) if steps is None else steps
+    found: dict[int, Array | None] = {}
+    for axis, start, end, step in zip(axes.tolist(), starts.tolist(), ends.tolist(), steps.tolist()):
+        size = shape[axis]
+        found[axis] = np.arange(size)[start:end] if step == 1 and isinstance(size, int) else None
+    return found
+
+
+def padding(graph: Graph, node: Node) -> list[tuple[int, int]] | None:
+    """What a Pad adds before and after each axis of its input; None where that is computed."""
+    rank = len(graph.operand(node, 0).shape or ())
+    given = graph.input(node, 3)
+    pads, axes = graph.constant_of(graph.input(node, 1)), graph.constant_of(given)
+    if pads is None or (given is not None and axes is None):
+        return None
+    places = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
+    added = [(0, 0)] * rank
+    for i, axis in enumerate(places):
+        added[axis] = int(pads[i]), int(pads[i + len(places)])
+    return added

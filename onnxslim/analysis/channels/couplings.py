@@ -1,0 +1,141 @@
+"""`Couplings`: which indices of which axes must be cut together, as a networkx graph that ops' rules fill in.
+
+A vertex is an axis of a value; an edge says that the indices of two axes come and go together, one by one or by
+index arrays. An axis that nothing couples is no vertex, and stays as it is: batch, height and width have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import networkx as nx
+import numpy as np
+
+from onnxslim.graph import Array, Graph, Node, Value
+
+__all__ = ["Axis", "Couplings", "Edge", "End", "Pin", "Reader"]
+
+
+class Axis(NamedTuple):
+    """One axis of a value, by the value's id: a vertex."""
+
+    value: int
+    axis: int
+
+
+class End(NamedTuple):
+    """One side of a coupling: `at` int64 [n] lists the axis's indices in step with the other ends' (None: all, in
+    order)."""
+
+    value: Value
+    axis: int
+    at: Array | None = None
+
+
+class Edge(NamedTuple):
+    """Index `at_a[i]` of axis `a` comes and goes with `at_b[i]` of axis `b` (None: all, in order)."""
+
+    a: Axis
+    b: Axis
+    at_a: Array | None
+    at_b: Array | None
+
+
+class Pin(NamedTuple):
+    """Indices of an axis (None: all) that must stay, and why."""
+
+    axis: Axis
+    at: Array | None
+    why: str
+
+
+class Reader(NamedTuple):
+    """A place where a channel ends: `node` sums over `axis` of what it reads in `slot`, so that a channel of zeros
+    there is as good as none."""
+
+    node: int
+    slot: int
+    axis: int
+
+
+class Couplings:
+    """What the rules have said so far; they come node by node, in topological order.
+
+    net: vertices `Axis`, edges carrying the id of the node that couples them.
+    sources: axes in which a weight makes channels, and the node that does, in that order.
+    readers: where channels end.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.net: nx.Graph[Axis] = nx.Graph()
+        self.edges: list[Edge] = []
+        self.pins: list[Pin] = []
+        self.sources: list[tuple[Axis, int]] = []
+        self.readers: list[Reader] = []
+
+    def is_live(self, value: Value, axis: int) -> bool:
+        """Whether something couples this axis already."""
+        return Axis(value.id, axis) in self.net
+
+    def live_axes(self, value: Value) -> list[int]:
+        rank = 0 if value.shape is None else len(value.shape)
+        return [axis for axis in range(rank) if self.is_live(value, axis)]
+
+    def size(self, value: Value, axis: int) -> int | None:
+        """The length of an axis where it is a number."""
+        dim = None if value.shape is None or axis >= len(value.shape) else value.shape[axis]
+        return dim if isinstance(dim, int) else None
+
+    def join(self, node: Node, ends: Sequence[End], *, start: bool = False) -> bool:
+        """Couples axes that `node` reads and writes; whether they are live now.
+
+        Nothing happens where none of them is live, unless `start` says that channels begin here. A constant
+        can always be cut, and what the node itself makes follows; something else that nobody can cut pins all.
+        """
+        if not start and not any(self.is_live(end.value, end.axis) for end in ends):
+            return False
+        if any(self.size(end.value, end.axis) is None for end in ends):
+            for end in ends:
+                self.pin(end.value, end.axis, f"{node} makes of it an axis of unknown size", end.at)
+            return any(self.is_live(end.value, end.axis) for end in ends)
+        made = {value.id for value in self.graph.node_outputs(node) if value is not None}
+        fixed = next((end for end in ends if not self._can_follow(end, made)), None)
+        axes = [Axis(end.value.id, end.axis) for end in ends]
+        self.net.add_nodes_from(axes)
+        for axis, end in zip(axes[1:], ends[1:]):
+            self.net.add_edge(axes[0], axis, node=node.id)
+            self.edges.append(Edge(axes[0], axis, ends[0].at, end.at))
+        if fixed is not None:
+            self._pin(axes[0], ends[0].at, f"{node} meets '{fixed.value.name}' there, whose axis cannot be cut")
+        return True
+
+    def pin(self, value: Value, axis: int, why: str, at: Array | None = None) -> None:
+        """Indices of a live axis (None: all) must stay; nothing happens to other axes."""
+        if self.is_live(value, axis):
+            self._pin(Axis(value.id, axis), at, why)
+
+    def pin_all(self, node: Node, why: str) -> None:
+        """No live axis of what the node reads, its bodies included, can be cut."""
+        for value in (*self.graph.node_inputs(node), *self.graph.captures(node).values()):
+            if value is not None:
+                for axis in self.live_axes(value):
+                    self.pin(value, axis, why)
+
+    def make(self, node: Node, weight: Value, axis: int) -> None:
+        """Here `node` makes channels, from this axis of its weight."""
+        self.sources.append((Axis(weight.id, axis), node.id))
+
+    def end(self, node: Node, slot: int, axis: int) -> None:
+        """Here channels end: the node sums over them."""
+        if self.is_live(self.graph.operand(node, slot), axis):
+            self.readers.append(Reader(node.id, slot, axis))
+
+    def _can_follow(self, end: End, made: set[int]) -> bool:
+        value = end.value
+        known = self.is_live(value, end.axis) or value.id in made
+        return known or self.graph.constant_of(value) is not None
+
+    def _pin(self, axis: Axis, at: Array | None, why: str) -> None:
+        self.pins.append(Pin(axis, None if at is None else np.asarray(at, np.int64), why))

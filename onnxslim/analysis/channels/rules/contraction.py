@@ -1,0 +1,215 @@
+"""Where channels begin and end: convolutions, matrix products, recurrent inputs, sums.
+
+A contraction multiplies and sums: over the channels it reads, which end there, into those that its weight makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from onnxslim.analysis.channels.couplings import Couplings, End
+from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
+from onnxslim.graph import Node, Value
+from onnxslim.ops import axes_of
+
+__all__ = ["RULES"]
+
+
+def _convolution(couplings: Couplings, node: Node) -> None:
+    """y[o] = Σ_i w[o, i] · x[i] + b[o], within each of `group` groups."""
+    graph = couplings.graph
+    x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
+    bias = [End(b, 0)] if (b := graph.input(node, 2)) is not None else []
+    if w.shape is None or not all(isinstance(d, int) for d in w.shape[:2]):
+        couplings.pin_all(node, f"{node} has a weight of unknown size")
+        return
+    outputs, inner = w.static_shape[:2]
+    groups = int(node.attr("group", 1))
+    if inner == 1 and groups > 1:  # depthwise: each input channel makes its own outputs
+        source = np.arange(outputs) // (outputs // groups)
+        couplings.join(node, [End(w, 0), End(y, 1), *bias, End(x, 1, source)], start=True)
+        couplings.make(node, w, 0)
+        return
+    channel = np.arange(inner * groups)
+    couplings.join(node, [End(x, 1), End(w, 1, channel % inner)])
+    couplings.end(node, 0, 1)
+    couplings.join(node, [End(w, 0), End(y, 1), *bias], start=True)
+    _alike(couplings, node, w, 0, outputs, groups)
+    couplings.make(node, w, 0)
+
+
+def _transposed(couplings: Couplings, node: Node) -> None:
+    """As a convolution, with the weight [inputs, outputs of a group, …]."""
+    graph = couplings.graph
+    x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
+    bias = [End(b, 0)] if (b := graph.input(node, 2)) is not None else []
+    if w.shape is None or not all(isinstance(d, int) for d in w.shape[:2]):
+        couplings.pin_all(node, f"{node} has a weight of unknown size")
+        return
+    inputs, outer = w.static_shape[:2]
+    groups = int(node.attr("group", 1))
+    if inputs == groups and groups > 1:
+        couplings.join(node, [End(w, 0), End(x, 1)], start=True)
+        couplings.join(node, [End(y, 1), *bias, End(w, 0, np.arange(groups * outer) // outer)], start=True)
+        couplings.make(node, w, 0)
+        return
+    couplings.join(node, [End(x, 1), End(w, 0)])
+    couplings.end(node, 0, 1)
+    if couplings.is_live(x, 1):
+        _alike(couplings, node, x, 1, inputs, groups)
+    couplings.join(node, [End(y, 1), *bias, End(w, 1, np.arange(groups * outer) % outer)], start=True)
+    couplings.make(node, w, 1)
+
+
+def _alike(couplings: Couplings, node: Node, value: Value, axis: int, size: int, groups: int) -> None:
+    """The groups of a convolution stay equally wide: what goes in one goes in all, at the same place."""
+    if groups > 1:
+        couplings.join(node, [End(value, axis), End(value, axis, np.arange(size) % (size // groups))])
+
+
+def _gemm(couplings: Couplings, node: Node) -> None:
+    """y[m, n] = Σ_k a[m, k] · b[k, n] + c."""
+    graph = couplings.graph
+    a, b, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
+    rows, depth = (1, 0) if node.attr("transA", 0) else (0, 1)
+    inner, columns = (1, 0) if node.attr("transB", 0) else (0, 1)
+    _product(couplings, node, a, b, y, (rows, depth), (inner, columns))
+    c = graph.input(node, 2)
+    if c is not None:
+        broadcast(couplings, node, [c, y], y)
+
+
+def _matmul(couplings: Couplings, node: Node) -> None:
+    """y[…, m, n] = Σ_k a[…, m, k] · b[…, k, n]; the axes before broadcast."""
+    graph = couplings.graph
+    a, b, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
+    if a.shape is None or b.shape is None or y.shape is None or min(len(a.shape), len(b.shape)) < 2:
+        couplings.pin_all(node, f"{node} does not multiply matrices of known rank")
+        return
+    rank_a, rank_b, rank = len(a.shape), len(b.shape), len(y.shape)
+    _product(couplings, node, a, b, y, (rank_a - 2, rank_a - 1), (rank_b - 2, rank_b - 1))
+    for axis in range(rank - 2):
+        ends = [End(y, axis)]
+        for value, own in ((a, rank_a), (b, rank_b)):
+            place = axis - rank + own
+            if place >= 0 and value.shape is not None and value.shape[place] != 1:
+                ends.append(End(value, place))
+        couplings.join(node, ends)
+
+
+def _product(
+    couplings: Couplings, node: Node, a: Value, b: Value, y: Value, axes_a: tuple[int, int], axes_b: tuple[int, int]
+) -> None:
+    rank = len(y.shape or ())
+    couplings.join(node, [End(a, axes_a[1]), End(b, axes_b[0])])
+    couplings.end(node, 0, axes_a[1])
+    couplings.end(node, 1, axes_b[0])
+    for value, axis, place in ((a, axes_a[0], rank - 2), (b, axes_b[1], rank - 1)):
+        is_weight = _is_weight(couplings, value)
+        couplings.join(node, [End(value, axis), End(y, place)], start=is_weight)
+        if is_weight:
+            couplings.make(node, value, axis)
+
+
+def _is_weight(couplings: Couplings, value: Value) -> bool:
+    """A constant, or one that a grid was laid over."""
+    producer = couplings.graph.producer(value)
+    if producer is not None and producer.op in ("FakeQuant", "DequantizeLinear"):
+        return couplings.graph.constant_of(couplings.graph.operand(producer, 0)) is not None
+    return couplings.graph.constant_of(value) is not None
+
+
+def _einsum(couplings: Couplings, node: Node) -> None:
+    """Each letter is one axis wherever it stands; those that the result lacks end here."""
+    graph = couplings.graph
+    text = str(node.attr("equation", "")).replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    if not arrow or "." in text or any(len(set(term)) < len(term) for term in [*terms, right]):
+        couplings.pin_all(node, f"{node} has no rule for channels with the equation '{text}'")
+        return
+    values = [graph.operand(node, slot) for slot in range(len(terms))]
+    y = graph.result(node)
+    for letter in dict.fromkeys("".join(terms)):
+        ends = [End(v, term.index(letter)) for v, term in zip(values, terms) if letter in term]
+        made = [end for end in ends if _is_weight(couplings, end.value)] if letter in right else []
+        if letter in right:
+            ends.append(End(y, right.index(letter)))
+        alone = len(made) == len(ends) - 1  # only weights have it: channels begin here
+        couplings.join(node, ends, start=alone and bool(made))
+        if alone:
+            for end in made:
+                couplings.make(node, end.value, end.axis)
+        elif letter not in right:
+            for slot, term in enumerate(terms):
+                if letter in term:
+                    couplings.end(node, slot, term.index(letter))
+
+
+def _sum(couplings: Couplings, node: Node) -> None:
+    """A sum, of squares or magnitudes too, does not see channels of zeros: they end there."""
+    _reduced(couplings, node, ends=True)
+
+
+def _other_reduction(couplings: Couplings, node: Node) -> None:
+    _reduced(couplings, node, ends=False)
+
+
+def _reduced(couplings: Couplings, node: Node, *, ends: bool) -> None:
+    graph = couplings.graph
+    x = graph.operand(node, 0)
+    axes = None if x.shape is None else axes_of(graph, node, len(x.shape))
+    if x.shape is None or axes is None:
+        couplings.pin_all(node, f"{node} reduces axes that are not known")
+        return
+    keep = bool(node.attr("keepdims", 1))
+    for axis in axes:
+        if ends:
+            couplings.end(node, 0, axis)
+        else:
+            couplings.pin(x, axis, f"{node} reduces over it")
+    rest = [a for a in range(len(x.shape)) if a not in axes]
+    join_axes(couplings, node, [(a, a if keep else i) for i, a in enumerate(rest)])
+
+
+def _arg(couplings: Couplings, node: Node) -> None:
+    x = couplings.graph.operand(node, 0)
+    rank = len(x.shape or ())
+    axis = int(node.attr("axis", 0)) % max(rank, 1)
+    couplings.pin(x, axis, f"{node} reduces over it")
+    keep = bool(node.attr("keepdims", 1))
+    join_axes(couplings, node, [(a, a if keep or a < axis else a - 1) for a in range(rank) if a != axis])
+
+
+def _recurrent(couplings: Couplings, node: Node) -> None:
+    """The input's features end in W [directions, gates · hidden, input]; hidden states stay as they are."""
+    graph = couplings.graph
+    x, w = graph.operand(node, 0), graph.operand(node, 1)
+    for slot, value in enumerate(graph.node_inputs(node)):
+        if value is not None:
+            for axis in couplings.live_axes(value):
+                if (slot, axis) != (0, 2):
+                    couplings.pin(value, axis, f"{node} has no rule for channels there")
+    couplings.join(node, [End(x, 2), End(w, 2)])
+    couplings.end(node, 0, 2)
+
+
+_SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+_OTHERS = ("ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
+
+RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
+    ("", "ArgMax"): _arg,
+    ("", "ArgMin"): _arg,
+    ("", "Conv"): _convolution,
+    ("", "ConvTranspose"): _transposed,
+    ("", "Einsum"): _einsum,
+    ("", "GRU"): _recurrent,
+    ("", "Gemm"): _gemm,
+    ("", "LSTM"): _recurrent,
+    ("", "MatMul"): _matmul,
+    ("", "RNN"): _recurrent,
+    **{("", op): _sum for op in _SUMS},
+    **{("", op): _other_reduction for op in _OTHERS},
+}

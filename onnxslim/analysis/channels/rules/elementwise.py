@@ -1,0 +1,154 @@
+"""Element by element: axes meet as they broadcast, from the back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from onnxslim.analysis.channels.couplings import Couplings, End
+from onnxslim.graph import Node, Value
+
+__all__ = ["RULES", "broadcast", "join_axes"]
+
+
+def broadcast(couplings: Couplings, node: Node, values: list[Value], result: Value) -> None:
+    """Each axis of the result with those operands' axes that are not stretched to it.
+
+    Where all operands are constants, every axis may be one of channels, as a later node tells.
+    """
+    if result.shape is None:
+        couplings.pin_all(node, f"{node} has a result of unknown rank")
+        return
+    constant = all(couplings.graph.constant_of(v) is not None for v in values)
+    for axis, size in enumerate(result.shape):
+        ends = [End(result, axis)]
+        for value in values:
+            place = axis - len(result.shape) + len(value.shape or ())
+            dim = value.shape[place] if value.shape is not None and place >= 0 else 1
+            if dim == size or not isinstance(dim, int):
+                ends.append(End(value, place))
+        couplings.join(node, ends, start=constant and len(ends) > 1)
+
+
+def join_axes(couplings: Couplings, node: Node, pairs: list[tuple[int, int]], slot: int = 0, output: int = 0) -> None:
+    """Couples axes of one input with axes of one output, index by index."""
+    value, result = couplings.graph.operand(node, slot), couplings.graph.node_outputs(node)[output]
+    if result is not None:
+        for axis, other in pairs:
+            couplings.join(node, [End(value, axis), End(result, other)])
+
+
+def _all_inputs(couplings: Couplings, node: Node) -> None:
+    values = [v for v in couplings.graph.node_inputs(node) if v is not None]
+    for result in couplings.graph.node_outputs(node):
+        if result is not None:
+            broadcast(couplings, node, values, result)
+
+
+def _first_input(couplings: Couplings, node: Node) -> None:
+    """Further inputs are limits and ratios, one for all elements."""
+    value = couplings.graph.operand(node, 0)
+    for result in couplings.graph.node_outputs(node):
+        if result is not None:
+            broadcast(couplings, node, [value], result)
+
+
+def _grid(couplings: Couplings, node: Node) -> None:
+    """FakeQuant, QuantizeLinear, DequantizeLinear: one scale for all, or one an index of `axis`."""
+    graph = couplings.graph
+    value, result = graph.operand(node, 0), graph.result(node)
+    if node.attr("block_size", 0):
+        couplings.pin_all(node, f"{node} has a scale for each block")
+        return
+    constant = graph.constant_of(value) is not None
+    rank = len(value.shape or ())
+    default = 1 if node.domain == "" else None
+    axis = node.attr("axis", default)
+    # FakeQuant's range (slot 3) is one for all
+    grids = [v for slot in (1, 2) if (v := graph.input(node, slot)) is not None and v.shape not in ((), None)]
+    for place in range(rank):
+        along = axis is not None and place == axis % rank
+        extra = [End(v, 0) for v in grids if along and v.shape == (couplings.size(value, place),)]
+        couplings.join(node, [End(value, place), End(result, place), *extra], start=constant)
+
+
+_UNARY = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitwiseNot",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Cosh",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+_LIMITED = ("Clip", "Dropout", "CastLike")
+_VARIADIC = [
+    "Add",
+    "And",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "BitShift",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "Pow",
+    "PRelu",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
+
+RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
+    **{("", op): _all_inputs for op in (*_UNARY, *_VARIADIC)},
+    **{("", op): _first_input for op in _LIMITED},
+    **{("com.microsoft", op): _all_inputs for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")},
+    **{("", op): _grid for op in ("DequantizeLinear", "QuantizeLinear")},
+    ("onnxslim", "FakeQuant"): _grid,
+}

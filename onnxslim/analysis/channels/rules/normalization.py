@@ -1,0 +1,116 @@
+"""Norms, pools and resizing: what treats each channel by itself hands it on; what mixes channels pins them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from onnxslim.analysis.channels.couplings import Couplings, End
+from onnxslim.analysis.channels.rules.elementwise import join_axes
+from onnxslim.graph import Node
+
+__all__ = ["RULES"]
+
+
+def _channelwise(couplings: Couplings, node: Node) -> None:
+    """Axes 0 and 1 stay as they are; the others are looked at through windows."""
+    for output in range(node.arity[1]):
+        join_axes(couplings, node, [(0, 0), (1, 1)], output=output)
+
+
+def _batchnorm(couplings: Couplings, node: Node) -> None:
+    """One scale, shift, mean and variance a channel; its training outputs are statistics."""
+    graph = couplings.graph
+    x, y, *statistics = (graph.operand(node, 0), *graph.node_outputs(node))
+    assert y is not None
+    vectors = [End(graph.operand(node, slot), 0) for slot in range(1, node.arity[0])]
+    couplings.join(node, [End(x, 1), End(y, 1), *vectors, *(End(s, 0) for s in statistics if s is not None)])
+    for axis in range(len(x.shape or ())):
+        if axis != 1:
+            couplings.join(node, [End(x, axis), End(y, axis)])
+
+
+def _instance(couplings: Couplings, node: Node) -> None:
+    graph = couplings.graph
+    vectors = [End(graph.operand(node, slot), 0) for slot in (1, 2)]
+    couplings.join(node, [End(graph.operand(node, 0), 1), End(graph.result(node), 1), *vectors])
+    join_axes(couplings, node, [(0, 0)])
+
+
+def _from_axis(default: int) -> Callable[[Couplings, Node], None]:
+    """Mixes `axis` and those after it."""
+
+    def rule(couplings: Couplings, node: Node) -> None:
+        x = couplings.graph.operand(node, 0)
+        rank = len(x.shape or ())
+        axis = int(node.attr("axis", default)) % max(rank, 1)
+        for mixed in range(axis, rank):
+            couplings.pin(x, mixed, f"{node} normalises over it")
+        join_axes(couplings, node, [(a, a) for a in range(axis)])
+
+    return rule
+
+
+def _one_axis(default: int) -> Callable[[Couplings, Node], None]:
+    """Mixes `axis` alone."""
+
+    def rule(couplings: Couplings, node: Node) -> None:
+        x = couplings.graph.operand(node, 0)
+        rank = len(x.shape or ())
+        axis = int(node.attr("axis", default)) % max(rank, 1)
+        couplings.pin(x, axis, f"{node} normalises over it")
+        join_axes(couplings, node, [(a, a) for a in range(rank) if a != axis])
+
+    return rule
+
+
+def _mean_variance(couplings: Couplings, node: Node) -> None:
+    x = couplings.graph.operand(node, 0)
+    rank = len(x.shape or ())
+    mixed = {a % max(rank, 1) for a in node.attr("axes", [0, 2, 3])}
+    for axis in range(rank):
+        if axis in mixed:
+            couplings.pin(x, axis, f"{node} normalises over it")
+        else:
+            join_axes(couplings, node, [(axis, axis)])
+
+
+def _groups_of_channels(couplings: Couplings, node: Node) -> None:
+    couplings.pin(couplings.graph.operand(node, 0), 1, f"{node} normalises over neighbouring channels")
+    join_axes(couplings, node, [(0, 0)])
+
+
+def _nothing(couplings: Couplings, node: Node) -> None:
+    """Its result has no channels: it tells sizes, or makes constants."""
+
+
+_CHANNELWISE = [
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalLpPool",
+    "GlobalMaxPool",
+    "GridSample",
+    "LpPool",
+    "MaxPool",
+    "Resize",
+    "Upsample",
+]
+
+RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
+    **{("", op): _channelwise for op in _CHANNELWISE},
+    ("", "BatchNormalization"): _batchnorm,
+    ("", "GroupNormalization"): _groups_of_channels,
+    ("", "Hardmax"): _one_axis(-1),
+    ("", "InstanceNormalization"): _instance,
+    ("", "LRN"): _groups_of_channels,
+    ("", "LayerNormalization"): _from_axis(-1),
+    ("", "LogSoftmax"): _one_axis(-1),
+    ("", "LpNormalization"): _one_axis(-1),
+    ("", "MeanVarianceNormalization"): _mean_variance,
+    ("", "RMSNormalization"): _from_axis(-1),
+    ("", "Softmax"): _one_axis(-1),
+    ("", "Constant"): _nothing,
+    ("", "ConstantOfShape"): _nothing,
+    ("", "Range"): _nothing,
+    ("", "Shape"): _nothing,
+    ("", "Size"): _nothing,
+}
