@@ -113,8 +113,9 @@ def student(path: Path, quantize: bool) -> Any:
     from onnxslim.onnx_io import read
     from onnxslim.rewrite import Context
     from onnxslim.runtime.statistics import gather
+    from onnxslim.stages.base import prepared
     from onnxslim.stages.quantize import Quantize
-    from onnxslim.stages.train import mark_roles, prepared
+    from onnxslim.stages.train import mark_roles
     from passes.quantize import ExpandFakeQuant
     from passes.simplify import RestoreBatchnorm
 
@@ -314,7 +315,7 @@ def serve(model: Path, options: argparse.Namespace) -> None:
     """Builds an engine, says what it is, and answers one request a line until its input ends."""
     from onnxslim.onnx_io import read
     from onnxslim.runtime.session import Session
-    from onnxslim.stages.train import prepared
+    from onnxslim.stages.base import prepared
     from passes.simplify import FoldBatchnorm
 
     graph = student(model, options.quantize)

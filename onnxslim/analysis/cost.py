@@ -17,7 +17,7 @@ from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 
-__all__ = ["Cost", "NodeCost", "cost", "one_sample", "parameters", "stored_bytes"]
+__all__ = ["Cost", "NodeCost", "cost", "node_macs", "one_sample", "parameters", "stored_bytes"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def cost(graph: Graph) -> Cost:
     unknown: list[str] = []
     for node in sample.nodes():
         name = _label(sample, node)
-        macs = _macs(sample, node)
+        macs = node_macs(sample, node)
         if macs is None:
             unknown.append(name)
         params = 0
@@ -140,7 +140,7 @@ def _label(graph: Graph, node: Node) -> str:
     return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), node.op)
 
 
-def _macs(graph: Graph, node: Node) -> int | None:
+def node_macs(graph: Graph, node: Node) -> int | None:
     """MACs for all samples of the graph's batch; None where they cannot be known."""
     if node.domain not in ("", "com.microsoft"):
         return 0 if (node.domain, node.op) == ("onnxslim", "FakeQuant") else None

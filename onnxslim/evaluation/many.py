@@ -51,6 +51,7 @@ def evaluate_many(
     workers: int = 1,
     context: str = "",
     progress: ProgressCallback | None = None,
+    finished: Callable[[K, Point], None] | None = None,
 ) -> dict[K, Point]:
     """evaluate(graph) for every variant, in the order of `variants`, `workers` at a time.
 
@@ -58,6 +59,7 @@ def evaluate_many(
     store: a JSON file, written atomically after every point and read first; points are found again
     by the digest of the graph's content, whatever their key. context: what else a result depends on
     (digest of the data, settings); results under another context are kept and not used.
+    finished: called with each point as it comes, from one thread, for a caller with a file of its own.
 
     The first error of a variant is raised once running ones have ended; finished points are stored.
     Raises DataError where the store is no store of this kind or a result is nothing JSON holds.
@@ -68,9 +70,12 @@ def evaluate_many(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="variant")
     try:
         jobs = {key: pool.submit(desk.work, variant) for key, variant in variants.items()}
-        for done, job in enumerate(as_completed(jobs.values()), 1):
+        keys = {job: key for key, job in jobs.items()}
+        for done, job in enumerate(as_completed(keys), 1):
             if job.exception() is not None:
                 break
+            if finished is not None:
+                finished(keys[job], job.result())
             if progress is not None:
                 progress("evaluating variants", done, len(jobs))
     finally:

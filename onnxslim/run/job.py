@@ -152,7 +152,9 @@ class _Job:
     def context(self, folder: Path, number: int) -> RunContext:
         run = self.recipe.run
         label = f"{number}-{self.recipe.stages[number].stage.kind}"
-        return RunContext(folder, self.data, label, run.seed, run.workers or 1, self.teacher, progress=self.progress)
+        return RunContext(
+            folder, self.data, label, run.seed, run.workers or 1, self.teacher, self.student, progress=self.progress
+        )
 
     def run(self, folder: RunFolder, resume: bool) -> Report:
         started = time.perf_counter()

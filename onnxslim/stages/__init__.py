@@ -5,9 +5,10 @@
 
 from onnxslim.stages.base import Data, Options, RunContext, Stage, StageResult
 from onnxslim.stages.export import Export
+from onnxslim.stages.prune import Prune
 from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import Train
 
-__all__ = ["STAGES", "Data", "Export", "Options", "Quantize", "RunContext", "Stage", "StageResult", "Train"]
+__all__ = ["STAGES", "Data", "Export", "Options", "Prune", "Quantize", "RunContext", "Stage", "StageResult", "Train"]
 
-STAGES: tuple[type[Stage], ...] = (Quantize, Train, Export)
+STAGES: tuple[type[Stage], ...] = (Prune, Quantize, Train, Export)

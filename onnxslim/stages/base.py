@@ -16,8 +16,9 @@ from onnxslim.errors import DataError, RecipeError
 from onnxslim.files import write_atomic
 from onnxslim.graph import Graph, Value
 from onnxslim.rewrite import Refusal
+from passes.simplify import canonicalize
 
-__all__ = ["Data", "InputPath", "Log", "Options", "RunContext", "Stage", "StageResult", "only_data_input"]
+__all__ = ["Data", "InputPath", "Log", "Options", "RunContext", "Stage", "StageResult", "only_data_input", "prepared"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class RunContext:
     """What a stage may use.
 
     folder: of the run; label: of this stage ("1-train"), for files of its own. teacher: as read from
-    its file. resume: whether this stage may continue from checkpoints it finds.
+    its file. whole: the model as the run began, which fractions of its size refer to. resume: whether
+    this stage may continue from checkpoints it finds.
     """
 
     folder: Path
@@ -87,6 +89,7 @@ class RunContext:
     seed: int = 0
     workers: int = 2
     teacher: Graph | None = None
+    whole: Graph | None = None
     resume: bool = False
     progress: ProgressCallback | None = None
     log: Log = field(default_factory=Log)
@@ -124,3 +127,10 @@ def only_data_input(graph: Graph) -> Value:
         names = ", ".join(f"'{v.name}'" for v in inputs) or "none"
         raise DataError(f"Graph '{graph.name}': expected one input to feed images to, got {names}")
     return inputs[0]
+
+
+def prepared(graph: Graph) -> Graph:
+    """A copy in the working opset and float32."""
+    graph = graph.copy()
+    canonicalize(float32=True)(graph)
+    return graph

@@ -16,7 +16,7 @@ from onnxslim.graph import Graph, Role
 from onnxslim.rewrite import Context, Outcome
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.runtime.statistics import gather
-from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageResult, only_data_input
+from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageResult, only_data_input, prepared
 from onnxslim.training.layout import Plan, choose_layout
 from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
@@ -28,7 +28,7 @@ from onnxslim.training.teacher_cache import TeacherCache
 from onnxslim.training.workers import shares
 from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel
 from passes.quantize import ExpandFakeQuant
-from passes.simplify import FoldBatchnorm, RestoreBatchnorm, canonicalize
+from passes.simplify import FoldBatchnorm, RestoreBatchnorm
 
 __all__ = [
     "AugmentOptions",
@@ -40,7 +40,6 @@ __all__ = [
     "TaskLoss",
     "Train",
     "mark_roles",
-    "prepared",
 ]
 
 _MEASURED = 1024  # images on which the statistics of a restored batch norm are measured
@@ -332,13 +331,6 @@ class Train(Stage):
             return None
         val, preprocess = context.data.get("val"), context.data.preprocess
         return lambda graph: evaluate(graph, val, preprocess, threads=context.workers).top1
-
-
-def prepared(graph: Graph) -> Graph:
-    """A copy in the working opset and float32."""
-    graph = graph.copy()
-    canonicalize(float32=True)(graph)
-    return graph
 
 
 def mark_roles(graph: Graph) -> None:

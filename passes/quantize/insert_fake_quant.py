@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -12,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.analysis.regions import Group, Regions, Weight, find_regions
+from onnxslim.analysis.scope import Names, label, matched
 from onnxslim.errors import DataError, RecipeError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 from onnxslim.quant_math import affine_from_range, weight_scale
@@ -101,32 +99,9 @@ class InsertFakeQuant(Pass):
         return lo, hi
 
 
-def _label(graph: Graph, node: Node) -> str:
-    """A node's name; where it has none, that of its first output."""
-    return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), "")
-
-
 def _skipped(graph: Graph, patterns: tuple[str, ...]) -> set[int]:
-    nodes = [(node, _label(graph, node)) for node in graph.nodes()]
-    skipped: set[int] = set()
-    for pattern in patterns:
-        if pattern.startswith("re:"):
-            try:
-                expression = re.compile(pattern[3:])
-            except re.error as error:
-                raise RecipeError(f"skip: '{pattern}' is not a regular expression: {error}") from None
-            hits = {node.id for node, label in nodes if expression.fullmatch(label)}
-        else:
-            hits = {
-                node.id for node, label in nodes if pattern in (label, node.op) or fnmatch.fnmatchcase(label, pattern)
-            }
-        if not hits:
-            known = list(dict.fromkeys([label for _, label in nodes] + [node.op for node, _ in nodes]))
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4)
-            hint = f"; near names: {', '.join(near)}" if near else ""
-            raise RecipeError(f"skip: '{pattern}' matches no node of graph '{graph.name}'{hint}")
-        skipped |= hits
-    return skipped
+    named = {node.id: Names((label(graph, node),), (node.op,)) for node in graph.nodes()}
+    return set(matched(patterns, named, "skip", f"node of graph '{graph.name}'"))
 
 
 def _insert_weight(graph: Graph, weight: Weight, target: Target) -> None:

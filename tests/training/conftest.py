@@ -13,8 +13,9 @@ import pytest
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
 from onnxslim.graph import Graph
+from onnxslim.stages.base import prepared
 from onnxslim.stages.quantize import Quantize
-from onnxslim.stages.train import mark_roles, prepared
+from onnxslim.stages.train import mark_roles
 from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import Sgd
 from onnxslim.training.schedules import Schedule

@@ -10,7 +10,8 @@ import numpy as np
 from onnxslim.graph import Array, Graph, Role
 from onnxslim.onnx_io import read
 from onnxslim.runtime.session import Session
-from onnxslim.stages.train import mark_roles, prepared
+from onnxslim.stages.base import prepared
+from onnxslim.stages.train import mark_roles
 from onnxslim.training.optimizers import Sgd
 from onnxslim.training.state import State
 from onnxslim.training.step import Step, StepOptions, build_step

@@ -14,7 +14,8 @@ from onnxslim.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.runtime.statistics import gather
-from onnxslim.stages.train import mark_roles, prepared
+from onnxslim.stages.base import prepared
+from onnxslim.stages.train import mark_roles
 from onnxslim.training import layout as layout_module
 from onnxslim.training.layout import Plan, choose_layout
 from onnxslim.training.optimizers import Sgd

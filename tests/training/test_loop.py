@@ -16,7 +16,7 @@ from onnxslim.data import ArrayDataset, Loader, Preprocess
 from onnxslim.errors import DataError, RecipeError, TrainingError
 from onnxslim.graph import Array, Graph
 from onnxslim.runtime.capabilities import capabilities
-from onnxslim.stages.train import prepared
+from onnxslim.stages.base import prepared
 from onnxslim.training.loop import Interrupted
 from onnxslim.training.optimizers import AdamW
 from onnxslim.training.schedules import Schedule

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxslim.analysis.channels.couplings import Axis, Couplings, Edge, Pin, Reader
 from onnxslim.analysis.channels.rules import couple
+from onnxslim.analysis.scope import label
 from onnxslim.graph import Array, Graph, Node, Value
 
 __all__ = ["Group", "Groups", "Member", "find_groups"]
@@ -20,11 +21,12 @@ __all__ = ["Group", "Groups", "Member", "find_groups"]
 @dataclass(frozen=True, eq=False)
 class Member:
     """A range of an axis that belongs to a group. index: int64 [units, k], the k indices on this axis that each
-    unit of the group stands for, ascending."""
+    unit of the group stands for, ascending. makes: whether it is of a weight, and channels are made there."""
 
     value: Value
     axis: int
     index: Array
+    makes: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,23 +161,17 @@ class _Component:
             ranks = rank[units[axis]]
             places = np.flatnonzero(ranks >= 0)
             places = places[np.argsort(ranks[places], kind="stable")]
-            members.append(Member(_value(graph, axis), axis.axis, places.reshape(len(chosen), -1)))
+            index = places.reshape(len(chosen), -1)
+            members.append(Member(_value(graph, axis), axis.axis, index, axis in self.makers))
         ids = dict.fromkeys(node for axis in axes for node in self.makers.get(axis, ()))
         makers = [item for id in ids if isinstance(item := graph.item(id), Node)]
-        return Group(
-            node_label(graph, makers[0]), len(chosen), tuple(members), tuple(makers), tuple(dict.fromkeys(why))
-        )
+        return Group(label(graph, makers[0]), len(chosen), tuple(members), tuple(makers), tuple(dict.fromkeys(why)))
 
 
 def _value(graph: Graph, axis: Axis) -> Value:
     item = graph.item(axis.value)
     assert isinstance(item, Value)
     return item
-
-
-def node_label(graph: Graph, node: Node) -> str:
-    """A node's name; where it has none, that of its first output."""
-    return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), node.op)
 
 
 def _refined(kind: Array, mark: Array) -> Array:

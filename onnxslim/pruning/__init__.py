@@ -1,0 +1,1 @@
+"""Channel pruning: what units matter, how many each group loses, what that costs."""

@@ -1,0 +1,209 @@
+"""How many units each group loses: a level sets all of them at once, and the least that meets every target is found.
+
+A strategy turns a level between 0 (nothing goes) and 1 (as much as the limits allow) into an ideal number for
+each group. These are rounded, the level is bisected, and what rounding took too much of is given back group by
+group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from onnxslim.analysis.channels import Group
+from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.graph import Array
+from onnxslim.pruning.footprint import Footprint, Size
+
+__all__ = ["Allocation", "Ideal", "Limit", "Target", "allocate", "by_loss", "by_threshold", "limits_of", "uniform"]
+
+Ideal: TypeAlias = Callable[[float], Mapping[str, float]]
+"""Units that each group is to lose at a level, before rounding; never less at a higher level."""
+
+_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Target:
+    """At most `bound` of a quantity: of macs, params or bytes."""
+
+    quantity: str
+    bound: float
+
+    def holds(self, size: Size) -> bool:
+        return float(getattr(size, self.quantity)) <= self.bound
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of one group: at most `ratio` of its units go; what is left is a multiple of `step` units, or all of them."""
+
+    units: int
+    ratio: float
+    step: int
+
+    @property
+    def least(self) -> int:
+        """The fewest units that may be left."""
+        fewest = max(1, math.ceil(self.units * (1 - self.ratio) - 1e-9))
+        return min(self.units, -(-fewest // self.step) * self.step)
+
+    def left(self, lost: float) -> int:
+        """Units left, rounded to the nearest multiple, within the limits."""
+        kept = math.floor((self.units - lost) / self.step + 0.5) * self.step
+        return min(self.units, max(self.least, kept))
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """left: units left by group. size: of the model then. level: of the strategy. repaired: units that were given
+    back after rounding, by group."""
+
+    left: Mapping[str, int]
+    size: Size
+    level: float
+    repaired: Mapping[str, int]
+
+
+def limits_of(groups: Sequence[Group], ratios: Mapping[str, float], multiple: int) -> dict[str, Limit]:
+    """Each group's limit; `multiple` is of channels, and a unit may stand for several."""
+    return {g.name: Limit(g.units, ratios[g.name], multiple // math.gcd(multiple, g.width)) for g in groups}
+
+
+def allocate(
+    footprint: Footprint,
+    ideal: Ideal,
+    limits: Mapping[str, Limit],
+    targets: Sequence[Target],
+    fits: Callable[[Mapping[str, int]], bool] | None = None,
+) -> Allocation:
+    """The least level at which all targets hold, rounded, and repaired greedily: the group that rounding cut
+    deepest gets a step back first, as long as the targets hold.
+
+    fits: a further condition, such as a measured latency; it is asked as rarely as can be, and without repair.
+    Raises UnsupportedError with the reachable range where even the highest level does not meet a target.
+    """
+
+    def left_at(level: float) -> dict[str, int]:
+        lost = ideal(level)
+        return {name: limit.left(lost.get(name, 0.0)) for name, limit in limits.items()}
+
+    def holds(left: Mapping[str, int]) -> bool:
+        size = footprint.with_left(left)
+        return all(target.holds(size) for target in targets) and (fits is None or fits(left))
+
+    full, deepest = footprint.with_left(left_at(0.0)), left_at(1.0)
+    smallest = footprint.with_left(deepest)
+    for target in targets:
+        if not target.holds(smallest):
+            low, high = getattr(smallest, target.quantity), getattr(full, target.quantity)
+            raise UnsupportedError(
+                f"{target.quantity}: at most {target.bound:,.0f} cannot be reached: within these limits between "
+                f"{low:,} ({100 * low / high:.1f} %) and {high:,} are left. Widen the scope or the limits, lower the "
+                "multiple, or ask for less"
+            )
+    if not holds(deepest):
+        raise UnsupportedError("The latency asked for is not reached even with all that the limits let go")
+    low, high = (0.0, 0.0) if holds(left_at(0.0)) else (0.0, 1.0)
+    best = left_at(high)
+    for _ in range(_HALVINGS if fits is None else 7):
+        if low == high:
+            break
+        middle = (low + high) / 2
+        left = left_at(middle)
+        if left == best or holds(left):
+            high, best = middle, left
+        else:
+            low = middle
+    repaired = {} if fits is not None else _repair(footprint, ideal(high), best, limits, targets)
+    best = {name: units + repaired.get(name, 0) for name, units in best.items()}
+    return Allocation(best, footprint.with_left(best), high, repaired)
+
+
+def _repair(
+    footprint: Footprint,
+    lost: Mapping[str, float],
+    left: Mapping[str, int],
+    limits: Mapping[str, Limit],
+    targets: Sequence[Target],
+) -> dict[str, int]:
+    """Steps that can be given back, by group."""
+    left, given = dict(left), dict[str, int]()
+    footprint.with_left(left)
+    open_groups = [name for name in limits if left[name] < limits[name].units]
+    while open_groups:
+        open_groups.sort(key=lambda name: left[name] - (limits[name].units - lost.get(name, 0.0)))
+        name = open_groups[0]
+        step = min(limits[name].step, limits[name].units - left[name])
+        footprint.set(name, left[name] + step)
+        if all(target.holds(footprint.size) for target in targets):
+            left[name] += step
+            given[name] = given.get(name, 0) + step
+            if left[name] == limits[name].units:
+                open_groups.pop(0)
+        else:
+            footprint.set(name, left[name])
+            open_groups.pop(0)
+    return given
+
+
+def uniform(groups: Sequence[Group]) -> Ideal:
+    """The same ratio of every group."""
+    return lambda level: {group.name: level * group.units for group in groups}
+
+
+def by_threshold(scores: Mapping[str, Array]) -> Ideal:
+    """What scores lowest, wherever it is: one threshold for all groups."""
+    every = np.sort(np.concatenate(list(scores.values()))) if scores else np.zeros(0)
+
+    def ideal(level: float) -> dict[str, float]:
+        if level <= 0:
+            return dict.fromkeys(scores, 0.0)
+        threshold = every[min(int(level * len(every)), len(every) - 1)]
+        return {
+            name: float((values < threshold).sum() if level < 1 else len(values)) for name, values in scores.items()
+        }
+
+    return ideal
+
+
+def by_loss(groups: Sequence[Group], curves: Mapping[str, Mapping[float, float]]) -> Ideal:
+    """What costs each group the same measured loss: the sensitivity curves, made monotone, cut by one line.
+
+    curves: by group, the relative loss by ratio of units gone. Beyond the last ratio a curve goes on as steeply as it
+    last rose, up to where all is gone.
+    """
+    lines = {}
+    for group in groups:
+        points = curves.get(group.name)
+        if not points:
+            raise RecipeError(f"The sensitivities say nothing of channel group '{group.name}': analyse this model")
+        ratios = [0.0, *sorted(points)]
+        losses = np.maximum.accumulate([0.0, *(max(points[r], 0.0) for r in sorted(points))])
+        if ratios[-1] < 1:
+            slope = (losses[-1] - losses[-2]) / (ratios[-1] - ratios[-2])
+            ratios.append(1.0)
+            losses = np.append(losses, losses[-1] + slope * (1 - ratios[-2]))
+        lines[group.name] = (group.units, np.array(ratios), np.asarray(losses))
+    highest = max((losses[-1] for _, _, losses in lines.values()), default=0.0)
+
+    def ideal(level: float) -> dict[str, float]:
+        return {
+            name: units * _ratio(ratios, losses, level * highest) for name, (units, ratios, losses) in lines.items()
+        }
+
+    return ideal
+
+
+def _ratio(ratios: Array, losses: Array, bound: float) -> float:
+    """The largest ratio whose loss is at most the bound, between the points on a line."""
+    place = int(np.searchsorted(losses, bound, side="right"))
+    if place == len(losses):
+        return float(ratios[-1])
+    rise = losses[place] - losses[place - 1]
+    part = (bound - losses[place - 1]) / rise if rise > 0 else 0.0
+    return float(ratios[place - 1] + part * (ratios[place] - ratios[place - 1]))

@@ -1,0 +1,52 @@
+"""Batch norm's statistics measured anew, on unlabelled data: what a cut makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from onnxslim.errors import DataError
+from onnxslim.graph import Array, Graph
+from onnxslim.runtime.session import Session
+from passes.gradient.train_batchnorm import TrainBatchnorm
+
+__all__ = ["reestimate"]
+
+
+def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads: int = 1) -> int:
+    """Gives every batch norm the mean and biased variance of what it reads, in place; how many there are.
+
+    Each is measured behind batch norms that use the batch's own statistics, as in training, so that one run serves
+    all; batches should be large (256 and more). Raises DataError where there is no batch.
+    """
+    norms = [
+        n for n in graph.nodes() if n.op == "BatchNormalization" and not n.domain and not n.attr("training_mode", 0)
+    ]
+    if not norms:
+        return 0
+    twin = graph.copy()
+    TrainBatchnorm()(twin)
+    for value in twin.outputs:
+        twin.remove_output(value)
+    measured = [node for node in twin.nodes() if node.op == "BatchNormalization" and node.arity[1] > 1]
+    for node in measured:
+        for slot in (1, 2):
+            twin.add_output(twin.result(node, slot))
+    session = Session(twin, threads=threads, fuse_qdq=False)
+    moments = [np.zeros((2, graph.operand(n, 3).static_shape[0])) for n in norms]  # sums of x and of x²
+    total = 0
+    for feeds in batches:
+        size = len(next(iter(feeds.values())))
+        found = session.run(feeds)
+        for node, sums in zip(measured, moments):
+            mean, var = (found[twin.result(node, slot).name].astype(np.float64) for slot in (1, 2))
+            sums += size * np.stack([mean, var + np.square(mean)])
+        total += size
+    if not total:
+        raise DataError("Batch norm's statistics need at least one batch of data, got none")
+    for node, (mean, square) in zip(norms, (sums / total for sums in moments)):
+        for slot, array in ((3, mean), (4, np.maximum(square - np.square(mean), 0))):
+            value = graph.operand(node, slot)
+            graph.set_array(value, array.astype(value.dtype.numpy))
+    return len(norms)

@@ -1,0 +1,108 @@
+"""`Footprint`: what a model costs with so many units left in each of its channel groups, before anything is cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from onnxslim.analysis.channels import Group
+from onnxslim.analysis.cost import node_macs, one_sample, parameters
+from onnxslim.graph import Graph, Node, Value
+
+__all__ = ["Footprint", "Size"]
+
+
+class Size(NamedTuple):
+    """macs: multiply-accumulates for one sample; params: elements of weights; bytes: of all constants."""
+
+    macs: int
+    params: int
+    bytes: int
+
+
+class Footprint:
+    """The size of a model by how many units of its groups are left; only what a group touches is counted anew.
+
+    A sketch of the graph has its shapes changed; its arrays stay, and nothing can run it.
+    """
+
+    def __init__(self, graph: Graph, groups: Mapping[str, Group]) -> None:
+        self._sketch, self._batch = one_sample(graph)
+        self._groups = {name: _Touched(self._sketch, group) for name, group in groups.items()}
+        self.left = {name: group.units for name, group in groups.items()}
+        self._macs = {node.id: node_macs(self._sketch, node) or 0 for node in self._sketch.nodes()}
+        self._weights = {value.id for value in parameters(self._sketch)}
+        self._elements = {v.id: math.prod(v.static_shape) for v in self._sketch.initializers()}
+        self._item = {v.id: _item_bytes(v) for v in self._sketch.initializers()}
+        self._total_macs = sum(self._macs.values())
+        self._total_params = sum(n for id, n in self._elements.items() if id in self._weights)
+        self._total_bytes = sum(n * self._item[id] for id, n in self._elements.items())
+
+    @property
+    def size(self) -> Size:
+        return Size(self._total_macs // self._batch, self._total_params, round(self._total_bytes))
+
+    def macs_of(self, node: Node) -> int:
+        """Of one node of the graph, for one sample."""
+        return self._macs[node.id] // self._batch
+
+    def set(self, name: str, left: int) -> None:
+        """So many units of a group are left."""
+        change = left - self.left[name]
+        if not change:
+            return
+        self.left[name] = left
+        touched = self._groups[name]
+        for value, axis, width in touched.axes:
+            assert value.shape is not None
+            sizes = list(value.shape)
+            size = sizes[axis]
+            assert isinstance(size, int)
+            sizes[axis] = size + change * width
+            value.shape = tuple(sizes)
+        for value in touched.constants:
+            elements = math.prod(value.static_shape)
+            more = elements - self._elements[value.id]
+            self._elements[value.id] = elements
+            self._total_bytes += more * self._item[value.id]
+            self._total_params += more if value.id in self._weights else 0
+        for node in touched.nodes:
+            macs = node_macs(self._sketch, node) or 0
+            self._total_macs += macs - self._macs[node.id]
+            self._macs[node.id] = macs
+
+    def with_left(self, left: Mapping[str, int]) -> Size:
+        """Sets several groups; the size then."""
+        for name, units in left.items():
+            self.set(name, units)
+        return self.size
+
+
+class _Touched:
+    """The axes on which a group stands, and the constants and nodes whose size depends on them."""
+
+    def __init__(self, sketch: Graph, group: Group) -> None:
+        self.axes: list[tuple[Value, int, int]] = []
+        constants: dict[int, Value] = {}
+        nodes: dict[int, Node] = {}
+        for member in group.members:
+            value = sketch.item(member.value.id)
+            assert isinstance(value, Value)
+            self.axes.append((value, member.axis, member.index.shape[1]))
+            if value.array is not None:
+                constants[value.id] = value
+            producer = sketch.producer(value)
+            for node in (*sketch.consumers(value), *([] if producer is None else [producer])):
+                if node_macs(sketch, node):
+                    nodes[node.id] = node
+        self.constants = list(constants.values())
+        self.nodes = list(nodes.values())
+
+
+def _item_bytes(value: Value) -> float:
+    """Bytes of an element as a file stores it."""
+    array = value.array
+    assert array is not None
+    packed = {"INT4": 0.5, "UINT4": 0.5, "FLOAT4E2M1": 0.5, "INT2": 0.25, "UINT2": 0.25}
+    return packed.get(value.dtype.name, float(array.itemsize))

@@ -1,0 +1,61 @@
+"""What a cut is judged by: top-1 on labelled data, or a function of the user's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TypeAlias
+
+from onnxslim.data import Dataset, Preprocess
+from onnxslim.errors import DataError, RecipeError
+from onnxslim.evaluation import evaluate
+from onnxslim.graph import Graph
+
+__all__ = ["Metric", "load_metric", "top1"]
+
+Metric: TypeAlias = "Callable[[Graph, Dataset, Preprocess], float]"
+"""(model, data, preprocessing) → a number, larger is better. Called from several threads at once, one core each."""
+
+_ABOVE_CHANCE = 1.5
+
+
+def top1(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
+    """Top-1 accuracy, a fraction of 1."""
+    return evaluate(graph, dataset, preprocess, threads=1).top1
+
+
+def require_trained(graph: Graph, dataset: Dataset, preprocess: Preprocess, threads: int) -> float:
+    """Top-1 of the whole model. Raises DataError where it is near chance: sensitivities of an untrained model say
+    nothing."""
+    found = evaluate(graph, dataset, preprocess, threads=threads)
+    if found.top1 < _ABOVE_CHANCE / found.classes:
+        raise DataError(
+            f"The model's top-1 is {100 * found.top1:.2f} % with {found.classes} classes, near chance: it looks "
+            "untrained, or its preprocessing (mean, std, layout) is not that of its training. Sensitivities would say "
+            "nothing"
+        )
+    return found.top1
+
+
+def load_metric(path: str) -> Metric:
+    """The callable named "package.module:function"; modules of the current folder are found too.
+
+    Raises RecipeError saying what is missing.
+    """
+    module_name, colon, name = path.partition(":")
+    if not colon or not module_name or not name:
+        raise RecipeError(f"metric: expected package.module:function, got '{path}'")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise RecipeError(f"metric: cannot import '{module_name}' (looked in {here} too): {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise RecipeError(f"metric: module '{module_name}' has no function '{name}'")
+    metric: Metric = found
+    return metric

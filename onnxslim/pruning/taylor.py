@@ -1,0 +1,46 @@
+"""Gradient · weight, batch by batch: what the criterion taylor is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from onnxslim.data import ProgressCallback
+from onnxslim.data.dataset import LABEL
+from onnxslim.graph import Array, Graph, Role
+from onnxslim.runtime.session import Session
+from onnxslim.training.parameters import mark_parameters
+from onnxslim.training.step import StepOptions, build_step
+from passes.distill import CrossEntropy
+
+__all__ = ["gradient_products"]
+
+_GRADIENT = "grad."
+
+
+def gradient_products(
+    graph: Graph,
+    batches: Iterable[tuple[Mapping[str, Array], Array]],
+    batch: int,
+    count: int,
+    progress: ProgressCallback | None = None,
+) -> list[dict[str, Array]]:
+    """Of each of `count` batches, (feeds by name, labels int64 [batch]): by parameter, its gradient times itself,
+    float32 in its shape. The loss is the cross-entropy, batch norm uses its running statistics.
+
+    Raises GradientError naming the node where something on the way has no gradient.
+    """
+    student = graph.copy()
+    mark_parameters(student)
+    step = build_step(student, batch, StepOptions((CrossEntropy(),), frozen_batchnorm=True))
+    arrays = {v.name: v.array for v in student.initializers() if v.array is not None and v.role is not Role.CONSTANT}
+    state = step.fed_from({name: arrays[name] for name in step.state})
+    session = Session(step.graph, fuse_qdq=False)
+    names = [v.name for v in step.graph.outputs if v.name.startswith(_GRADIENT)]
+    found: list[dict[str, Array]] = []
+    for feeds, labels in batches:
+        gradients = session.run({**feeds, LABEL: labels, **state}, names)
+        own = {name.removeprefix(_GRADIENT): gradient for name, gradient in gradients.items()}
+        found.append({name: gradient.reshape(arrays[name].shape) * arrays[name] for name, gradient in own.items()})
+        if progress is not None:
+            progress("gradients", len(found), count)
+    return found

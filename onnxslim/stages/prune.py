@@ -1,0 +1,294 @@
+"""`Prune`: channels taken away until the model is as small as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from onnxslim.analysis.cost import cost
+from onnxslim.data import Dataset, Loader
+from onnxslim.errors import DataError, RecipeError
+from onnxslim.evaluation import digest_of, measure_latency
+from onnxslim.graph import Array, Graph
+from onnxslim.pruning.batchnorm import reestimate
+from onnxslim.pruning.criteria import Criterion
+from onnxslim.pruning.footprint import Size
+from onnxslim.pruning.metric import Metric, load_metric, require_trained, top1
+from onnxslim.pruning.pruner import Mode, PrunePlan, Pruner, Scope, Strategy
+from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
+from onnxslim.pruning.taylor import gradient_products
+from onnxslim.rewrite import Context
+from onnxslim.runtime.statistics import gather
+from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
+from onnxslim.stages.quantize import calibration_batches
+from passes.prune import CutChannels
+from passes.simplify import FoldBatchnorm, RestoreBatchnorm
+
+__all__ = ["Prune"]
+
+_BATCH = 256  # statistics of a batch are those of the data only where it is large
+_GRADIENT_BATCH = 64
+_QUANTITIES = ("macs", "params", "bytes")
+
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A graph to be cut, and what it came from. restored: whether batch norms were put back, and are to be folded
+    again. batches: unlabelled data for them."""
+
+    graph: Graph
+    digest: str
+    pruner: Pruner
+    restored: bool
+    batches: _Batches | None
+
+    def settle(self, graph: Graph) -> None:
+        """After a cut of `graph`: batch norm's statistics are measured anew, and what was put back is folded."""
+        if self.batches is not None:
+            reestimate(graph, self.batches())
+        if self.restored:
+            FoldBatchnorm()(graph)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Unlabelled feeds of data.train, the same each time."""
+
+    context: RunContext
+    input_name: str
+    samples: int
+
+    def __call__(self) -> Iterator[dict[str, Array]]:
+        data = self.context.data
+        return calibration_batches(
+            data.get("train"), self.input_name, data.preprocess, self.samples, _BATCH, self.context.seed
+        )
+
+
+class Prune(Stage):
+    """Cuts channels, wherever the network couples them together, until the targets are met."""
+
+    kind: ClassVar[str] = "prune"
+
+    macs: float | None = Field(
+        default=None,
+        gt=0,
+        description="At most so many multiply-accumulates are left: up to 1 a fraction of the run's model, or a count.",
+    )
+    params: float | None = Field(default=None, gt=0, description="The same for parameters.")
+    bytes: float | None = Field(default=None, gt=0, description="The same for the bytes of weights.")
+    latency: Ratio | None = Field(
+        default=None, description="At most this fraction of the run's model's latency, measured on one thread."
+    )
+    strategy: Strategy = Field(
+        default="uniform",
+        description="The same ratio everywhere, one threshold for all scores (global), or the same measured loss "
+        "everywhere (sensitivity).",
+    )
+    criterion: Criterion = Field(default="l1", description="What the least important channels are told by.")
+    scope: list[str] = Field(
+        default=[],
+        description="Only these: names of groups, nodes or weights, op types, globs, or re: and a regular expression.",
+    )
+    exclude: list[str] = Field(default=[], description="Not these, in the same words.")
+    max_ratio: Ratio = Field(default=0.9, description="Of a group's channels that may go.")
+    limits: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default={}, description="The same by pattern, for some groups."
+    )
+    multiple: int = Field(
+        default=8, ge=1, description="Channels left are a multiple of it, as kernels like; 1 hits targets exactly."
+    )
+    mode: Mode = Field(default="physical", description="Cut (physical), or set to zero with all shapes kept (masked).")
+    restore_batchnorm: bool = Field(
+        default=True,
+        description="Insert batch norm after folded convolutions before the cut, measure it anew after, fold it back.",
+    )
+    samples: int = Field(default=512, ge=1, description="Of data.train, for batch norm and the criterion taylor.")
+    sensitivities: str | None = Field(
+        default=None,
+        description="File of measured sensitivities, read and added to. Default: sensitivities.json of the run.",
+    )
+    ratios: list[Ratio] = Field(
+        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+        min_length=1,
+        description="Of each group's channels, where its sensitivity is measured.",
+    )
+    metric: str | None = Field(
+        default=None,
+        description="What sensitivity measures on data.val: package.module:function(model, data, preprocess) → number. "
+        "Default: top-1.",
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Prune:
+        if sorted(set(self.ratios)) != self.ratios:
+            raise ValueError(f"ratios in ascending order, got {self.ratios}")
+        return self
+
+    def check(self, graph: Graph, context: RunContext) -> None:
+        """Finds a wrong scope, a criterion that the graph cannot serve, and a target out of reach."""
+        if not self.targets and self.latency is None:
+            raise RecipeError("prune needs a target: at least one of macs, params, bytes, latency")
+        work = self.workspace(graph, context, dry=True)
+        if self.strategy == "sensitivity":
+            self._metric()
+            self._labels(context)
+        if self.criterion == "taylor":
+            if not context.data.get("train").labelled:
+                raise RecipeError("criterion taylor needs labels, data.train has none: choose l1")
+        elif self.criterion != "bn_scale":
+            work.pruner.plan(work.pruner.ideal("uniform"), self.targets, whole=_size(context.whole or graph))
+
+    def run(self, graph: Graph, context: RunContext) -> StageResult:
+        plan, work = self.plan(graph, context)
+        cut = work.graph.copy()
+        outcome = plan.apply(cut, self.mode)
+        work.settle(cut)
+        after = cost(cut)
+        summary = {
+            "strategy": self.strategy,
+            "criterion": self.criterion,
+            "mode": self.mode,
+            "units": outcome.rewrites,
+            "macs": [plan.before.macs, plan.after.macs],
+            "params": [plan.before.params, after.params if self.mode == "physical" else plan.after.params],
+            "bytes": [plan.before.bytes, after.bytes if self.mode == "physical" else plan.after.bytes],
+            "repaired": plan.repaired,
+            "groups": [
+                {
+                    "name": p.group.name,
+                    "members": len(p.group.members),
+                    "channels": list(p.channels),
+                    "macs": list(p.macs),
+                }
+                for p in plan.groups
+            ],
+            "pinned": work.pruner.pinned,
+        }
+        return StageResult(cut, summary)
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The bounds given, by quantity."""
+        return {q: bound for q in _QUANTITIES if (bound := getattr(self, q)) is not None}
+
+    def plan(self, graph: Graph, context: RunContext) -> tuple[PrunePlan, Workspace]:
+        """What would go; and the graph that it is to be cut from, batch norms put back."""
+        work = self.workspace(graph, context)
+        losses = None
+        if self.strategy == "sensitivity":
+            path = Path(self.sensitivities) if self.sensitivities else context.folder / "sensitivities.json"
+            losses = self.measure(work, context, path).losses
+        whole = context.whole or graph
+        fits = None if self.latency is None else _latency_check(whole, self.latency)
+        ideal = work.pruner.ideal(self.strategy, losses)
+        return work.pruner.plan(ideal, self.targets, fits, _size(whole)), work
+
+    def workspace(self, graph: Graph, context: RunContext, *, dry: bool = False) -> Workspace:
+        """The graph prepared for cutting; `dry`: nothing is measured."""
+        work = prepared(graph)
+        restored = 0
+        batches = _Batches(context, only_data_input(work).name, self.samples) if context.data.has("train") else None
+        if self.restore_batchnorm and batches is not None and not dry:
+            step, blank = RestoreBatchnorm(), Context(seed=context.seed)
+            found = gather(work, step.requests(work, blank), batches(), context.progress, threads=context.workers)
+            restored = step(work, Context(statistics=found, seed=context.seed)).rewrites
+        scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
+        pruner = Pruner(work, scope, self.criterion, context.seed)
+        if self.criterion == "taylor" and not dry:
+            pruner.products = self._products(work, context)
+        _ = pruner.ratios  # knows whether `limits` matches
+        return Workspace(work, digest_of(graph), pruner, bool(restored), batches)
+
+    def measure(self, work: Workspace, context: RunContext, path: Path | None) -> Sensitivities:
+        """The sensitivity of every group in scope on data.val; what the file has is not measured again."""
+        metric, val, preprocess = self._metric(), self._labels(context), context.data.preprocess
+        pruner = work.pruner
+        plan = Sensitivities(
+            {
+                "model": work.digest,
+                "data": val.digest(),
+                "metric": self.metric or "top1",
+                "criterion": self.criterion,
+                "samples": self.samples if work.batches is not None and self.restore_batchnorm else 0,
+                "seed": context.seed,
+            },
+            0.0,
+            {},
+            {group.name: group.units for group in pruner.chosen},
+            pruner.pinned,
+        )
+
+        def variant(name: str, ratio: float) -> Graph:
+            units = pruner.groups.by_name[name].units
+            graph = work.graph.copy()
+            gone = min(round(units * ratio), units - 1)
+            CutChannels({name: pruner.lowest(name, gone)})(graph)
+            work.settle(graph)
+            return graph
+
+        def baseline() -> float:
+            if self.metric is None:
+                return require_trained(work.graph, val, preprocess, context.workers)
+            return float(metric(work.graph, val, preprocess))
+
+        return measure_sensitivities(
+            variant,
+            lambda graph: float(metric(graph, val, preprocess)),
+            baseline,
+            plan,
+            self.ratios,
+            path=path,
+            workers=context.workers,
+            progress=context.progress,
+        )
+
+    def _metric(self) -> Metric:
+        return top1 if self.metric is None else load_metric(self.metric)
+
+    def _labels(self, context: RunContext) -> Dataset:
+        val = context.data.get("val")
+        if self.metric is None and not val.labelled:
+            raise DataError("Sensitivity needs labels on data.val: give it some, or a metric of your own")
+        return val
+
+    def _products(self, graph: Graph, context: RunContext) -> list[dict[str, Array]]:
+        loader = Loader(
+            context.data.get("train"),
+            only_data_input(graph).name,
+            context.data.preprocess,
+            batch=_GRADIENT_BATCH,
+            seed=context.seed,
+        )
+        count = min(-(-self.samples // _GRADIENT_BATCH), loader.steps_per_epoch)
+
+        def batches() -> Iterator[tuple[Mapping[str, Array], Array]]:
+            for made, _ in zip(loader.epoch(0), range(count)):
+                assert made.labels is not None
+                yield made.feeds, made.labels
+
+        return gradient_products(graph, batches(), _GRADIENT_BATCH, count, context.progress)
+
+
+def _size(graph: Graph) -> Size:
+    whole = cost(prepared(graph))
+    return Size(whole.macs, whole.params, whole.bytes)
+
+
+def _latency_check(whole: Graph, ratio: float) -> Callable[[Graph], bool]:
+    """Whether a cut model takes at most that part of the whole one's time, the two taking turns."""
+
+    def fits(cut: Graph) -> bool:
+        models = {"whole": whole, "cut": cut}
+        for graph in models.values():
+            FoldBatchnorm()(graph)
+        return measure_latency(models)["cut"].ratio <= ratio
+
+    whole = prepared(whole)
+    return fits
