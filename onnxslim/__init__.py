@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxslim.recipe import Recipe, load_recipe
     from onnxslim.report import Report
     from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
-    from onnxslim.run import compress, export, quantize, set_batch, simplify
+    from onnxslim.run import compress, export, plan_pruning, prune, quantize, sensitivity, set_batch, simplify
     from onnxslim.runtime.capabilities import capabilities
     from onnxslim.targets import Target, load_target
 
@@ -50,8 +50,11 @@ __all__ = [
     "load_target",
     "measure_latency",
     "open_dataset",
+    "plan_pruning",
+    "prune",
     "quantize",
     "read",
+    "sensitivity",
     "set_batch",
     "simplify",
     "to_proto",
@@ -69,7 +72,7 @@ _HOMES = {
     "onnxslim.recipe": ("Recipe", "load_recipe"),
     "onnxslim.report": ("Report",),
     "onnxslim.rewrite": ("Context", "Outcome", "Pass", "Pipeline"),
-    "onnxslim.run": ("compress", "export", "quantize", "set_batch", "simplify"),
+    "onnxslim.run": ("compress", "export", "plan_pruning", "prune", "quantize", "sensitivity", "set_batch", "simplify"),
     "onnxslim.runtime.capabilities": ("capabilities",),
     "onnxslim.targets": ("Target", "load_target"),
 }

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxslim.analysis.inspection import Inspection, Reason
+from onnxslim.pruning.pruner import PrunePlan
+from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
 from onnxslim.runtime.capabilities import Capabilities
 
@@ -19,10 +21,12 @@ __all__ = [
     "inspection_view",
     "int8_path",
     "keys_table",
+    "plan_table",
     "render",
     "report_view",
     "rows_table",
     "rules_table",
+    "sensitivity_table",
 ]
 
 _MOST_REASONS = 12
@@ -154,6 +158,37 @@ def rules_table(counts: Mapping[str, int]) -> Table:
     table.add_column("rewrites", justify="right")
     for name, count in counts.items():
         _row(table, name, f"{count:,}")
+    return table
+
+
+def plan_table(plan: PrunePlan) -> Table:
+    """What a cut takes from each channel group; MACs are those of the nodes that make its channels."""
+    table = _table(None)
+    table.add_column("channel group")
+    for column in ("members", "channels", "left", "MACs", "left"):
+        table.add_column(column, justify="right")
+    for row in plan.groups:
+        (channels, left), (macs, macs_left) = row.channels, row.macs
+        cells = (len(row.group.members), channels, left, macs, macs_left)
+        _row(table, row.group.name, *(f"{cell:,}" for cell in cells))
+    before, after = plan.before, plan.after
+    _row(table, "model", "", "", "", f"{before.macs:,}", f"{after.macs:,}", style="bold")
+    return table
+
+
+def sensitivity_table(found: Sensitivities) -> Table:
+    """The relative loss of every group at every ratio, in percent; those that cannot be cut say why."""
+    ratios = sorted({ratio for points in found.metrics.values() for ratio in points})
+    table = _table("Relative loss, %, with part of a channel group gone")
+    table.add_column("channel group")
+    table.add_column("units", justify="right")
+    for ratio in ratios:
+        table.add_column(f"{100 * ratio:g} %", justify="right")
+    for name, points in found.losses.items():
+        cells = (f"{100 * points[r]:.1f}" if r in points else "" for r in ratios)
+        _row(table, name, f"{found.units[name]:,}", *cells)
+    for name, why in found.pinned.items():
+        _row(table, f"{name}: {why}")
     return table
 
 

@@ -3,10 +3,12 @@ the things that need no run."""
 
 from onnxslim.run.folder import Finished, RunFolder, machine
 from onnxslim.run.job import compress, open_data
+from onnxslim.run.pruning import Pruned, plan_pruning, prune, sensitivity
 from onnxslim.run.simple import Quantized, Simplified, export, quantize, set_batch, simplify
 
 __all__ = [
     "Finished",
+    "Pruned",
     "Quantized",
     "RunFolder",
     "Simplified",
@@ -14,7 +16,10 @@ __all__ = [
     "export",
     "machine",
     "open_data",
+    "plan_pruning",
+    "prune",
     "quantize",
+    "sensitivity",
     "set_batch",
     "simplify",
 ]

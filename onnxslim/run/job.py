@@ -35,7 +35,7 @@ from onnxslim.run.folder import Finished, RunFolder, machine
 from onnxslim.runtime.capabilities import require_own_passes, require_sound
 from onnxslim.stages.base import Data, Log, RunContext, Stage, only_data_input
 
-__all__ = ["compress", "open_data"]
+__all__ = ["compress", "open_data", "open_roles", "preprocess_in", "with_workers"]
 
 _ROLES = ("train", "val", "test")
 _MOST_WORKERS = 4
@@ -66,7 +66,7 @@ def compress(
     if resume and force:
         raise RecipeError("resume continues a run and force replaces it: give one of them")
     folder = RunFolder(Path(recipe.run.folder) / str(recipe.run.name))
-    recipe = _with_workers(recipe, folder.stored("run", "workers") if resume else None)
+    recipe = with_workers(recipe, folder.stored("run", "workers") if resume else None)
     job = _Job.prepare(recipe, progress)
     if resume and folder.exists:
         folder.require_same(job.fixed, [entry.stage for entry in recipe.stages])
@@ -116,9 +116,7 @@ class _Job:
         teacher = recipe.teacher
         if teacher is not None and not isinstance(teacher, Graph):
             teacher = read(teacher)
-        normalize = recipe.data.normalize
-        preprocess = Preprocess(tuple(normalize.mean), tuple(normalize.std), recipe.data.layout)
-        job = cls(recipe, student, teacher, Data(_openers(recipe, progress), preprocess), progress)
+        job = cls(recipe, student, teacher, Data(open_roles(recipe, progress), preprocess_in(recipe)), progress)
         job.check()
         return job
 
@@ -261,7 +259,15 @@ class _Named:
             raise type(error)(f"{self._where}: {error}") from error
 
 
-def _openers(recipe: Recipe, progress: ProgressCallback | None) -> dict[str, Any]:
+def preprocess_in(recipe: Recipe) -> Preprocess:
+    """What a recipe does to images."""
+    normalize = recipe.data.normalize
+    return Preprocess(tuple(normalize.mean), tuple(normalize.std), recipe.data.layout)
+
+
+def open_roles(recipe: Recipe, progress: ProgressCallback | None) -> dict[str, Any]:
+    """By role that a recipe gives data for, what opens them."""
+
     def opener(role: str, source: SourceOptions) -> Any:
         return lambda: open_data(source, role, recipe, progress)
 
@@ -277,7 +283,7 @@ def _classes(graph: Graph) -> int | None:
     return shape[1]
 
 
-def _with_workers(recipe: Recipe, stored: Any) -> Recipe:
+def with_workers(recipe: Recipe, stored: Any = None) -> Recipe:
     """The number of workers is part of a run's result, so it is settled once and then kept."""
     if recipe.run.workers is not None:
         return recipe

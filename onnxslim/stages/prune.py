@@ -64,6 +64,10 @@ class _Batches:
     input_name: str
     samples: int
 
+    @property
+    def digest(self) -> str:
+        return f"{self.context.data.get('train').digest()} {self.samples}"
+
     def __call__(self) -> Iterator[dict[str, Array]]:
         data = self.context.data
         return calibration_batches(
@@ -147,31 +151,31 @@ class Prune(Stage):
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         plan, work = self.plan(graph, context)
-        cut = work.graph.copy()
-        outcome = plan.apply(cut, self.mode)
-        work.settle(cut)
-        after = cost(cut)
+        cut, units = self.cut(plan, work)
+        left = {f"{q}_left": round(getattr(plan.after, q) / getattr(plan.before, q), 4) for q in _QUANTITIES}
         summary = {
             "strategy": self.strategy,
             "criterion": self.criterion,
             "mode": self.mode,
-            "units": outcome.rewrites,
-            "macs": [plan.before.macs, plan.after.macs],
-            "params": [plan.before.params, after.params if self.mode == "physical" else plan.after.params],
-            "bytes": [plan.before.bytes, after.bytes if self.mode == "physical" else plan.after.bytes],
-            "repaired": plan.repaired,
+            "units": units,
+            **left,
+            "given_back": plan.repaired,
+            "before": plan.before._asdict(),
+            "after": plan.after._asdict(),
             "groups": [
-                {
-                    "name": p.group.name,
-                    "members": len(p.group.members),
-                    "channels": list(p.channels),
-                    "macs": list(p.macs),
-                }
-                for p in plan.groups
+                {"name": g.group.name, "members": len(g.group.members), "channels": g.channels, "macs": g.macs}
+                for g in plan.groups
             ],
             "pinned": work.pruner.pinned,
         }
         return StageResult(cut, summary)
+
+    def cut(self, plan: PrunePlan, work: Workspace) -> tuple[Graph, int]:
+        """The graph with the plan carried out, and how many units went."""
+        cut = work.graph.copy()
+        outcome = plan.apply(cut, self.mode)
+        work.settle(cut)
+        return cut, outcome.rewrites
 
     @property
     def targets(self) -> dict[str, float]:
@@ -216,7 +220,8 @@ class Prune(Stage):
                 "data": val.digest(),
                 "metric": self.metric or "top1",
                 "criterion": self.criterion,
-                "samples": self.samples if work.batches is not None and self.restore_batchnorm else 0,
+                "calibration": None if work.batches is None else work.batches.digest,
+                "restore_batchnorm": work.restored,
                 "seed": context.seed,
             },
             0.0,

@@ -1,0 +1,106 @@
+"""Commands that measure and show, and write nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxslim.cli.options import (
+    DataPath,
+    LayoutOption,
+    Mean,
+    ModelFile,
+    Split,
+    Std,
+    TargetOption,
+    preprocess_of,
+    print_view,
+    progress_bar,
+)
+
+__all__ = ["doctor", "evaluate", "inspect"]
+
+
+def evaluate(
+    models: Annotated[
+        list[Path], typer.Argument(help="ONNX or ORT files; the first is compared with.", show_default=False)
+    ],
+    data: DataPath,
+    split: Split = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: LayoutOption = None,
+    batch: Annotated[int, typer.Option(help="Images per run while measuring accuracy.")] = 200,
+    threads: Annotated[int, typer.Option(help="Batches at a time while measuring accuracy.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each model; 0 measures no latency.")] = 100,
+    latency_batch: Annotated[int, typer.Option(help="Images per timed run.")] = 1,
+    latency_threads: Annotated[int, typer.Option(help="Threads of a timed run.")] = 1,
+) -> None:
+    """Measure accuracy, latency and size of models, side by side.
+
+    Top-1 and top-5 with Wilson's 95 % interval, McNemar's paired test against the first model, latency
+    (median, 95th percentile; the models take turns), bytes.
+
+    Examples:
+
+        onnxslim evaluate float.onnx int8.onnx --data cifar10.zip --split test --mean 125.3,123,113.9 --std 63,62.1,66.7
+
+        onnxslim evaluate runs/mine/model.onnx --data photos/ --split val
+    """
+    from onnxslim.data import open_dataset
+    from onnxslim.evaluation import compare
+    from onnxslim.report import model_rows, rows_table, short_names
+    from onnxslim.report.tables import int8_path
+    from onnxslim.runtime.capabilities import capabilities
+
+    names = short_names(models)
+    preprocess = preprocess_of(models, mean, std, layout)
+    with progress_bar() as progress:
+        dataset = open_dataset(data, split, progress=progress)
+        rows = compare(
+            dict(zip(names, models)),
+            dataset,
+            preprocess,
+            batch=batch,
+            threads=threads,
+            latency_batch=latency_batch,
+            latency_threads=latency_threads,
+            latency_repeats=repeats,
+            progress=progress,
+        )
+    print_view(rows_table(model_rows(rows), f"{len(dataset)} samples of {data}{f' ({split})' if split else ''}"))
+    found = capabilities()
+    typer.echo(f"Measured on: {found.cpu}; {int8_path(found.vnni)}; {found.distribution} {found.version}")
+
+
+def inspect(model: ModelFile, target: TargetOption = "x64") -> None:
+    """Show a model: inputs, outputs, ops, parameters, MACs, bytes; what can be quantised and trained, or why not.
+
+    Examples:
+
+        onnxslim inspect model.onnx
+
+        onnxslim inspect model.onnx --target arm
+    """
+    from onnxslim.analysis.inspection import inspect_model
+    from onnxslim.evaluation import size_of
+    from onnxslim.onnx_io import read
+    from onnxslim.report import inspection_view
+    from onnxslim.targets import load_target
+    from passes.gradient import refusal
+
+    profile = load_target(target)
+    found = inspect_model(read(model), target=profile, differentiable=refusal, file_bytes=size_of(model))
+    print_view(inspection_view(found, target=target))
+
+
+def doctor() -> None:
+    """Say whether the installation is sound, and which command repairs it. Exit code 2 where it is not."""
+    from onnxslim.report import doctor_table
+    from onnxslim.runtime.capabilities import require_sound
+
+    found = require_sound()
+    print_view(doctor_table(found))
+    typer.echo("The installation is sound.")

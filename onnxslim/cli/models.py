@@ -1,0 +1,149 @@
+"""Commands that make one model from another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxslim.cli.options import (
+    DataPath,
+    LayoutOption,
+    Mean,
+    ModelFile,
+    Split,
+    Std,
+    TargetOption,
+    batch_of,
+    preprocess_of,
+    print_view,
+    progress_bar,
+)
+
+__all__ = ["export", "quantize", "simplify"]
+
+
+def quantize(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The int8 ONNX file to write.", show_default=False)],
+    data: DataPath,
+    split: Split = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: LayoutOption = None,
+    target: TargetOption = "x64",
+    samples: Annotated[int, typer.Option(help="Images that the scales are measured on.")] = 512,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Leave in float: a node's name, an op type, a glob; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="That draws the samples.")] = 0,
+) -> None:
+    """Quantise a model to int8 after training: some images, no labels, seconds.
+
+    Where this costs too much accuracy, train with a recipe: `onnxslim compress`.
+
+    Examples:
+
+        onnxslim quantize float.onnx -o int8.onnx --data photos/ --mean 125.3,123,113.9 --std 63,62.1,66.7
+
+        onnxslim quantize float.onnx -o int8.onnx --data train.npz --target arm --skip head --samples 1000
+    """
+    from onnxslim.evaluation import size_of
+    from onnxslim.onnx_io import read, write
+    from onnxslim.run import quantize as run
+
+    graph = read(model)
+    before = size_of(model)
+    preprocess = preprocess_of([model], mean, std, layout)
+    with progress_bar() as progress:
+        result = run(
+            graph,
+            data,
+            target=target,
+            split=split,
+            preprocess=preprocess,
+            samples=samples,
+            skip=tuple(skip or ()),
+            seed=seed,
+            progress=progress,
+        )
+    write(result.graph, out, value_info=False)
+    after = size_of(out)
+    typer.echo(f"{out}: {after:,} bytes, {100 * after / before:.2f} % of {before:,}")
+    for refusal in result.refused:
+        typer.echo(f"left in float: {refusal.where}: {refusal.why}")
+
+
+def simplify(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    check: Annotated[
+        bool, typer.Option("--check", help="Run the model before and after each rule, on random inputs.")
+    ] = False,
+    batch: Annotated[
+        str | None, typer.Option("--batch", help="Another batch size for the inputs: a number, or dynamic for any.")
+    ] = None,
+) -> None:
+    """Write the same function with fewer nodes, and say what each rule did.
+
+    Constants are folded, batch norms, factors and paddings go into their convolutions, what is computed twice
+    is computed once, what does nothing goes. The opset stays; weights keep their type.
+
+    Examples:
+
+        onnxslim simplify model.onnx -o simple.onnx
+
+        onnxslim simplify model.onnx -o simple.onnx --check
+
+        onnxslim simplify exported.onnx -o any.onnx --batch dynamic
+    """
+    from onnxslim.evaluation import size_of
+    from onnxslim.onnx_io import read, write
+    from onnxslim.report import rules_table
+    from onnxslim.run import set_batch
+    from onnxslim.run import simplify as run
+
+    graph = read(model)
+    before = size_of(model)
+    if batch is not None:
+        graph = set_batch(graph, batch_of(batch))
+    with progress_bar() as progress:
+        result = run(graph, check=check, progress=progress)
+    write(result.graph, out)
+    print_view(rules_table(result.outcome.by_pass))
+    nodes, left, after = len(graph.nodes()), len(result.graph.nodes()), size_of(out)
+    typer.echo(f"{out}: {left:,} nodes of {nodes:,}, {after:,} bytes of {before:,}{', checked' if check else ''}")
+    for refusal in result.outcome.refused:
+        typer.echo(f"left as it is: {refusal.where}: {refusal.why}")
+
+
+def export(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.", show_default=False)],
+    target: TargetOption = "x64",
+    name: Annotated[str, typer.Option(help="Name of the files.")] = "model",
+    force: Annotated[bool, typer.Option("--force", help="Replace files of that name.")] = False,
+) -> None:
+    """Write a model for a target: NAME.onnx, NAME.ort and required_operators.config.
+
+    Takes a quantised model of a run (runs/NAME/stages/N.onnx), trained once for all targets, and lowers
+    it to int8; a float model stays in float, an int8 one as it is.
+
+    Examples:
+
+        onnxslim export runs/mine/stages/1.onnx --target arm -o phone/
+    """
+    from onnxslim.run import export as run
+
+    written = run(model, target, out, name=name, force=force)
+    for path in (written.onnx, written.ort, written.config):
+        if path is not None:
+            typer.echo(f"{path}: {path.stat().st_size:,} bytes")
+    if written.precision == "float":
+        typer.echo(
+            "The model has no fake-quant nodes, so its numbers are as they were. For int8: `onnxslim quantize`, or a "
+            "recipe with a quantize stage."
+        )
+    for refusal in written.refused:
+        typer.echo(f"left in float: {refusal.where}: {refusal.why}")

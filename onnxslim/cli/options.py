@@ -1,0 +1,97 @@
+"""What commands share: their options, and how they read and show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:  # imported where they are used, so that --help is quick
+    from rich.console import RenderableType
+
+    from onnxslim.data import Preprocess, ProgressCallback
+
+__all__ = [
+    "DataPath",
+    "LayoutOption",
+    "Mean",
+    "ModelFile",
+    "Split",
+    "Std",
+    "TargetOption",
+    "batch_of",
+    "numbers_of",
+    "preprocess_of",
+    "print_view",
+    "progress_bar",
+]
+
+ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+DataPath = Annotated[
+    Path, typer.Option("--data", help="Image folder, zip of one, .npz, or CIFAR-10 binary archive.", show_default=False)
+]
+Split = Annotated[
+    str | None, typer.Option("--split", help="Part of the data: train, val, test, or a slice such as train[:512].")
+]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", help="Per channel, as '125.3,123,113.9', in units of 0–255. Default: what the model notes."),
+]
+Std = Annotated[str | None, typer.Option("--std", help="As many as means.")]
+LayoutOption = Annotated[str | None, typer.Option("--layout", help="Of the model's input: NCHW or NHWC.")]
+TargetOption = Annotated[str, typer.Option("--target", help="x64 or arm.")]
+
+
+def print_view(view: RenderableType) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # into a file or a pipe: nothing is cut or folded
+        console = Console(width=160)
+    console.print(view)
+
+
+@contextmanager
+def progress_bar() -> Iterator[ProgressCallback]:
+    from rich.console import Console
+
+    from onnxslim.data import ProgressBar
+    from onnxslim.report.progress import LineProgress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield LineProgress(sys.stderr)
+        return
+    with ProgressBar(console) as bar:
+        yield bar
+
+
+def preprocess_of(models: list[Path], mean: str | None, std: str | None, layout: str | None) -> Preprocess:
+    """The options where they are given, else what the models note about themselves."""
+    from onnxslim.stages.preprocessing import chosen_preprocess
+
+    means, stds = (None if t is None else numbers_of(o, t) for o, t in (("--mean", mean), ("--std", std)))
+    return chosen_preprocess(models, means, stds, layout)
+
+
+def batch_of(text: str) -> int | str:
+    from onnxslim.errors import DataError
+
+    if text == "dynamic":
+        return "batch"
+    if not text.isdecimal() or int(text) < 1:
+        raise DataError(f"--batch: expected a number of at least 1, or dynamic, got '{text}'")
+    return int(text)
+
+
+def numbers_of(option: str, text: str) -> tuple[float, ...]:
+    from onnxslim.errors import DataError
+
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise DataError(f"{option}: expected numbers such as 125.3,123,113.9, got '{text}'") from None

@@ -1,0 +1,242 @@
+"""Commands that prune, and that measure what pruning would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onnxslim.cli.options import (
+    DataPath,
+    LayoutOption,
+    Mean,
+    ModelFile,
+    Std,
+    preprocess_of,
+    print_view,
+    progress_bar,
+)
+
+__all__ = ["prune", "sensitivity"]
+
+Scope = Annotated[
+    list[str] | None,
+    typer.Option(help="Only these channel groups: a name, an op type, a glob, re:EXPRESSION; may be repeated."),
+]
+Exclude = Annotated[list[str] | None, typer.Option(help="Not these channel groups; may be repeated.")]
+CriterionOption = Annotated[
+    str, typer.Option(help="What tells channels that matter: l1, l2, bn_scale, fpgm, taylor, random.")
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option("--split", help="Part of the data that batch norm's statistics come from; labels are not used."),
+]
+ValSplit = Annotated[str | None, typer.Option("--val-split", help="Labelled part that top-1 is measured on.")]
+Samples = Annotated[int, typer.Option(help="Images for batch norm's statistics.")]
+Seed = Annotated[int, typer.Option(help="That draws them.")]
+RestoreBatchnorm = Annotated[
+    bool, typer.Option(help="Put batch norms back before a cut, and measure them anew after it; needs --data.")
+]
+
+
+def prune(
+    model: ModelFile,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="Most multiply-accumulates left: up to 1 a fraction, above it a count.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="Most parameters left, in the same way.")] = None,
+    bytes: Annotated[float | None, typer.Option(help="Most bytes of weights left, in the same way.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Largest fraction of the latency left, as measured.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="uniform: one ratio; global: one threshold; sensitivity: one measured loss.")
+    ] = "uniform",
+    criterion: CriterionOption = "l1",
+    data: Annotated[
+        Path | None, typer.Option(help="Image folder, zip of one, .npz, or CIFAR-10 binary archive.")
+    ] = None,
+    split: Calibration = None,
+    val_split: ValSplit = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: LayoutOption = None,
+    scope: Scope = None,
+    exclude: Exclude = None,
+    max_ratio: Annotated[float, typer.Option(help="Most of a group's channels that may go.")] = 0.9,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=RATIO", help="The same for some groups; may be repeated.")
+    ] = None,
+    multiple: Annotated[int, typer.Option(help="Channels left are a multiple of it, as kernels like.")] = 8,
+    masked: Annotated[bool, typer.Option("--masked", help="Set channels to zero and keep all shapes.")] = False,
+    sensitivities: Annotated[
+        Path | None, typer.Option(help="File of `onnxslim sensitivity`, read and added to.", show_default=False)
+    ] = None,
+    samples: Samples = 512,
+    restore_batchnorm: RestoreBatchnorm = True,
+    seed: Seed = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be cut, and write nothing.")] = False,
+) -> None:
+    """Cut channels out of a model until it is as small as asked for, wherever the network couples them.
+
+    Convolutions, matrices, norms, residual branches, concatenations and reshapes are cut together, group by
+    group. The model is then less accurate: train it with a recipe (`onnxslim compress`), best with a teacher.
+
+    Examples:
+
+        onnxslim prune model.onnx --macs 0.5 --dry-run
+
+        onnxslim prune model.onnx -o half.onnx --macs 0.5 --data photos/ --split train
+
+        onnxslim prune model.onnx -o small.onnx --macs 0.5 --bytes 400000 --strategy sensitivity
+        --sensitivities s.json --data cifar10.zip --split train --val-split val
+    """
+    from onnxslim.errors import RecipeError
+    from onnxslim.evaluation import size_of
+    from onnxslim.onnx_io import write
+    from onnxslim.report import plan_table
+    from onnxslim.run import plan_pruning
+    from onnxslim.run import prune as run
+
+    if out is None and not dry_run:
+        raise RecipeError("Give the file to write (-o OUT), or --dry-run to see what would be cut")
+    options: dict[str, Any] = {
+        "macs": macs,
+        "params": params,
+        "bytes": bytes,
+        "latency": latency,
+        "strategy": strategy,
+        "criterion": criterion,
+        "scope": list(scope or ()),
+        "exclude": list(exclude or ()),
+        "max_ratio": max_ratio,
+        "limits": dict(_limit(text) for text in limit or ()),
+        "multiple": multiple,
+        "mode": "masked" if masked else "physical",
+        "sensitivities": None if sensitivities is None else str(sensitivities),
+        "samples": samples,
+        "restore_batchnorm": restore_batchnorm,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    given = None if data is None else _data(model, data, split, val_split, mean, std, layout)
+    with progress_bar() as progress:
+        if dry_run:
+            plan = plan_pruning(model, given, seed=seed, progress=progress, **options)
+        else:
+            result = run(model, given, seed=seed, progress=progress, **options)
+            plan = result.plan
+    print_view(plan_table(plan))
+    kept = {q: getattr(plan.after, q) / getattr(plan.before, q) for q in ("macs", "params", "bytes")}
+    left = ", ".join(f"{100 * part:.2f} % of {name}" for name, part in kept.items())
+    typer.echo(f"Left: {left}.")
+    if plan.repaired:
+        typer.echo(f"Rounding to multiples of {multiple} had cut deeper; {plan.repaired} units were given back.")
+    if data is None:
+        typer.echo("Without --data batch norm was not measured anew, which costs accuracy.")
+    if out is not None and not dry_run:
+        write(result.graph, out)
+        typer.echo(f"{out}: {size_of(out):,} bytes of {size_of(model):,}")
+
+
+def sensitivity(
+    model: ModelFile,
+    data: DataPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file to write, or to go on with.")] = Path(
+        "sensitivities.json"
+    ),
+    split: Calibration = None,
+    val_split: ValSplit = None,
+    mean: Mean = None,
+    std: Std = None,
+    layout: LayoutOption = None,
+    criterion: CriterionOption = "l1",
+    ratios: Annotated[
+        str, typer.Option(help="Parts of each group's channels that are taken away.")
+    ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="package.module:function(model, data, preprocess) → number, larger is better. Default: top-1."
+        ),
+    ] = None,
+    scope: Scope = None,
+    exclude: Exclude = None,
+    samples: Samples = 512,
+    restore_batchnorm: RestoreBatchnorm = True,
+    workers: Annotated[int | None, typer.Option(help="Models evaluated at a time. Default: one a core.")] = None,
+    seed: Seed = 0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of the curves to write: .png, .svg, .pdf.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure how much accuracy falls when part of one channel group goes, for every group.
+
+    Every point is stored at once; a run that is interrupted goes on where it stopped. `onnxslim prune --strategy
+    sensitivity --sensitivities FILE`, or a recipe, then cuts where it costs least.
+
+    Examples:
+
+        onnxslim sensitivity model.onnx --data cifar10.zip --split train --val-split val -o s.json --plot s.png
+    """
+    from onnxslim.cli.options import numbers_of
+    from onnxslim.report import sensitivity_table
+    from onnxslim.report.plots import plot_sensitivities, require_plotting
+    from onnxslim.run import sensitivity as run
+
+    if plot is not None:
+        require_plotting(plot)
+    options: dict[str, Any] = {
+        "criterion": criterion,
+        "ratios": list(numbers_of("--ratios", ratios)),
+        "metric": metric,
+        "scope": list(scope or ()),
+        "exclude": list(exclude or ()),
+        "samples": samples,
+        "restore_batchnorm": restore_batchnorm,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    given = _data(model, data, split, val_split, mean, std, layout)
+    given.setdefault("val", given["train"])
+    with progress_bar() as progress:
+        try:
+            found = run(model, given, out, seed=seed, workers=workers, progress=progress, **options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Interrupted. {out} has what was measured; the same command goes on.") from None
+    print_view(sensitivity_table(found))
+    typer.echo(f"{out}: {sum(len(p) for p in found.metrics.values())} points, baseline {100 * found.baseline:.2f} %")
+    if plot is not None:
+        plot_sensitivities(found, plot)
+        typer.echo(f"{plot}: the curves")
+
+
+def _data(
+    model: Path,
+    path: Path,
+    split: str | None,
+    val_split: str | None,
+    mean: str | None,
+    std: str | None,
+    layout: str | None,
+) -> dict[str, Any]:
+    """As under `data` in a recipe."""
+    preprocess = preprocess_of([model], mean, std, layout)
+    found: dict[str, Any] = {
+        "train": {"path": str(path), **({} if split is None else {"split": split})},
+        "normalize": {"mean": list(preprocess.mean), "std": list(preprocess.std)},
+        "layout": preprocess.layout,
+    }
+    if val_split is not None:
+        found["val"] = {"path": str(path), "split": val_split}
+    return found
+
+
+def _limit(text: str) -> tuple[str, float]:
+    from onnxslim.errors import RecipeError
+
+    pattern, equals, ratio = text.rpartition("=")
+    try:
+        if equals and pattern:
+            return pattern, float(ratio)
+    except ValueError:
+        pass
+    raise RecipeError(f"--limit: expected PATTERN=RATIO such as '/layer1/*=0.3', got '{text}'")

@@ -1,0 +1,106 @@
+"""Pruning one model, and measuring how sensitive it is, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxslim.data import ProgressCallback, check_fits
+from onnxslim.graph import Graph
+from onnxslim.onnx_io import read
+from onnxslim.pruning.pruner import PrunePlan
+from onnxslim.pruning.sensitivity import Sensitivities
+from onnxslim.recipe import parse_recipe
+from onnxslim.run.job import open_roles, preprocess_in, with_workers
+from onnxslim.stages import Prune
+from onnxslim.stages.base import Data, RunContext, only_data_input
+
+__all__ = ["Pruned", "plan_pruning", "prune", "sensitivity"]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A graph with channels cut, and the plan by which they were."""
+
+    graph: Graph
+    plan: PrunePlan
+
+
+def prune(
+    model: Graph | str | Path,
+    data: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> Pruned:
+    """Cuts channels until the targets are met, as the stage `prune` of a recipe does; a Graph that is given stays.
+
+    options: the stage's, such as macs=0.5, strategy="sensitivity", multiple=8. data: as under `data` in a recipe:
+    train for batch norm's statistics (labels are not used) and the criterion taylor, val for sensitivities, normalize,
+    layout. Without data, batch norms are not measured anew, which costs accuracy.
+
+    Raises RecipeError for options that are wrong, UnsupportedError with the reachable range where a target is out of
+    reach, DataError where the data do not fit the model.
+    """
+    graph, stage, context = _set_up(model, data, options, seed, progress)
+    stage.check(graph, context)
+    plan, work = stage.plan(graph, context)
+    return Pruned(stage.cut(plan, work)[0], plan)
+
+
+def plan_pruning(
+    model: Graph | str | Path,
+    data: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> PrunePlan:
+    """What `prune` would cut, group by group."""
+    graph, stage, context = _set_up(model, data, options, seed, progress)
+    stage.check(graph, context)
+    return stage.plan(graph, context)[0]
+
+
+def sensitivity(
+    model: Graph | str | Path,
+    data: Mapping[str, Any],
+    path: str | Path | None = None,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> Sensitivities:
+    """How much top-1 on data["val"] (or `metric`) falls with a part of each channel group gone.
+
+    path: a JSON file, written after every point; what it has is not measured again. options: ratios, criterion,
+    metric, scope, exclude, samples, restore_batchnorm of the stage `prune`.
+    """
+    graph, stage, context = _set_up(model, data, options, seed, progress, workers)
+    return stage.measure(stage.workspace(graph, context), context, None if path is None else Path(path))
+
+
+def _set_up(
+    model: Graph | str | Path,
+    data: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    seed: int,
+    progress: ProgressCallback | None,
+    workers: int | None = None,
+) -> tuple[Graph, Prune, RunContext]:
+    """The model, the stage and what it works with, the data checked."""
+    run = {"seed": seed, **({} if workers is None else {"workers": workers})}
+    tree = {"model": model, "data": dict(data or {}), "run": run, "stages": [{"prune": dict(options)}]}
+    recipe = with_workers(parse_recipe(tree))
+    graph = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
+    found = Data(open_roles(recipe, progress), preprocess_in(recipe))
+    for role in found.roles:
+        check_fits(found.get(role), only_data_input(graph), None, found.preprocess)
+    stage = recipe.stages[0].stage
+    assert isinstance(stage, Prune)
+    context = RunContext(Path(), found, "prune", seed, recipe.run.workers or 1, progress=progress)
+    return graph, stage, context
