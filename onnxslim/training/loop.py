@@ -38,11 +38,12 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The trained graph (the last epoch's), the best on validation, and one record an epoch."""
+    """The trained graph (the last epoch's), the best on validation, one record an epoch, and the state at the end."""
 
     graph: Graph
     best: Graph
     history: tuple[dict[str, Any], ...]
+    state: State
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Trainer:
 
     validate: the metric (larger is better) of an evaluation-mode graph; freeze_from: the first epoch
     in which batch norm uses its running statistics. folder: for checkpoints; None keeps none.
+    start: the state to go on from, such as one that was cut with its model; default: the student's own.
     Equal seeds, data and workers give equal weights, however often a run is interrupted and resumed.
     """
 
@@ -70,6 +72,7 @@ class Trainer:
     validate: Callable[[Graph], float] | None = None
     progress: ProgressCallback | None = None
     log: Callable[..., None] | None = None
+    start: State | None = None
     _stop: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,9 @@ class Trainer:
         run = {"batch": self.loader.batch, "seed": self.loader.seed, "workers": self.workers}
         checkpoints = Checkpoints(self.folder, self.label, self.keep, run) if self.folder is not None else None
         state = State.of(self.student, self.optimizer)
+        if self.start is not None:
+            self.start.check_like(state, "The state to start from")
+            state = self.start
         found = checkpoints.latest(state) if checkpoints is not None and resume else None
         state = found or state
         engine, frozen = None, None
@@ -100,7 +106,7 @@ class Trainer:
         if engine is not None:
             engine.close()
         best = checkpoints.best(state) if checkpoints is not None else None
-        return TrainingResult(self._written(state), self._written(best or state), tuple(state.history))
+        return TrainingResult(self._written(state), self._written(best or state), tuple(state.history), state)
 
     def _is_frozen(self, epoch: int) -> bool:
         return self.freeze_from is not None and epoch >= self.freeze_from

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,18 @@ class State:
         for value in graph.initializers():
             if value.role in _OWNED:
                 graph.set_array(value, self.arrays[value.name].copy())
+
+    def cut(self, survivors: Mapping[str, Mapping[int, Array]]) -> State:
+        """The state of the model after `CutChannels`, by its outcome's `survivors`: parameters, statistics and scales
+        keep what survived, and moments follow their parameter, bit by bit. The best metric was another model's."""
+        arrays = {}
+        for name, array in self.arrays.items():
+            owner = name.rpartition(".")[0]
+            moment = name not in survivors and owner in survivors and self.arrays[owner].shape == array.shape
+            for axis, kept in survivors.get(owner if moment else name, {}).items():
+                array = array.take(kept, axis)
+            arrays[name] = np.array(array)
+        return replace(self, arrays=arrays, best=None)
 
     @property
     def signature(self) -> str:

@@ -1,0 +1,136 @@
+"""How many units go: targets are met, barely; limits, multiples and curves are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxslim.analysis.channels import Group, find_groups
+from onnxslim.builders import small_cnn
+from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.graph import Graph
+from onnxslim.pruning.allocation import Limit, Target, allocate, by_loss, by_threshold, limits_of, uniform
+from onnxslim.pruning.footprint import Footprint
+from onnxslim.stages.base import prepared
+
+SetUp: TypeAlias = tuple[tuple[Group, ...], Footprint, dict[str, Limit]]
+
+
+def set_up(graph: Graph, multiple: int = 1, ratio: float = 0.9) -> SetUp:
+    groups = find_groups(graph).free
+    limits = limits_of(groups, {g.name: ratio for g in groups}, multiple)
+    return groups, Footprint(graph, {g.name: g for g in groups}), limits
+
+
+@given(
+    st.floats(0.15, 1.0),
+    st.sampled_from([1, 2, 4]),
+    st.lists(st.integers(4, 24), min_size=2, max_size=4),
+    st.booleans(),
+)
+def test_the_target_holds_and_one_step_more_would_break_it(
+    part: float, multiple: int, channels: list[int], depthwise: bool
+) -> None:
+    groups, footprint, limits = set_up(prepared(small_cnn(channels, classes=3, depthwise=depthwise)), multiple)
+    bound = part * footprint.size.macs
+    deepest = footprint.with_left({name: limit.left(limit.units) for name, limit in limits.items()}).macs
+    footprint.with_left({g.name: g.units for g in groups})
+    if deepest > bound:
+        with pytest.raises(UnsupportedError, match="cannot be reached"):
+            allocate(footprint, uniform(groups), limits, [Target("macs", bound)])
+        return
+    found = allocate(footprint, uniform(groups), limits, [Target("macs", bound)])
+    assert found.size.macs <= bound
+    for name, left in found.left.items():
+        limit = limits[name]
+        assert limit.least <= left <= limit.units
+        assert left % limit.step == 0 or left == limit.units
+        if left < limit.units:
+            footprint.with_left(found.left)
+            footprint.set(name, min(left + limit.step, limit.units))
+            assert footprint.size.macs > bound
+
+
+def test_several_targets_hold_at_once(network: Callable[..., Graph]) -> None:
+    groups, footprint, limits = set_up(network((16, 32, 64)))
+    whole = footprint.size
+    parts = {"macs": 0.6, "bytes": 0.3, "params": 0.5}
+    targets = [Target(quantity, part * getattr(whole, quantity)) for quantity, part in parts.items()]
+    found = allocate(footprint, uniform(groups), limits, targets)
+    assert found.size.macs <= 0.6 * whole.macs
+    assert 0.27 * whole.bytes <= found.size.bytes <= 0.3 * whole.bytes
+
+
+def test_a_measured_condition_is_met_and_asked_rarely(network: Callable[..., Graph]) -> None:
+    groups, footprint, limits = set_up(network((16, 32, 64)))
+    asked = []
+
+    def fits(left: object) -> bool:
+        assert isinstance(left, dict)
+        asked.append(left)
+        return bool(left["conv2"] <= 20)
+
+    found = allocate(footprint, uniform(groups), limits, [], fits)
+    assert 18 <= found.left["conv2"] <= 20
+    assert len(asked) <= 10
+    with pytest.raises(UnsupportedError, match="latency"):
+        allocate(footprint, uniform(groups), limits, [], lambda left: False)
+
+
+def test_out_of_reach_says_the_range(network: Callable[..., Graph]) -> None:
+    groups, footprint, limits = set_up(network((16, 32)), ratio=0.5)
+    whole = footprint.size.macs
+    least = footprint.with_left({"conv1": 8, "conv2": 16}).macs
+    with pytest.raises(UnsupportedError) as error:
+        allocate(footprint, uniform(groups), limits, [Target("macs", 0.01 * whole)])
+    assert f"between {least:,} ({100 * least / whole:.1f} %) and {whole:,}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "lost", "left"),
+    [
+        (Limit(32, 0.9, 8), 0, 32),
+        (Limit(32, 0.9, 8), 11, 24),
+        (Limit(32, 0.9, 8), 13, 16),
+        (Limit(32, 0.9, 8), 32, 8),
+        (Limit(13, 0.9, 8), 1, 13),
+        (Limit(13, 0.9, 8), 6, 8),
+        (Limit(10, 0.3, 1), 10, 7),
+        (Limit(3, 0.99, 1), 3, 1),
+        (Limit(4, 0.9, 8), 4, 4),
+    ],
+)
+def test_limits(limit: Limit, lost: float, left: int) -> None:
+    assert limit.left(lost) == left
+
+
+def test_a_unit_of_several_channels_counts_as_many(network: Callable[..., Graph]) -> None:
+    groups = find_groups(network()).free
+    wide = Group("wide", 16, tuple(m for m in groups[0].members), groups[0].makers)
+    assert limits_of([wide], {"wide": 0.9}, 8)["wide"].step == 8 // np.gcd(8, wide.width)
+
+
+def test_one_threshold_takes_the_lowest_scores_wherever_they_are() -> None:
+    ideal = by_threshold({"a": np.array([0.1, 0.2, 3.0, 4.0]), "b": np.array([5.0, 6.0, 0.3, 7.0])})
+    assert ideal(0.0) == {"a": 0, "b": 0}
+    assert ideal(3 / 8) == {"a": 2, "b": 1}
+    assert ideal(1.0) == {"a": 4, "b": 4}
+
+
+def test_equal_loss_cuts_what_is_not_sensitive(network: Callable[..., Graph]) -> None:
+    groups = find_groups(network((10, 10))).free
+    curves = {"conv1": {0.5: 0.1, 0.9: 0.2}, "conv2": {0.5: 0.01, 0.9: 0.005}}
+    ideal = by_loss(groups, curves)
+    # conv2 falls by 1 % at a half; the better point after it does not undo that.
+    highest = 0.2 + (0.2 - 0.1) / 0.4 * 0.1
+    found = ideal(0.01 / highest)
+    assert found["conv1"] == pytest.approx(10 * 0.05)
+    assert found["conv2"] == pytest.approx(10)
+    assert all(ideal(1.0)[name] == pytest.approx(10) for name in curves)
+    with pytest.raises(RecipeError, match="nothing of channel group 'conv2'"):
+        by_loss(groups, {"conv1": {0.5: 0.1}})

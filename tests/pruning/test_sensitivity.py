@@ -1,0 +1,102 @@
+"""Sensitivities: stored point by point, never measured twice, refused where they are another model's."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from onnxslim.builders import small_cnn
+from onnxslim.errors import DataError
+from onnxslim.graph import Graph
+from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
+
+PLAN = Sensitivities({"model": "m", "data": "d"}, 0.0, {}, {"a": 4, "b": 8}, {"head": "an output"})
+RATIOS = (0.25, 0.5)
+
+
+class Bench:
+    """Models that carry their own metric, and a count of what was asked for."""
+
+    def __init__(self, stop_after: int = 1000) -> None:
+        self.asked: list[tuple[str, float]] = []
+        self.stop_after = stop_after
+        self._lock = threading.Lock()
+
+    def variant(self, name: str, ratio: float) -> Graph:
+        with self._lock:
+            if len(self.asked) == self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append((name, ratio))
+        graph = small_cnn((2,))
+        graph.metadata["metric"] = str(0.8 - ratio * (0.1 if name == "a" else 0.4))
+        return graph
+
+    def measure(self, path: Path | None, workers: int = 1, plan: Sensitivities = PLAN) -> Sensitivities:
+        return measure_sensitivities(
+            self.variant,
+            lambda graph: float(graph.metadata["metric"]),
+            lambda: 0.8,
+            plan,
+            RATIOS,
+            path=path,
+            workers=workers,
+        )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_losses_are_relative_to_the_baseline(tmp_path: Path, workers: int) -> None:
+    found = Bench().measure(tmp_path / "s.json", workers)
+    assert found.baseline == 0.8
+    assert found.losses["a"] == pytest.approx({0.25: 0.025 / 0.8, 0.5: 0.05 / 0.8})
+    assert found.losses["b"] == pytest.approx({0.25: 0.1 / 0.8, 0.5: 0.2 / 0.8})
+
+
+def test_the_file_reads_back_and_lists_every_group(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    found = Bench().measure(path)
+    assert Sensitivities.load(path) == found
+    content = json.loads(path.read_text())
+    assert list(content["groups"]) == ["a", "b"]
+    assert content["pinned"] == {"head": "an output"}
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_nothing_that_is_stored_is_measured_again(tmp_path: Path, stop_after: int) -> None:
+    path = tmp_path / "s.json"
+    first = Bench(stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        first.measure(path)
+    assert len(first.asked) == stop_after
+    second = Bench()
+    found = second.measure(path)
+    assert not set(first.asked) & set(second.asked)
+    assert len(first.asked) + len(second.asked) == 4
+    assert found == Bench().measure(None)
+
+
+def test_another_model_is_refused_and_the_file_kept(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    Bench().measure(path)
+    before = path.read_bytes()
+    other = Sensitivities({"model": "other", "data": "d"}, 0.0, {}, PLAN.units)
+    with pytest.raises(DataError, match=r"s.json was measured with another model: expected other, got m"):
+        Bench().measure(path, plan=other)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 9}', '{"version": 1, "context": {}, "baseline": "x"}'])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"s.json"):
+        Bench().measure(path)
+    assert path.read_text() == text
+
+
+def test_a_zero_baseline_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be above 0"):
+        measure_sensitivities(Bench().variant, lambda graph: 0.0, lambda: 0.0, PLAN, RATIOS, path=tmp_path / "s.json")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,170 @@
+"""The prune stage: targets met, what came before it kept, and every wrong option found before anything is cut."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxslim.analysis.cost import cost
+from onnxslim.builders import small_cnn
+from onnxslim.data import Preprocess
+from onnxslim.data.dataset import ArrayDataset
+from onnxslim.errors import DataError, RecipeError, UnsupportedError
+from onnxslim.evaluation import evaluate, open_session
+from onnxslim.graph import Graph
+from onnxslim.onnx_io import to_bytes
+from onnxslim.pruning.sensitivity import Sensitivities
+from onnxslim.stages import Data, Prune, RunContext, Train
+
+PREPROCESS = Preprocess((100.0,), (50.0,))
+
+
+@pytest.fixture(scope="module")
+def dataset() -> ArrayDataset:
+    rng = np.random.default_rng(3)
+    labels = np.arange(240) % 6
+    images = rng.integers(0, 100, (240, 8, 8, 1)).astype(np.uint8)
+    images[np.arange(240), labels] += 150
+    return ArrayDataset({"image": images, "label": labels})
+
+
+def context(dataset: ArrayDataset, folder: Path, *roles: str, **more: object) -> RunContext:
+    data = Data({role: lambda: dataset for role in roles}, PREPROCESS)
+    return RunContext(folder, data, workers=2, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: ArrayDataset, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """A network that tells the six classes apart, batch norm folded."""
+    stage = Train(epochs=4, batch=16, layout="plain")
+    folder = tmp_path_factory.mktemp("trained")
+    graph = stage.run(small_cnn((8, 16), classes=6, batchnorm=False), context(dataset, folder, "train")).graph
+    assert evaluate(graph, dataset, PREPROCESS).top1 > 0.9
+    return graph
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "global", "sensitivity"])
+@pytest.mark.parametrize("criterion", ["l1", "taylor", "bn_scale"])
+def test_half_of_the_macs(trained: Graph, dataset: ArrayDataset, tmp_path: Path, strategy: str, criterion: str) -> None:
+    before = to_bytes(trained)
+    stage = Prune(macs=0.5, multiple=1, strategy=strategy, criterion=criterion, ratios=[0.3, 0.6], samples=64)
+    result = stage.run(trained, context(dataset, tmp_path, "train", "val"))
+    assert to_bytes(trained) == before
+    left = cost(result.graph).macs / cost(trained).macs
+    assert 0.4 <= left <= 0.5
+    assert result.summary["macs_left"] == pytest.approx(left, abs=1e-3)
+    assert not any(n.op == "BatchNormalization" for n in result.graph.nodes())  # folded back
+    assert evaluate(result.graph, dataset, PREPROCESS).top1 > 0.4  # chance is 0.17
+
+
+def test_batch_norm_measured_anew_saves_accuracy(trained: Graph, dataset: ArrayDataset, tmp_path: Path) -> None:
+    found = []
+    for restore in (True, False):
+        stage = Prune(macs=0.4, multiple=1, restore_batchnorm=restore)
+        graph = stage.run(trained, context(dataset, tmp_path, "train")).graph
+        found.append(evaluate(graph, dataset, PREPROCESS).top1)
+    assert found[0] >= found[1]
+
+
+def test_masked_is_the_same_function_with_the_shapes_kept(
+    trained: Graph, dataset: ArrayDataset, tmp_path: Path
+) -> None:
+    images = PREPROCESS(dataset.read(np.arange(16))["image"])
+    outputs = []
+    for mode in ("physical", "masked"):
+        graph = Prune(macs=0.5, multiple=1, mode=mode).run(trained, context(dataset, tmp_path)).graph
+        outputs.append(open_session(graph).run({"image": images})["logits"])
+        if mode == "masked":
+            assert cost(graph).macs == cost(trained).macs
+    assert np.abs(outputs[0] - outputs[1]).max() <= 1e-5 * np.abs(outputs[0]).max()
+
+
+def test_fractions_are_of_the_model_as_the_run_began(trained: Graph, dataset: ArrayDataset, tmp_path: Path) -> None:
+    once = Prune(macs=0.6, multiple=1).run(trained, context(dataset, tmp_path)).graph
+    twice = Prune(macs=0.5, multiple=1).run(once, context(dataset, tmp_path, whole=trained)).graph
+    assert 0.42 <= cost(twice).macs / cost(trained).macs <= 0.5
+
+
+def test_a_latency_target_is_measured(trained: Graph, dataset: ArrayDataset, tmp_path: Path) -> None:
+    wide = small_cnn((64, 128), classes=6, batchnorm=False)
+    result = Prune(latency=0.8, multiple=8).run(wide, context(dataset, tmp_path))
+    assert result.summary["macs_left"] < 1
+
+
+def test_multiples_scope_and_limits(trained: Graph, dataset: ArrayDataset, tmp_path: Path) -> None:
+    graph = small_cnn((16, 32, 32), classes=6)
+    stage = Prune(params=0.6, multiple=8, exclude=["conv1"], limits={"conv2*": 0.25})
+    groups = {g["name"]: g["channels"] for g in stage.run(graph, context(dataset, tmp_path)).summary["groups"]}
+    assert groups["conv2"][1] >= 24
+    assert "conv1" not in groups
+    assert all(left % 8 == 0 for _, left in groups.values())
+
+
+def test_a_metric_of_the_users_own(
+    trained: Graph, dataset: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_metric_of_pruning.py").write_text(
+        "def weights(graph, dataset, preprocess):\n    return float(sum(v.array.size for v in graph.initializers()))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    stage = Prune(macs=0.5, multiple=1, strategy="sensitivity", metric="my_metric_of_pruning:weights", ratios=[0.5])
+    stage.run(trained, context(dataset, tmp_path, "train", "val"))
+    found = Sensitivities.load(tmp_path / "sensitivities.json")
+    assert found.baseline > 100
+    assert all(0 < loss < 1 for points in found.losses.values() for loss in points.values())
+
+
+def test_sensitivities_are_reused_and_another_models_are_refused(
+    trained: Graph, dataset: ArrayDataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.json"
+    stage = Prune(macs=0.5, multiple=1, strategy="sensitivity", sensitivities=str(path), ratios=[0.5], samples=32)
+    where = context(dataset, tmp_path, "train", "val")
+    stage.run(trained, where)
+    stamp = path.read_bytes()
+    stage.run(trained, where)
+    assert path.read_bytes() == stamp
+    other = stage.run(trained, where).graph
+    with pytest.raises(DataError, match="another model"):
+        stage.run(other, where)
+    assert path.read_bytes() == stamp
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, RecipeError, "at least one of macs, params, bytes, latency"),
+        ({"macs": 0.001}, UnsupportedError, "cannot be reached: within these limits between"),
+        ({"macs": 0.5, "scope": ["konv1"]}, RecipeError, "'konv1' matches no channel group; near names: .*conv1"),
+        ({"macs": 0.5, "exclude": ["*"]}, RecipeError, "no channel group is left"),
+        ({"macs": 0.5, "scope": ["head"]}, RecipeError, "'logits' is an output of the graph"),
+        ({"macs": 0.5, "limits": {"nothing": 0.5}}, RecipeError, "limits: 'nothing' matches no channel group"),
+        ({"macs": 0.5, "strategy": "sensitivity"}, RecipeError, "data.val is needed"),
+        ({"macs": 0.5, "strategy": "sensitivity", "metric": "nowhere:f"}, RecipeError, "cannot import 'nowhere'"),
+        ({"macs": 0.5, "strategy": "sensitivity", "metric": "f"}, RecipeError, "package.module:function"),
+        ({"macs": 0.5, "strategy": "sensitivity", "metric": "json:f"}, RecipeError, "no function 'f'"),
+    ],
+)
+def test_what_is_wrong_is_found_by_the_check(
+    dataset: ArrayDataset, tmp_path: Path, options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Prune(**options).check(small_cnn((8, 16), classes=6), context(dataset, tmp_path, "train"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_untrained_model_is_refused(dataset: ArrayDataset, tmp_path: Path) -> None:
+    stage = Prune(macs=0.5, strategy="sensitivity", samples=32)
+    with pytest.raises(DataError, match="near chance"):
+        stage.run(small_cnn((8,), classes=6), context(dataset, tmp_path, "train", "val"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_taylor_without_labels(tmp_path: Path) -> None:
+    images = ArrayDataset({"image": np.zeros((8, 8, 8, 1), np.uint8)})
+    with pytest.raises(RecipeError, match="taylor needs labels"):
+        Prune(macs=0.5, criterion="taylor").check(small_cnn((8,), classes=6), context(images, tmp_path, "train"))
