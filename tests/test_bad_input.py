@@ -90,6 +90,8 @@ COMMANDS = {
     "quantize": ("quantize", "model.onnx", "-o", "out.onnx", *DATA),
     "evaluate": ("evaluate", "model.onnx", *DATA),
     "export": ("export", "model.onnx", "-o", "out"),
+    "prune": ("prune", "model.onnx", "-o", "out.onnx", "--macs", "0.5"),
+    "sensitivity": ("sensitivity", "model.onnx", *DATA, "-o", "out.json"),
     "compress": ("compress", "r.yaml", "--set", "model=model.onnx"),
 }
 every_command = pytest.mark.parametrize("command", COMMANDS)
@@ -301,3 +303,49 @@ def test_a_full_disk_during_a_run_keeps_what_was_finished(job: Path) -> None:
 def test_an_output_that_cannot_be_written(job: Path, out: str) -> None:
     message = refused(job, "quantize", "student.onnx", "-o", out, *DATA)
     assert "Cannot write" in message
+
+
+PRUNE = ("prune", "student.onnx", "-o", "out.onnx")
+SENSITIVITIES = ("--strategy", "sensitivity", "--sensitivities", "s.json", "--val-split", "val", *DATA)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "prune needs a target: at least one of macs, params, bytes, latency"),
+        (("--macs", "0.001"), "cannot be reached: within these limits between"),
+        (("--macs", "0.5", "--scope", "con"), "scope: 'con' matches no channel group; near names: conv1"),
+        (("--macs", "0.5", "--scope", "head"), "no channel group is left to be cut ('head': 'logits' is an output"),
+        (("--macs", "0.5", "--scope", "re:["), "'re:[' is not a regular expression"),
+        (("--macs", "0.5", "--max-ratio", "1"), "max_ratio: expected less than 1"),
+        (("--macs", "-1"), "macs: expected more than 0"),
+        (("--macs", "0.5", "--limit", "conv1"), "--limit: expected PATTERN=RATIO"),
+        (("--macs", "0.5", "--limit", "conv1=1"), "expected less than 1"),
+        (("--macs", "0.5", "--multiple", "0"), "multiple: expected at least 1"),
+        (("--macs", "0.5", "--criterion", "l3"), "criterion: expected 'l1' or 'l2'"),
+        (("--macs", "0.5", "--strategy", "unifrom"), "did you mean 'uniform'"),
+        (("--macs", "0.5", "--multiple", "1", *SENSITIVITIES), "s.json is not a file of sensitivities"),
+    ],
+)
+def test_prune_options(job: Path, arguments: tuple[str, ...], message: str) -> None:
+    (job / "s.json").write_text("{}")
+    assert message in refused(job, *PRUNE, *arguments).replace("\n", " ")
+
+
+def test_prune_without_a_place_to_write(job: Path) -> None:
+    assert "-o OUT" in refused(job, "prune", "student.onnx", "--macs", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "near chance"),
+        (("--ratios", "0.5,much"), "--ratios: expected numbers"),
+        (("--ratios", "0.5,0.2"), "ratios in ascending order"),
+        (("--ratios", "0.5,1"), "expected less than 1"),
+        (("--metric", "nowhere:metric"), "cannot import 'nowhere'"),
+        (("--plot", "curves.xls"), "A plot is written as .pdf, .png, .svg: got 'curves.xls'"),
+    ],
+)
+def test_sensitivity_options(job: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused(job, "sensitivity", "student.onnx", *DATA, *arguments).replace("\n", " ")

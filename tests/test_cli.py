@@ -20,7 +20,19 @@ from onnxslim.onnx_io import read, write
 from onnxslim.run import quantize
 from onnxslim.stages.preprocessing import noted_preprocess
 
-COMMANDS = ("compress", "evaluate", "quantize", "export", "inspect", "simplify", "doctor", "recipe", "demo")
+COMMANDS = (
+    "compress",
+    "evaluate",
+    "quantize",
+    "prune",
+    "sensitivity",
+    "export",
+    "inspect",
+    "simplify",
+    "doctor",
+    "recipe",
+    "demo",
+)
 NORMALIZED = ("--mean", "100", "--std", "50")
 RECIPE = """\
 model: student.onnx
@@ -261,3 +273,30 @@ def test_a_bug_keeps_its_traceback(job: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("onnxslim.stages.Quantize.run", bug)
     assert isinstance(run("compress", "r.yaml").exception, ZeroDivisionError)
+
+
+def test_prune_writes_and_says_what_went(job: Path) -> None:
+    out = good("prune", "student.onnx", "-o", "half.onnx", "--macs", "0.6", "--multiple", "2", "--data", "data.npz",
+               "--split", "train", *NORMALIZED, "--limit", "conv1=0.5")  # fmt: skip
+    assert "conv1" in out
+    assert "% of macs" in out
+    assert (job / "half.onnx").stat().st_size < (job / "student.onnx").stat().st_size
+    assert (read("half.onnx").value("logits").shape or ())[1:] == (6,)
+
+
+def test_a_dry_run_of_prune_writes_nothing(job: Path) -> None:
+    before = sorted(job.rglob("*"))
+    out = good("prune", "student.onnx", "--macs", "0.6", "--multiple", "1", "--dry-run")
+    assert "conv2" in out
+    assert sorted(job.rglob("*")) == before
+
+
+def test_sensitivity_measures_stores_and_draws(job: Path) -> None:
+    (job / "metric_for_the_command_line.py").write_text("def one(graph, dataset, preprocess):\n    return 1.0\n")
+    command = ("sensitivity", "student.onnx", "--data", "data.npz", "--split", "train", *NORMALIZED, "-o", "s.json",
+               "--ratios", "0.25,0.5", "--metric", "metric_for_the_command_line:one", "--plot", "s.svg")  # fmt: skip
+    out = good(*command)
+    assert "conv1" in out
+    assert "'logits' is an output of the graph" in out
+    assert "<svg" in (job / "s.svg").read_text()
+    assert len(json.loads((job / "s.json").read_text())["groups"]["conv1"]["metric"]) == 2

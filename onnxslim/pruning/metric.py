@@ -30,7 +30,8 @@ def require_trained(graph: Graph, dataset: Dataset, preprocess: Preprocess, thre
     """Top-1 of the whole model. Raises DataError where it is near chance: sensitivities of an untrained model say
     nothing."""
     found = evaluate(graph, dataset, preprocess, threads=threads)
-    if found.top1 < _ABOVE_CHANCE / found.classes:
+    chance = 1 / found.classes
+    if found.top1 < _ABOVE_CHANCE * chance or found.interval[0] <= chance:
         raise DataError(
             f"The model's top-1 is {100 * found.top1:.2f} % with {found.classes} classes, near chance: it looks "
             "untrained, or its preprocessing (mean, std, layout) is not that of its training. Sensitivities would say "

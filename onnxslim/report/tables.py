@@ -144,7 +144,8 @@ def doctor_table(found: Capabilities) -> RenderableType:
 def keys_table(keys: Iterable[Key]) -> Table:
     """The keys of a recipe: where, type, default, meaning."""
     table = _table(None)
-    for column in ("key", "type", "default", "meaning"):
+    table.add_column("key", no_wrap=True)
+    for column in ("type", "default", "meaning"):
         table.add_column(column, overflow="fold")
     for key in keys:
         _row(table, key.path, key.type, key.default, key.description, style="bold" if key.type == "keys" else "")

@@ -116,7 +116,7 @@ class Prune(Stage):
     samples: int = Field(default=512, ge=1, description="Of data.train, for batch norm and the criterion taylor.")
     sensitivities: str | None = Field(
         default=None,
-        description="File of measured sensitivities, read and added to. Default: sensitivities.json of the run.",
+        description="File of measured sensitivities, read and added to. Default: one of this stage, in the run.",
     )
     ratios: list[Ratio] = Field(
         default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
@@ -163,8 +163,13 @@ class Prune(Stage):
             "before": plan.before._asdict(),
             "after": plan.after._asdict(),
             "groups": [
-                {"name": g.group.name, "members": len(g.group.members), "channels": g.channels, "macs": g.macs}
-                for g in plan.groups
+                {
+                    "name": row.group.name,
+                    "members": len(row.group.members),
+                    "channels": list(row.channels),
+                    "macs": list(row.macs),
+                }
+                for row in plan.groups
             ],
             "pinned": work.pruner.pinned,
         }
@@ -187,7 +192,11 @@ class Prune(Stage):
         work = self.workspace(graph, context)
         losses = None
         if self.strategy == "sensitivity":
-            path = Path(self.sensitivities) if self.sensitivities else context.folder / "sensitivities.json"
+            path = (
+                Path(self.sensitivities)
+                if self.sensitivities
+                else context.folder / f"{context.label}-sensitivities.json"
+            )
             losses = self.measure(work, context, path).losses
         whole = context.whole or graph
         fits = None if self.latency is None else _latency_check(whole, self.latency)

@@ -113,7 +113,7 @@ def test_a_metric_of_the_users_own(
     monkeypatch.setattr(sys, "path", list(sys.path))
     stage = Prune(macs=0.5, multiple=1, strategy="sensitivity", metric="my_metric_of_pruning:weights", ratios=[0.5])
     stage.run(trained, context(dataset, tmp_path, "train", "val"))
-    found = Sensitivities.load(tmp_path / "sensitivities.json")
+    found = Sensitivities.load(tmp_path / "stage-sensitivities.json")
     assert found.baseline > 100
     assert all(0 < loss < 1 for points in found.losses.values() for loss in points.values())
 

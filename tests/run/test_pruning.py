@@ -1,0 +1,96 @@
+"""Pruning without a run, and as a stage among others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxslim
+from onnxslim.analysis.cost import cost
+from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.evaluation import open_session
+from onnxslim.onnx_io import read, to_bytes, write
+
+DATA = {"train": {"path": "data.npz", "split": "train"}, "normalize": {"mean": [100.0], "std": [50.0]}}
+
+
+def test_prune_from_a_file(job: Path) -> None:
+    found = onnxslim.prune("student.onnx", DATA, macs=0.5, multiple=1)
+    assert 0.4 <= found.plan.after.macs / found.plan.before.macs <= 0.5
+    assert cost(found.graph).macs == found.plan.after.macs
+    write(found.graph, job / "half.onnx")
+    again = read(job / "half.onnx")
+    images = np.zeros((2, 1, 8, 8), np.float32)
+    assert open_session(again).run({"image": images})["logits"].shape == (2, 6)
+
+
+def test_a_plan_cuts_nothing_and_is_what_prune_does(job: Path) -> None:
+    graph = read("student.onnx")
+    before = to_bytes(graph)
+    plan = onnxslim.plan_pruning(graph, macs=0.5, multiple=1)
+    assert to_bytes(graph) == before
+    found = onnxslim.prune(graph, macs=0.5, multiple=1)
+    assert found.plan.cuts == plan.cuts
+    assert found.plan.after == plan.after
+
+
+def test_sensitivity_is_written_and_used(job: Path) -> None:
+    data = {**DATA, "val": {"path": "data.npz", "split": "train"}}
+    # Untrained models are near chance: a metric of one's own has no such guard.
+    (job / "a_metric_for_run_pruning.py").write_text("def one(graph, dataset, preprocess):\n    return 1.0\n")
+    options = {"metric": "a_metric_for_run_pruning:one", "ratios": [0.5], "samples": 16}
+    found = onnxslim.sensitivity("student.onnx", data, "s.json", **options)
+    assert set(found.metrics) == {"conv1", "conv2"}
+    assert found.pinned == {"head": "'logits' is an output of the graph"}
+    stamp = (job / "s.json").read_bytes()
+    options |= {"strategy": "sensitivity", "sensitivities": "s.json", "macs": 0.6, "multiple": 1}
+    pruned = onnxslim.prune("student.onnx", data, **options)
+    assert pruned.plan.after.macs <= 0.6 * pruned.plan.before.macs
+    assert (job / "s.json").read_bytes() == stamp
+
+
+def test_options_are_checked_like_a_recipes(job: Path) -> None:
+    with pytest.raises(RecipeError, match="unknown key 'mac' in stages.0.prune; did you mean 'macs'"):
+        onnxslim.prune("student.onnx", mac=0.5)
+    with pytest.raises(RecipeError, match="at least one of"):
+        onnxslim.prune("student.onnx")
+    with pytest.raises(UnsupportedError, match="cannot be reached"):
+        onnxslim.plan_pruning("student.onnx", macs=0.01)
+
+
+RECIPE = """\
+model: student.onnx
+teacher: teacher.onnx
+data:
+  train: data.npz
+  val: data.npz
+  normalize: {mean: [100], std: [50]}
+run: {name: pruned, workers: 1}
+stages:
+  - prune: {macs: 0.8, multiple: 1}
+  - train: {epochs: 1, batch: 16, distill: {soft_label: {weight: 0.5}}, layout: plain}
+  - prune: {macs: 0.5, multiple: 1, criterion: taylor}
+  - quantize: {samples: 32}
+  - train: {epochs: 1, batch: 16, layout: plain}
+  - export:
+evaluate: {latency_repeats: 2}
+"""
+
+
+def test_prune_train_prune_quantize_train_export(job: Path) -> None:
+    """Every stage takes what the one before gives, with no special case; fractions are of the run's model."""
+    (job / "p.yaml").write_text(RECIPE)
+    report = onnxslim.compress("p.yaml")
+    macs = [s.summary["after"]["macs"] for s in report.stages if s.kind == "prune"]
+    whole = cost(read("student.onnx")).macs
+    assert macs[0] <= 0.8 * whole
+    assert macs[1] <= 0.5 * whole
+    assert report.rows[-1].bytes < report.rows[0].bytes
+    model = read(job / "runs" / "pruned" / "model.onnx")
+    assert not any(n.op == "FakeQuant" for n in model.nodes())
+    stored = json.loads((job / "runs" / "pruned" / "report.json").read_text())
+    assert stored["stages"][0]["summary"]["groups"][0]["name"] == "conv1"
+    assert onnxslim.compress("p.yaml", resume=True) == report
