@@ -17,6 +17,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import networkx as nx
@@ -71,18 +72,26 @@ class DType(IntEnum):
     @classmethod
     def of(cls, array: Array) -> DType:
         """The ONNX type of a numpy array (object arrays are strings)."""
-        if array.dtype == object or array.dtype.kind in "SU":
-            return cls.STRING
-        return cls(helper.np_dtype_to_tensor_dtype(array.dtype))
+        return _code(array.dtype)
 
     @property
     def numpy(self) -> np.dtype[Any]:
         """The numpy type that holds this one (ml_dtypes for bfloat16, float8 and sub-byte types)."""
-        return np.dtype(helper.tensor_dtype_to_np_dtype(int(self)))
+        return _numpy(self)
 
     @property
     def is_float(self) -> bool:
         return self in (DType.FLOAT, DType.FLOAT16, DType.DOUBLE, DType.BFLOAT16)
+
+
+@cache
+def _code(dtype: np.dtype[Any]) -> DType:
+    return DType.STRING if dtype.kind in "OSU" else DType(helper.np_dtype_to_tensor_dtype(dtype))
+
+
+@cache
+def _numpy(dtype: DType) -> np.dtype[Any]:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(int(dtype)))
 
 
 class Role(Enum):
@@ -194,6 +203,7 @@ class Graph:
         self._capturing: dict[int, None] = {}  # nodes whose bodies have captured something
         self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
         self._journal: list[int] = []
+        self._notes: dict[str, tuple[int, Any]] = {}
         self._order: list[Node] | None = None
         self._forget_all()
 
@@ -425,19 +435,22 @@ class Graph:
             if value is not None:
                 node.attributes[key] = _attribute(key, value)
         self._insert(node)
-        node.arity = (len(inputs), 0)
         for slot, source in enumerate(inputs):
             if source is not None:
                 self._link(source.id, node.id, slot)
         base = name or op
         wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
-        node.arity = (len(inputs), len(wanted))
+        made: list[Value | None] = []
         for slot, target in enumerate(wanted):
             if isinstance(target, str):
                 target = self.add_value(self.fresh_name(target))
             if target is not None:
                 self._claim(target, node)
                 self._link(node.id, target.id, slot)
+                self._sources[target.id] = node
+            made.append(target)
+        node.arity = (len(inputs), len(made))
+        self._reads[node.id], self._makes[node.id] = tuple(inputs), tuple(made)
         return node
 
     def op(
@@ -458,12 +471,19 @@ class Graph:
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
         """Sets an attribute, or removes it where `value` is None."""
+        self._protos.pop(node.id, None)
         node.attributes.pop(name, None)
         if value is not None:
             node.attributes[name] = _attribute(name, value)
         self._touch(node)
 
+    def set_name(self, node: Node, name: str, doc: str = "") -> None:
+        self._protos.pop(node.id, None)
+        node.name, node.doc = name, doc
+        self._touch(node)
+
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
+        self._protos.pop(node.id, None)
         node.op, node.domain = op, domain
         self.opsets.setdefault(domain, 1)
         self._touch(node)
@@ -478,7 +498,7 @@ class Graph:
                 self._unlink(source, node.id, key)
         if slot < CAPTURE:
             node.arity = (max(node.arity[0], slot + 1), node.arity[1])
-            self._reads.pop(node.id, None)
+            self._forget(node.id)
         if value is not None:
             self._link(value.id, node.id, slot, capture)
         self._touch(node)
@@ -529,6 +549,8 @@ class Graph:
         del self._by_name[value.name]
         self._by_name[name] = value.id
         value.name = name
+        for id in (*self._net.predecessors(value.id), *self._net.successors(value.id)):
+            self._protos.pop(id, None)
         self._touch(value)
 
     def remove_node(self, node: Node) -> None:
@@ -573,8 +595,9 @@ class Graph:
         twin._reserved, twin._counts = dict(self._reserved), dict(self._counts)
         twin._by_name = dict(self._by_name)
         twin._inputs, twin._outputs, twin._output_ids = dict(self._inputs), list(self._outputs), set(self._output_ids)
-        twin._capturing, twin._journal = dict(self._capturing), []
+        twin._capturing, twin._journal, twin._notes = dict(self._capturing), [], {}
         twin._forget_all()
+        twin._protos = dict(self._protos)
         return twin
 
     def merge(self, other: Graph, prefix: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -618,6 +641,24 @@ class Graph:
         self.functions += [f for f in other.functions if (f.domain, f.name, f.overload) not in known]
         return {other._value(id).name: value for id, value in mapped.items()}
 
+    # ------------------------------------------------------------------ what others keep here
+
+    def written(self, node: Node) -> onnx.NodeProto | None:
+        """The node as ONNX, where `keep_written` left it and no edit has changed it since. Not to be edited."""
+        return self._protos.get(node.id)
+
+    def keep_written(self, node: Node, proto: onnx.NodeProto) -> None:
+        self._protos[node.id] = proto
+
+    def note(self, what: str, found: Any) -> None:
+        """Keeps what was worked out of the graph as it is, until the next edit."""
+        self._notes[what] = (len(self._journal), found)
+
+    def noted(self, what: str) -> Any:
+        """What `note` was given, where the graph has not been edited since; None otherwise."""
+        mark, found = self._notes.get(what, (-1, None))
+        return found if mark == len(self._journal) else None
+
     # ------------------------------------------------------------------ journal
 
     def mark(self) -> int:
@@ -657,8 +698,7 @@ class Graph:
             self._order = None
 
     def _drop(self, item: Node | Value) -> None:
-        for id in (*self._net.predecessors(item.id), *self._net.successors(item.id), item.id):
-            self._forget(id)
+        self._forget(*self._net.predecessors(item.id), *self._net.successors(item.id), item.id)
         self._net.remove_node(item.id)
         del self._items[item.id]
         if isinstance(item, Value):
@@ -670,13 +710,11 @@ class Graph:
         else:
             self._net.add_edge(source, target, key=slot, name=capture)
             self._capturing[target] = None
-        self._forget(source)
-        self._forget(target)
+        self._forget(source, target)
 
     def _unlink(self, source: int, target: int, slot: int) -> None:
         self._net.remove_edge(source, target, slot)
-        self._forget(source)
-        self._forget(target)
+        self._forget(source, target)
 
     # What the network says, kept until an edge changes there: a pass asks much oftener than it edits.
 
@@ -686,11 +724,13 @@ class Graph:
         self._makes: dict[int, tuple[Value | None, ...]] = {}
         self._uses: dict[int, tuple[Use, ...]] = {}
         self._sources: dict[int, Node | None] = {}
+        self._protos: dict[int, onnx.NodeProto] = {}
 
-    def _forget(self, id: int) -> None:
+    def _forget(self, *ids: int) -> None:
         self._order = None
-        for kept in (self._reads, self._makes, self._uses, self._sources):
-            kept.pop(id, None)
+        for kept in (self._reads, self._makes, self._uses, self._sources, self._protos):
+            for id in ids:
+                kept.pop(id, None)
 
     def _reads_of(self, node: Node) -> tuple[Value | None, ...]:
         kept = self._reads.get(node.id)

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnxslim.collector import paused
 from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
 from onnxslim.graph import Graph, Node, Value
-from onnxslim.onnx_io.bodies import captured_names, local_names
+from onnxslim.onnx_io.bodies import bodies_of, captured_names, local_names
 from onnxslim.onnx_io.functions import require_no_recursion
 from onnxslim.onnx_io.tensors import ExternalFiles, array_of, load_sparse, load_tensors
 from onnxslim.onnx_io.types import element_type, is_plain, tensor_type
@@ -32,6 +32,8 @@ _DEEPEST = 100
 """Protobuf's own limit."""
 _MODEL_FIELDS = ("ir_version", "opset_import", "metadata_props", "functions", "graph")
 _NODE_FIELDS = ("input", "output", "name", "op_type", "domain", "overload", "attribute", "doc_string", "metadata_props")
+_NODE_TEXTS = ("name", "domain", "overload", "doc_string")
+_OTHER_NODE_FIELDS = [f.name for f in onnx.NodeProto.DESCRIPTOR.fields if f.name not in _NODE_FIELDS]
 
 
 def read(path: str | Path) -> Graph:
@@ -220,17 +222,26 @@ def add_node_proto(graph: Graph, proto: onnx.NodeProto) -> Node:
     def named(name: str) -> Value | None:
         return (graph.find(name) or graph.add_value(name)) if name else None
 
-    attributes = {a.name: _copy(a) for a in proto.attribute}
-    inputs, outputs = [named(n) for n in proto.input], [named(n) for n in proto.output]
-    node = graph.add_node(proto.op_type, inputs, outputs, attributes, domain=_domain(proto.domain), name=proto.name)
-    node.overload, node.doc, node.metadata = proto.overload, proto.doc_string, _pairs(proto.metadata_props)
-    if any(field.name not in _NODE_FIELDS for field, _ in proto.ListFields()):
-        node.extra = _rest(proto, _NODE_FIELDS)
-    for name in captured_names(attributes.values()):
-        value = named(name)
-        assert value is not None
-        graph.add_capture(node, value, name)
-    graph.reserve_names(local_names(attributes.values()))
+    twin = _copy(proto)
+    for field in _NODE_TEXTS:
+        if not getattr(twin, field):
+            twin.ClearField(field)  # given, but empty
+    attributes = {a.name: a for a in twin.attribute}
+    inputs, outputs = [named(n) for n in twin.input], [named(n) for n in twin.output]
+    node = graph.add_node(twin.op_type, inputs, outputs, attributes, domain=_domain(twin.domain), name=twin.name)
+    node.overload, node.doc = twin.overload, twin.doc_string
+    if twin.metadata_props:
+        node.metadata = _pairs(twin.metadata_props)
+    if any(len(getattr(twin, name)) for name in _OTHER_NODE_FIELDS):
+        node.extra = _rest(twin, _NODE_FIELDS)
+    if any(True for _ in bodies_of(twin.attribute)):
+        for name in captured_names(twin.attribute):
+            value = named(name)
+            assert value is not None
+            graph.add_capture(node, value, name)
+        graph.reserve_names(local_names(twin.attribute))
+    if len(attributes) == len(twin.attribute) and twin.domain == node.domain:
+        graph.keep_written(node, twin)
     return node
 
 

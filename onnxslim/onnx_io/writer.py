@@ -172,7 +172,15 @@ def _initializer(value: Value, array: Array, external: Mapping[str, str] | None)
 
 
 def node_proto(graph: Graph, node: Node) -> onnx.NodeProto:
-    """A node as ONNX; its bodies read captured values under their present names."""
+    """A node as ONNX, not to be edited; its bodies read captured values under their present names."""
+    kept = graph.written(node)
+    if kept is None:
+        kept = _node_proto(graph, node)
+        graph.keep_written(node, kept)
+    return kept
+
+
+def _node_proto(graph: Graph, node: Node) -> onnx.NodeProto:
     proto = onnx.NodeProto()
     if node.extra is not None:
         proto.CopyFrom(node.extra)
