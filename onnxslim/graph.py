@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import cache
@@ -203,7 +203,7 @@ class Graph:
         self._capturing: dict[int, None] = {}  # nodes whose bodies have captured something
         self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
         self._journal: list[int] = []
-        self._notes: dict[str, tuple[int, Any]] = {}
+        self._notes: dict[str, tuple[Hashable, Any]] = {}
         self._order: list[Node] | None = None
         self._forget_all()
 
@@ -283,6 +283,11 @@ class Graph:
     def node_outputs(self, node: Node) -> list[Value | None]:
         return list(self._makes_of(node))
 
+    def reads(self, node: Node) -> list[Value]:
+        """What is in its input slots, and what its bodies capture."""
+        found = [value for value in self._reads_of(node) if value is not None]
+        return [*found, *self.captures(node).values()] if node.id in self._capturing else found
+
     def input(self, node: Node, slot: int) -> Value | None:
         """The value in an input slot; None where there is none."""
         return self._reads_of(node)[slot] if slot < node.arity[0] else None
@@ -316,7 +321,7 @@ class Graph:
         return value.id in self._output_ids
 
     def is_used(self, value: Value) -> bool:
-        return value.id in self._output_ids or bool(self._uses_of(value))
+        return value.id in self._output_ids or any(True for _ in self._net.successors(value.id))
 
     def has_source(self, value: Value) -> bool:
         """Whether something gives the value: a node, an initialiser or the caller."""
@@ -361,6 +366,7 @@ class Graph:
         value = Value(self._id(), name, dtype, None if shape is None else tuple(shape), role=role, owner=owner)
         self._insert(value)
         self._by_name[name] = value.id
+        self._sources[value.id] = None
         return value
 
     def add_input(self, name: str, dtype: DType, shape: Iterable[Dim] | None, *, role: Role = Role.ACTIVATION) -> Value:
@@ -652,12 +658,12 @@ class Graph:
 
     def note(self, what: str, found: Any) -> None:
         """Keeps what was worked out of the graph as it is, until the next edit."""
-        self._notes[what] = (len(self._journal), found)
+        self._notes[what] = (self._edition(), found)
 
     def noted(self, what: str) -> Any:
         """What `note` was given, where the graph has not been edited since; None otherwise."""
-        mark, found = self._notes.get(what, (-1, None))
-        return found if mark == len(self._journal) else None
+        edition, found = self._notes.get(what, (None, None))
+        return found if edition == self._edition() else None
 
     # ------------------------------------------------------------------ journal
 
@@ -672,6 +678,9 @@ class Graph:
                 yield self._items[id]
 
     # ------------------------------------------------------------------ private
+
+    def _edition(self) -> Hashable:
+        return len(self._journal), tuple(self.opsets.items()), len(self.functions)
 
     def _id(self) -> int:
         self._next_id += 1
@@ -710,11 +719,11 @@ class Graph:
         else:
             self._net.add_edge(source, target, key=slot, name=capture)
             self._capturing[target] = None
-        self._forget(source, target)
+        self._forget_edge(source, target)
 
     def _unlink(self, source: int, target: int, slot: int) -> None:
         self._net.remove_edge(source, target, slot)
-        self._forget(source, target)
+        self._forget_edge(source, target)
 
     # What the network says, kept until an edge changes there: a pass asks much oftener than it edits.
 
@@ -732,13 +741,23 @@ class Graph:
             for id in ids:
                 kept.pop(id, None)
 
+    def _forget_edge(self, source: int, target: int) -> None:
+        self._order = None
+        self._makes.pop(source, None)
+        self._uses.pop(source, None)
+        self._protos.pop(source, None)
+        self._reads.pop(target, None)
+        self._sources.pop(target, None)
+        self._protos.pop(target, None)
+
     def _reads_of(self, node: Node) -> tuple[Value | None, ...]:
         kept = self._reads.get(node.id)
         if kept is None:
             slots: list[Value | None] = [None] * node.arity[0]
-            for source, _, slot in self._net.in_edges(node.id, keys=True):
-                if slot < CAPTURE:
-                    slots[slot] = self._value(source)
+            for source in self._net.predecessors(node.id):
+                for slot in self._net.get_edge_data(source, node.id):
+                    if slot < CAPTURE:
+                        slots[slot] = self._value(source)
             kept = self._reads[node.id] = tuple(slots)
         return kept
 
@@ -746,15 +765,17 @@ class Graph:
         kept = self._makes.get(node.id)
         if kept is None:
             slots: list[Value | None] = [None] * node.arity[1]
-            for _, target, slot in self._net.out_edges(node.id, keys=True):
-                slots[slot] = self._value(target)
+            for target in self._net.successors(node.id):
+                for slot in self._net.get_edge_data(node.id, target):
+                    slots[slot] = self._value(target)
             kept = self._makes[node.id] = tuple(slots)
         return kept
 
     def _uses_of(self, value: Value) -> tuple[Use, ...]:
         kept = self._uses.get(value.id)
         if kept is None:
-            edges = sorted((node, slot) for _, node, slot in self._net.out_edges(value.id, keys=True))
+            readers = sorted(self._net.successors(value.id))
+            edges = [(node, slot) for node in readers for slot in sorted(self._net.get_edge_data(value.id, node))]
             kept = self._uses[value.id] = tuple(Use(self._node(node), slot) for node, slot in edges)
         return kept
 
@@ -797,4 +818,5 @@ class Graph:
             raise ModelError(f"{node} cannot produce '{value.name}': it is {what}")
 
     def _touch(self, *items: Node | Value) -> None:
-        self._journal.extend(item.id for item in items)
+        for item in items:
+            self._journal.append(item.id)

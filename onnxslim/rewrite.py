@@ -95,8 +95,8 @@ class Pass(ABC):
     when it refuses, and the numerical contract."""
 
     name: ClassVar[str]
-    infers: ClassVar[bool] = False
-    """Whether it writes nothing but what inference says, which need not be inferred again to be verified."""
+    keeps_types: ClassVar[bool] = False
+    """Whether inference says the same before and after it, and need not be asked again to verify it."""
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> Outcome:
@@ -114,7 +114,7 @@ class Pass(ABC):
         mark = graph.mark()
         outcome = self.run(graph, context)
         try:
-            verify(graph, since=mark, types=not self.infers)
+            verify(graph, since=mark, types=not self.keeps_types)
             if before is not None and context.checker is not None and outcome.rewrites:
                 context.checker.check(before, graph, self.name)
         except VerifyError as error:

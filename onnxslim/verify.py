@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from onnxslim.analysis.shapes import inferred_types
+from onnxslim.analysis.shapes import inferred_types, known_types
 from onnxslim.errors import ModelError, VerifyError
 from onnxslim.graph import DType, Graph, Node, Shape, Value
 
@@ -71,7 +71,7 @@ def _affected(graph: Graph, items: Sequence[Node | Value], order: Sequence[Node]
 def _check_value(graph: Graph, value: Value) -> None:
     if not value.name or graph.find(value.name) is not value:
         raise VerifyError(f"Value '{value.name}' of graph '{graph.name}' has no name, or another value's")
-    if graph.is_used(value) and not graph.has_source(value):
+    if not graph.has_source(value) and graph.is_used(value):
         uses = graph.uses(value)
         reader = str(uses[0].node) if uses else "the graph's output"
         raise VerifyError(f"{reader} reads '{value.name}', which nothing produces")
@@ -90,9 +90,8 @@ def _check_value(graph: Graph, value: Value) -> None:
 
 
 def _check_sources(graph: Graph, node: Node) -> None:
-    captured = graph.captures(node)
-    for value in (*graph.node_inputs(node), *captured.values()):
-        if value is not None and not graph.has_source(value):
+    for value in graph.reads(node):
+        if not graph.has_source(value):
             raise VerifyError(f"{node} reads '{value.name}', which nothing produces")
     if node.domain not in graph.opsets:
         raise VerifyError(f"{node} needs an opset of domain '{node.domain}'; the graph has {graph.opsets}")
@@ -207,7 +206,9 @@ def _check_fake_quant(graph: Graph, node: Node) -> None:
 def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
     nodes = _typed(graph, nodes)
     try:
-        found = inferred_types(graph, nodes, strict=True)
+        # of everything where that is not much more, for it is kept
+        found = known_types(graph) if 2 * len(nodes) > len(graph.nodes()) else None
+        found = found or inferred_types(graph, nodes, strict=True)
     except ModelError as error:
         raise VerifyError(str(error)) from error
     for node in nodes:
@@ -228,8 +229,7 @@ def _typed(graph: Graph, nodes: Sequence[Node]) -> list[Node]:
     known: set[int] = set()
     typed = []
     for node in nodes:
-        operands = [v for v in (*graph.node_inputs(node), *graph.captures(node).values()) if v is not None]
-        if all(v.id in known or v.dtype is not DType.UNDEFINED or v.type_proto is not None for v in operands):
+        if all(v.dtype is not DType.UNDEFINED or v.type_proto is not None or v.id in known for v in graph.reads(node)):
             typed.append(node)
             known.update(v.id for v in graph.node_outputs(node) if v is not None)
     return typed

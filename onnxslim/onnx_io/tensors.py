@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import stat
+from functools import cache
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import onnx
@@ -123,9 +125,15 @@ def array_of(tensor: onnx.TensorProto, files: ExternalFiles) -> Array:
         packed = onnx.TensorProto(name=tensor.name, data_type=int(dtype), dims=dims, raw_data=raw.tobytes())
         return np.asarray(numpy_helper.to_array(packed))
     try:
-        return raw.view(dtype.numpy.newbyteorder("<")).reshape(dims)
+        return raw.view(_stored(dtype)).reshape(dims)
     except ValueError as error:  # more axes than numpy has, or an impossible one beside a 0
         raise ModelFormatError(f"Tensor '{tensor.name}' has impossible dims {dims}: {error}") from error
+
+
+@cache
+def _stored(dtype: DType) -> np.dtype[Any]:
+    """The numpy type of an element's bytes in a file."""
+    return dtype.numpy.newbyteorder("<")
 
 
 def _strings(tensor: onnx.TensorProto, dims: tuple[int, ...]) -> Array:
