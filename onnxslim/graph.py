@@ -443,7 +443,8 @@ class Graph:
         self._insert(node)
         for slot, source in enumerate(inputs):
             if source is not None:
-                self._link(source.id, node.id, slot)
+                self._net.add_edge(source.id, node.id, slot)
+                self._uses.pop(source.id, None)
         base = name or op
         wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
         made: list[Value | None] = []
@@ -452,7 +453,7 @@ class Graph:
                 target = self.add_value(self.fresh_name(target))
             if target is not None:
                 self._claim(target, node)
-                self._link(node.id, target.id, slot)
+                self._net.add_edge(node.id, target.id, slot)
                 self._sources[target.id] = node
             made.append(target)
         node.arity = (len(inputs), len(made))
@@ -676,6 +677,13 @@ class Graph:
         for id in dict.fromkeys(self._journal[mark:]):
             if id in self._items:
                 yield self._items[id]
+
+    def affected(self, mark: int) -> list[Node]:
+        """The nodes that were edited since `mark`, or make or read a value that was; in topological order."""
+        ids = {id for id in self._journal[mark:] if id in self._items}
+        for id in [id for id in ids if isinstance(self._items[id], Value)]:
+            ids.update(self._net.predecessors(id), self._net.successors(id))
+        return [node for node in self.nodes() if node.id in ids]
 
     # ------------------------------------------------------------------ private
 

@@ -36,7 +36,7 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
         items = list(graph.touched(since))
         if not items:
             return
-        nodes = _affected(graph, items, order)
+        nodes = graph.affected(since)
         values = [item for item in items if isinstance(item, Value)]
     else:
         nodes, values = order, graph.values()
@@ -53,19 +53,6 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
         _check_fake_quant(graph, node)
     if types:
         _check_types(graph, nodes)
-
-
-def _affected(graph: Graph, items: Sequence[Node | Value], order: Sequence[Node]) -> list[Node]:
-    """Nodes that were edited, or that produce or read a value that was; in topological order."""
-    chosen: dict[int, None] = {}
-    for item in items:
-        if isinstance(item, Node):
-            chosen[item.id] = None
-        else:
-            producer = graph.producer(item)
-            readers = graph.consumers(item)
-            chosen.update(dict.fromkeys(n.id for n in ([producer] if producer else []) + readers))
-    return [n for n in order if n.id in chosen]
 
 
 def _check_value(graph: Graph, value: Value) -> None:

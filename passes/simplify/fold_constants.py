@@ -204,10 +204,37 @@ def _measured(value: Value, node: Node) -> Array | None:
     return np.array(numbers if node.op == "Shape" else math.prod(numbers), np.int64)
 
 
+def _filled(graph: Graph, node: Node, known: Mapping[str, Array]) -> Array | None:
+    """What a ConstantOfShape makes, for which no session is needed; None for other ops, and where it is for ONNX
+    Runtime to say what is wrong."""
+    if node.op != "ConstantOfShape" or node.domain:
+        return None
+    target = graph.operand(node, 0)
+    shape = known.get(target.name) if target.array is None else target.array
+    tensor = node.attr("value")
+    fill = np.zeros(1, np.float32) if tensor is None else numpy_helper.to_array(tensor)
+    if shape is None or shape.dtype != np.int64 or shape.ndim != 1 or (shape < 0).any() or fill.size != 1:
+        return None
+    dims = [int(d) for d in shape]
+    if math.prod(dims) * fill.itemsize > _WORKSPACE:
+        return None
+    return np.full(dims, fill.reshape(()), fill.dtype)
+
+
 def _run(
     graph: Graph, nodes: Sequence[Node], wanted: Sequence[Value], known: Mapping[str, Array] | None = None
 ) -> dict[str, Array] | None:
     """The wanted values by name, from one session over the nodes; None where ONNX Runtime has no kernel."""
+    known = dict(known or {})
+    for node in nodes:
+        array = _filled(graph, node, known)
+        if array is not None:
+            known[graph.result(node).name] = array
+    nodes = [n for n in nodes if not any(v is not None and v.name in known for v in graph.node_outputs(n))]
+    found: dict[str, Any] = {v.name: known[v.name] for v in wanted if v.name in known}
+    wanted = [v for v in wanted if v.name not in found]
+    if not wanted:
+        return found
     part = Graph(f"{graph.name}.constants", graph.opset, graph.ir_version)
     part.opsets = dict(graph.opsets)
     twins: dict[int, Value] = {}
@@ -215,7 +242,7 @@ def _run(
     for node in nodes:
         for value in graph.node_inputs(node):
             if value is not None and value.id not in twins:
-                array = value.array if value.array is not None else (known or {})[value.name]
+                array = value.array if value.array is not None else known[value.name]
                 if array.nbytes >= _FED_FROM and array.dtype.kind in "fiub":
                     twins[value.id] = part.add_input(value.name, value.dtype, array.shape)
                     feeds[value.name] = array
@@ -230,7 +257,7 @@ def _run(
     for value in wanted:
         part.add_output(twins[value.id])
     try:
-        found: dict[str, Any] = {**Session(for_runtime(part), optimize=False).run(feeds)}
+        found |= Session(for_runtime(part), optimize=False).run(feeds)
     except OnnxSlimError:  # an op or type without a kernel: nothing is folded, nothing is lost
         return None
     return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # no sequences
