@@ -278,10 +278,12 @@ class Graph:
 
     def node_inputs(self, node: Node) -> list[Value | None]:
         """One entry a slot; None where an optional input is left out."""
-        return list(self._reads_of(node))
+        kept = self._reads.get(node.id)
+        return list(self._reads_of(node) if kept is None else kept)
 
     def node_outputs(self, node: Node) -> list[Value | None]:
-        return list(self._makes_of(node))
+        kept = self._makes.get(node.id)
+        return list(self._makes_of(node) if kept is None else kept)
 
     def reads(self, node: Node) -> list[Value]:
         """What is in its input slots, and what its bodies capture."""

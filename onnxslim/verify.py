@@ -203,6 +203,8 @@ def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
             if value is None or value.name not in found:
                 continue
             dtype, shape = found[value.name]
+            if dtype is value.dtype and shape == value.shape:
+                continue
             same_type = DType.UNDEFINED in (dtype, value.dtype) or dtype is value.dtype
             if not same_type or not (shape is None or value.shape is None or _agree(shape, value.shape)):
                 raise VerifyError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -33,6 +34,10 @@ _REFUSALS = (
     MemoryError,
 )
 """What onnx's rules raise: MemoryError for amounts that no tensor has."""
+_SEPARATE = 4
+"""The first IR version in which an initialiser that is an input, too, may be overridden."""
+_VALUES = {"i": LIMIT, "u": LIMIT, "f": 16}
+"""Elements, by numpy's kind of type, up to which inference is told the values of a constant and not its type alone."""
 _MOST_NODES, _MOST_CALLS = 10_000, 50
 """Of a call of a local function: inference works through every call anew, and recurses."""
 
@@ -252,15 +257,15 @@ def _exceeds(dim: Dim) -> bool:
 
 
 def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants: Mapping[int, Array]) -> None:
-    array = _integers(constants[value.id]) if value.id in constants else graph.constant_of(value)
-    small = {"i": LIMIT, "u": LIMIT, "f": 16}
-    if array is not None and array.size <= small.get(array.dtype.kind, -1) and array.dtype.itemsize >= 4:
+    fixed = graph.ir_version < _SEPARATE or not graph.is_input(value)
+    array = _integers(constants[value.id]) if value.id in constants else value.array if fixed else None
+    if array is not None and array.size <= _VALUES.get(array.dtype.kind, -1) and array.dtype.itemsize >= 4:
         tensor = numpy_helper.from_array(np.asarray(array, value.dtype.numpy), value.name)
         body.initializer.append(tensor)
         return
     proto = type_proto(value)
     if proto.WhichOneof("value"):
-        body.input.add(name=value.name).type.CopyFrom(proto)
+        body.input.add(name=value.name, type=proto)
 
 
 def _is_large_constant(node: Node) -> bool:
@@ -312,7 +317,12 @@ def has_rule(graph: Graph, node: Node) -> bool:
 def _has_rule(graph: Graph, node: Node) -> bool:
     """Of its own: a local function is gone into instead."""
     local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
-    return not local and (_is_fake_quant(node) or bool(onnx.defs.has(node.op, node.domain)))
+    return not local and (_is_fake_quant(node) or _is_defined(node.op, node.domain))
+
+
+@lru_cache(4096)
+def _is_defined(op: str, domain: str) -> bool:
+    return bool(onnx.defs.has(op, domain))
 
 
 def _merged(old: Shape | None, new: Shape | None) -> Shape | None:

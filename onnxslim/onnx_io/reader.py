@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnxslim.collector import paused
 from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
 from onnxslim.graph import Graph, Node, Value
-from onnxslim.onnx_io.bodies import bodies_of, captured_names, local_names
+from onnxslim.onnx_io.bodies import captured_names, local_names
 from onnxslim.onnx_io.functions import require_no_recursion
 from onnxslim.onnx_io.tensors import ExternalFiles, array_of, load_sparse, load_tensors
 from onnxslim.onnx_io.types import element_type, is_plain, tensor_type
@@ -32,7 +32,6 @@ _DEEPEST = 100
 """Protobuf's own limit."""
 _MODEL_FIELDS = ("ir_version", "opset_import", "metadata_props", "functions", "graph")
 _NODE_FIELDS = ("input", "output", "name", "op_type", "domain", "overload", "attribute", "doc_string", "metadata_props")
-_NODE_TEXTS = ("name", "domain", "overload", "doc_string")
 _OTHER_NODE_FIELDS = [f.name for f in onnx.NodeProto.DESCRIPTOR.fields if f.name not in _NODE_FIELDS]
 
 
@@ -194,14 +193,13 @@ class _Reader:
                 f"node '{proto.name}' ({proto.op_type}): expected an opset of its domain '{proto.domain}' in the file, "
                 f"got {list(self.graph.opsets)}; the file is truncated: export or copy it again"
             )
-        for attribute in proto.attribute:
+        node = add_node_proto(self.graph, proto)
+        for attribute in node.attributes.values():
             if attribute.ref_attr_name:
                 raise ModelFormatError(
                     f"node '{proto.name}' ({proto.op_type}): expected a value for '{attribute.name}', got a reference "
                     f"to '{attribute.ref_attr_name}', which only nodes of local functions may have; the file is damaged"
                 )
-        node = add_node_proto(self.graph, proto)
-        for attribute in node.attributes.values():
             load_tensors(attribute, self.files)
 
     def _describe(self, value: Value, info: onnx.ValueInfoProto) -> None:
@@ -234,24 +232,26 @@ def add_node_proto(graph: Graph, proto: onnx.NodeProto) -> Node:
         return (graph.find(name) or graph.add_value(name)) if name else None
 
     twin = _copy(proto)
-    for field in _NODE_TEXTS:
-        if not getattr(twin, field):
+    texts = {"name": twin.name, "domain": twin.domain, "overload": twin.overload, "doc_string": twin.doc_string}
+    for field, text in texts.items():
+        if not text:
             twin.ClearField(field)  # given, but empty
     attributes = {a.name: a for a in twin.attribute}
     inputs, outputs = [named(n) for n in twin.input], [named(n) for n in twin.output]
-    node = graph.add_node(twin.op_type, inputs, outputs, attributes, domain=_domain(twin.domain), name=twin.name)
-    node.overload, node.doc = twin.overload, twin.doc_string
+    domain = _domain(texts["domain"])
+    node = graph.add_node(twin.op_type, inputs, outputs, attributes, domain=domain, name=texts["name"])
+    node.overload, node.doc = texts["overload"], texts["doc_string"]
     if twin.metadata_props:
         node.metadata = _pairs(twin.metadata_props)
     if any(len(getattr(twin, name)) for name in _OTHER_NODE_FIELDS):
         node.extra = _rest(twin, _NODE_FIELDS)
-    if any(True for _ in bodies_of(twin.attribute)):
-        for name in captured_names(twin.attribute):
+    if any(a.HasField("g") or a.graphs for a in attributes.values()):
+        for name in captured_names(attributes.values()):
             value = named(name)
             assert value is not None
             graph.add_capture(node, value, name)
-        graph.reserve_names(local_names(twin.attribute))
-    if len(attributes) == len(twin.attribute) and twin.domain == node.domain:
+        graph.reserve_names(local_names(attributes.values()))
+    if len(attributes) == len(twin.attribute) and domain == texts["domain"]:
         graph.keep_written(node, twin)
     return node
 

@@ -27,6 +27,8 @@ _BITS = {
     DType.UINT2: 2,
     DType.INT2: 2,
 }
+_FIELDS = {DType.FLOAT: "float_data", DType.DOUBLE: "double_data", DType.INT64: "int64_data"}
+"""Where elements lie one by one and as they are."""
 
 
 class ExternalFiles:
@@ -108,6 +110,9 @@ def array_of(tensor: onnx.TensorProto, files: ExternalFiles) -> Array:
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
     if not external and not tensor.HasField("raw_data"):
         try:
+            elements = getattr(tensor, _FIELDS[dtype]) if dtype in _FIELDS else ()
+            if len(elements) == math.prod(dims):
+                return np.array(elements, dtype.numpy).reshape(dims)
             return np.asarray(numpy_helper.to_array(tensor))
         except (ValueError, TypeError, OverflowError) as error:
             raise ModelFormatError(

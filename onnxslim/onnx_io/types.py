@@ -11,6 +11,7 @@ from onnxslim.graph import Dim, DType, Shape, Value
 
 __all__ = ["element_type", "is_plain", "tensor_type", "type_proto"]
 
+_CODES = {int(dtype): dtype for dtype in DType}
 _KEPT = 4096
 """Types that are kept: a model has few, and asks for each many times."""
 
@@ -18,8 +19,8 @@ _KEPT = 4096
 def element_type(code: int, name: str) -> DType:
     """The element type of a code in a file; UnsupportedError where no such type is known."""
     try:
-        return DType(code)
-    except ValueError:
+        return _CODES[code]
+    except KeyError:
         raise UnsupportedError(
             f"'{name}' has element type {code}; known are 1 to {max(DType)} of ONNX's TensorProto.DataType. "
             "Convert the tensor to one of these, or update onnxslim"

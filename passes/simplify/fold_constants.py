@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from onnx import numpy_helper
 
 from onnxslim.errors import OnnxSlimError
 from onnxslim.graph import Array, Graph, Node, Value
+from onnxslim.onnx_io.tensors import ExternalFiles, array_of
 from onnxslim.ops import is_pure
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
@@ -72,15 +72,13 @@ class _Plan:
             v.id: frozenset((v.id,)) for v in graph.initializers() if graph.constant_of(v) is not None
         }
         for node in graph.nodes():
-            if _may_fold(graph, node):
+            if all(v is None or v.id in self._leaves for v in graph.node_inputs(node)) and _may_fold(graph, node):
                 self._choose(node)
         self._ids = {node.id for node in self.chosen}
 
     def _choose(self, node: Node) -> None:
         inputs = [v for v in self.graph.node_inputs(node) if v is not None]
         outputs = [v for v in self.graph.node_outputs(node) if v is not None]
-        if not all(v.id in self._leaves for v in inputs):
-            return
         size = max((_predicted_bytes(v) for v in outputs), default=0)
         if size > _WORKSPACE:
             self.refused.append(Refusal(str(node), f"its result has {size:,} bytes"))
@@ -186,7 +184,7 @@ def _constant(node: Node) -> Array | None:
     """The array of a Constant; None for text and sparse tensors, which stay."""
     for name, proto in node.attributes.items():
         if name == "value":
-            return numpy_helper.to_array(proto.t)
+            return array_of(proto.t, ExternalFiles(None))
         if name in ("value_float", "value_floats"):
             return np.array(node.attr(name), np.float32)
         if name in ("value_int", "value_ints"):
@@ -211,12 +209,12 @@ def _filled(graph: Graph, node: Node, known: Mapping[str, Array]) -> Array | Non
         return None
     target = graph.operand(node, 0)
     shape = known.get(target.name) if target.array is None else target.array
-    tensor = node.attr("value")
-    fill = np.zeros(1, np.float32) if tensor is None else numpy_helper.to_array(tensor)
-    if shape is None or shape.dtype != np.int64 or shape.ndim != 1 or (shape < 0).any() or fill.size != 1:
+    value = node.attributes.get("value")
+    fill = np.zeros(1, np.float32) if value is None else array_of(value.t, ExternalFiles(None))
+    if shape is None or shape.dtype != np.int64 or shape.ndim != 1 or fill.size != 1:
         return None
-    dims = [int(d) for d in shape]
-    if math.prod(dims) * fill.itemsize > _WORKSPACE:
+    dims = shape.tolist()
+    if min(dims, default=0) < 0 or math.prod(dims) * fill.itemsize > _WORKSPACE:
         return None
     return np.full(dims, fill.reshape(()), fill.dtype)
 
