@@ -499,12 +499,12 @@ class Graph:
 
     def set_input(self, node: Node, slot: int, value: Value | None) -> None:
         """Rewires one input slot, appending empty slots where needed; a captured value's slot too."""
-        edges: Any = self._net.in_edges(node.id, keys=True, data="name")
         capture = None
-        for source, _, key, name in list(edges):
-            if key == slot:
-                capture = name
-                self._unlink(source, node.id, key)
+        for source in list(self._net.predecessors(node.id)):
+            edge = self._edges(source, node.id).get(slot)
+            if edge is not None:
+                capture = edge.get("name")
+                self._unlink(source, node.id, slot)
         if slot < CAPTURE:
             node.arity = (max(node.arity[0], slot + 1), node.arity[1])
             self._forget(node.id)
@@ -528,9 +528,11 @@ class Graph:
         Where `old` is a graph output, `new` takes over its name and place; where it cannot (it is an
         input, an initialiser or an output itself), an Identity node stands between.
         """
-        moved: Any = self._net.out_edges(old.id, keys=True, data="name")
+        moved = [
+            (n, slot, e.get("name")) for n in self._net.successors(old.id) for slot, e in self._edges(old.id, n).items()
+        ]
         chosen = None if only is None else {(use.node.id, use.slot) for use in only}
-        for _, node, slot, capture in list(moved):
+        for node, slot, capture in moved:
             if chosen is None or (node, slot) in chosen:
                 self._unlink(old.id, node, slot)
                 self._link(new.id, node, slot, capture)
@@ -731,6 +733,12 @@ class Graph:
             self._capturing[target] = None
         self._forget_edge(source, target)
 
+    def _edges(self, source: int, target: int) -> dict[int, dict[str, str]]:
+        """By slot, the edges between two vertices that have some, and under which name a body captures."""
+        edges: Any = self._net.get_edge_data(source, target)  # much faster than networkx's views
+        found: dict[int, dict[str, str]] = edges
+        return found
+
     def _unlink(self, source: int, target: int, slot: int) -> None:
         self._net.remove_edge(source, target, slot)
         self._forget_edge(source, target)
@@ -765,7 +773,7 @@ class Graph:
         if kept is None:
             slots: list[Value | None] = [None] * node.arity[0]
             for source in self._net.predecessors(node.id):
-                for slot in self._net.get_edge_data(source, node.id):
+                for slot in self._edges(source, node.id):
                     if slot < CAPTURE:
                         slots[slot] = self._value(source)
             kept = self._reads[node.id] = tuple(slots)
@@ -776,7 +784,7 @@ class Graph:
         if kept is None:
             slots: list[Value | None] = [None] * node.arity[1]
             for target in self._net.successors(node.id):
-                for slot in self._net.get_edge_data(node.id, target):
+                for slot in self._edges(node.id, target):
                     slots[slot] = self._value(target)
             kept = self._makes[node.id] = tuple(slots)
         return kept
@@ -785,7 +793,7 @@ class Graph:
         kept = self._uses.get(value.id)
         if kept is None:
             readers = sorted(self._net.successors(value.id))
-            edges = [(node, slot) for node in readers for slot in sorted(self._net.get_edge_data(value.id, node))]
+            edges = [(node, slot) for node in readers for slot in sorted(self._edges(value.id, node))]
             kept = self._uses[value.id] = tuple(Use(self._node(node), slot) for node, slot in edges)
         return kept
 
