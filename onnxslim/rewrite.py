@@ -147,7 +147,7 @@ class Pipeline(Pass):
             report("rewriting", done, (done // steps + 2) * steps)
             once = self.steps[done % steps](graph, context)
             refused[done % steps] = once.refused  # what it refused before may be obsolete
-            total += once
+            total += replace(once, refused=())
             idle = 0 if once.rewrites else idle + 1
             if idle == steps:
                 break

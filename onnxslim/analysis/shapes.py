@@ -246,7 +246,7 @@ def _is_long(graph: Graph, nodes: Sequence[Node], met: Mapping[int, Value]) -> b
     propagation even where it knows none of them."""
     if any(v.shape is not None and len(v.shape) == 1 and _exceeds(v.shape[0]) for v in met.values()):
         return True
-    sizes = (graph.constant_of(v) for n in nodes if n.op in _SIZING for v in graph.node_inputs(n))
+    sizes = (_fixed(graph, v) for n in nodes if n.op in _SIZING for v in graph.node_inputs(n) if v is not None)
     return any(
         a is not None and a.dtype.kind in "iu" and a.size <= LIMIT and _exceeds(int(a.max(initial=0))) for a in sizes
     )
@@ -256,9 +256,13 @@ def _exceeds(dim: Dim) -> bool:
     return isinstance(dim, int) and dim > _LONGEST
 
 
+def _fixed(graph: Graph, value: Value) -> Array | None:
+    """The array of an initialiser; in files whose format has initialisers among the inputs, of those too."""
+    return value.array if graph.ir_version < _SEPARATE or not graph.is_input(value) else None
+
+
 def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants: Mapping[int, Array]) -> None:
-    fixed = graph.ir_version < _SEPARATE or not graph.is_input(value)
-    array = _integers(constants[value.id]) if value.id in constants else value.array if fixed else None
+    array = _integers(constants[value.id]) if value.id in constants else _fixed(graph, value)
     if array is not None and array.size <= _VALUES.get(array.dtype.kind, -1) and array.dtype.itemsize >= 4:
         tensor = numpy_helper.from_array(np.asarray(array, value.dtype.numpy), value.name)
         body.initializer.append(tensor)
@@ -269,8 +273,8 @@ def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants
 
 
 def _is_large_constant(node: Node) -> bool:
-    tensor = node.attributes.get("value")
-    return node.op == "Constant" and not node.domain and tensor is not None and math.prod(tensor.t.dims) > LIMIT
+    tensor = node.attributes.get("value") if (node.op, node.domain) == ("Constant", "") else None
+    return tensor is not None and math.prod(tensor.t.dims) > LIMIT
 
 
 def _constant_type(node: Node) -> onnx.TypeProto:
