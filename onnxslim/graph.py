@@ -449,6 +449,7 @@ class Graph:
                 self._uses.pop(source.id, None)
         base = name or op
         wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
+        node.arity = (len(inputs), len(wanted))
         made: list[Value | None] = []
         for slot, target in enumerate(wanted):
             if isinstance(target, str):
@@ -458,7 +459,6 @@ class Graph:
                 self._net.add_edge(node.id, target.id, slot)
                 self._sources[target.id] = node
             made.append(target)
-        node.arity = (len(inputs), len(made))
         self._reads[node.id], self._makes[node.id] = tuple(inputs), tuple(made)
         return node
 
