@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from onnxslim.analysis.shapes import inferred_types, known_types
+from onnxslim.analysis.shapes import TYPES, inferred_types, known_types
 from onnxslim.errors import ModelError, VerifyError
 from onnxslim.graph import DType, Graph, Node, Shape, Value
 
@@ -193,9 +193,9 @@ def _check_fake_quant(graph: Graph, node: Node) -> None:
 def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
     nodes = _typed(graph, nodes)
     try:
-        # of everything where that is not much more, for it is kept
-        found = known_types(graph) if 2 * len(nodes) > len(graph.nodes()) else None
-        found = found or inferred_types(graph, nodes, strict=True)
+        # of everything where it is known, or not much more: it is kept
+        whole = graph.noted(TYPES) is not None or 2 * len(nodes) > len(graph.nodes())
+        found = (known_types(graph) if whole else None) or inferred_types(graph, nodes, strict=True)
     except ModelError as error:
         raise VerifyError(str(error)) from error
     for node in nodes:
