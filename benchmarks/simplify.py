@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -81,9 +82,11 @@ def measure(tool: str, python: str, path: Path, repeats: int) -> Result | None:
     """None where the tool failed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
+        own = None if tool == "ours" else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(
             [python, "-c", TOOLS[tool] + DRIVER, str(path.resolve()), str(out), str(repeats)],
             cwd=folder,
+            env=own,  # where our path led to us, not to the rival of our name
             capture_output=True,
             text=True,
             check=False,

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import networkx as nx
@@ -71,18 +72,26 @@ class DType(IntEnum):
     @classmethod
     def of(cls, array: Array) -> DType:
         """The ONNX type of a numpy array (object arrays are strings)."""
-        if array.dtype == object or array.dtype.kind in "SU":
-            return cls.STRING
-        return cls(helper.np_dtype_to_tensor_dtype(array.dtype))
+        return _code(array.dtype)
 
     @property
     def numpy(self) -> np.dtype[Any]:
         """The numpy type that holds this one (ml_dtypes for bfloat16, float8 and sub-byte types)."""
-        return np.dtype(helper.tensor_dtype_to_np_dtype(int(self)))
+        return _numpy(self)
 
     @property
     def is_float(self) -> bool:
         return self in (DType.FLOAT, DType.FLOAT16, DType.DOUBLE, DType.BFLOAT16)
+
+
+@cache
+def _code(dtype: np.dtype[Any]) -> DType:
+    return DType.STRING if dtype.kind in "OSU" else DType(helper.np_dtype_to_tensor_dtype(dtype))
+
+
+@cache
+def _numpy(dtype: DType) -> np.dtype[Any]:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(int(dtype)))
 
 
 class Role(Enum):
@@ -194,6 +203,7 @@ class Graph:
         self._capturing: dict[int, None] = {}  # nodes whose bodies have captured something
         self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
         self._journal: list[int] = []
+        self._notes: dict[str, tuple[Hashable, Any]] = {}
         self._order: list[Node] | None = None
         self._forget_all()
 
@@ -268,10 +278,17 @@ class Graph:
 
     def node_inputs(self, node: Node) -> list[Value | None]:
         """One entry a slot; None where an optional input is left out."""
-        return list(self._reads_of(node))
+        kept = self._reads.get(node.id)
+        return list(self._reads_of(node) if kept is None else kept)
 
     def node_outputs(self, node: Node) -> list[Value | None]:
-        return list(self._makes_of(node))
+        kept = self._makes.get(node.id)
+        return list(self._makes_of(node) if kept is None else kept)
+
+    def reads(self, node: Node) -> list[Value]:
+        """What is in its input slots, and what its bodies capture."""
+        found = [value for value in self._reads_of(node) if value is not None]
+        return [*found, *self.captures(node).values()] if node.id in self._capturing else found
 
     def input(self, node: Node, slot: int) -> Value | None:
         """The value in an input slot; None where there is none."""
@@ -306,7 +323,7 @@ class Graph:
         return value.id in self._output_ids
 
     def is_used(self, value: Value) -> bool:
-        return value.id in self._output_ids or bool(self._uses_of(value))
+        return value.id in self._output_ids or any(True for _ in self._net.successors(value.id))
 
     def has_source(self, value: Value) -> bool:
         """Whether something gives the value: a node, an initialiser or the caller."""
@@ -351,6 +368,7 @@ class Graph:
         value = Value(self._id(), name, dtype, None if shape is None else tuple(shape), role=role, owner=owner)
         self._insert(value)
         self._by_name[name] = value.id
+        self._sources[value.id] = None
         return value
 
     def add_input(self, name: str, dtype: DType, shape: Iterable[Dim] | None, *, role: Role = Role.ACTIVATION) -> Value:
@@ -425,19 +443,23 @@ class Graph:
             if value is not None:
                 node.attributes[key] = _attribute(key, value)
         self._insert(node)
-        node.arity = (len(inputs), 0)
         for slot, source in enumerate(inputs):
             if source is not None:
-                self._link(source.id, node.id, slot)
+                self._net.add_edge(source.id, node.id, slot)
+                self._uses.pop(source.id, None)
         base = name or op
         wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
         node.arity = (len(inputs), len(wanted))
+        made: list[Value | None] = []
         for slot, target in enumerate(wanted):
             if isinstance(target, str):
                 target = self.add_value(self.fresh_name(target))
             if target is not None:
                 self._claim(target, node)
-                self._link(node.id, target.id, slot)
+                self._net.add_edge(node.id, target.id, slot)
+                self._sources[target.id] = node
+            made.append(target)
+        self._reads[node.id], self._makes[node.id] = tuple(inputs), tuple(made)
         return node
 
     def op(
@@ -458,27 +480,34 @@ class Graph:
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
         """Sets an attribute, or removes it where `value` is None."""
+        self._protos.pop(node.id, None)
         node.attributes.pop(name, None)
         if value is not None:
             node.attributes[name] = _attribute(name, value)
         self._touch(node)
 
+    def set_name(self, node: Node, name: str, doc: str = "") -> None:
+        self._protos.pop(node.id, None)
+        node.name, node.doc = name, doc
+        self._touch(node)
+
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
+        self._protos.pop(node.id, None)
         node.op, node.domain = op, domain
         self.opsets.setdefault(domain, 1)
         self._touch(node)
 
     def set_input(self, node: Node, slot: int, value: Value | None) -> None:
         """Rewires one input slot, appending empty slots where needed; a captured value's slot too."""
-        edges: Any = self._net.in_edges(node.id, keys=True, data="name")
         capture = None
-        for source, _, key, name in list(edges):
-            if key == slot:
-                capture = name
-                self._unlink(source, node.id, key)
+        for source in list(self._net.predecessors(node.id)):
+            edge = self._edges(source, node.id).get(slot)
+            if edge is not None:
+                capture = edge.get("name")
+                self._unlink(source, node.id, slot)
         if slot < CAPTURE:
             node.arity = (max(node.arity[0], slot + 1), node.arity[1])
-            self._reads.pop(node.id, None)
+            self._forget(node.id)
         if value is not None:
             self._link(value.id, node.id, slot, capture)
         self._touch(node)
@@ -499,9 +528,11 @@ class Graph:
         Where `old` is a graph output, `new` takes over its name and place; where it cannot (it is an
         input, an initialiser or an output itself), an Identity node stands between.
         """
-        moved: Any = self._net.out_edges(old.id, keys=True, data="name")
+        moved = [
+            (n, slot, e.get("name")) for n in self._net.successors(old.id) for slot, e in self._edges(old.id, n).items()
+        ]
         chosen = None if only is None else {(use.node.id, use.slot) for use in only}
-        for _, node, slot, capture in list(moved):
+        for node, slot, capture in moved:
             if chosen is None or (node, slot) in chosen:
                 self._unlink(old.id, node, slot)
                 self._link(new.id, node, slot, capture)
@@ -529,6 +560,8 @@ class Graph:
         del self._by_name[value.name]
         self._by_name[name] = value.id
         value.name = name
+        for id in (*self._net.predecessors(value.id), *self._net.successors(value.id)):
+            self._protos.pop(id, None)
         self._touch(value)
 
     def remove_node(self, node: Node) -> None:
@@ -573,8 +606,9 @@ class Graph:
         twin._reserved, twin._counts = dict(self._reserved), dict(self._counts)
         twin._by_name = dict(self._by_name)
         twin._inputs, twin._outputs, twin._output_ids = dict(self._inputs), list(self._outputs), set(self._output_ids)
-        twin._capturing, twin._journal = dict(self._capturing), []
+        twin._capturing, twin._journal, twin._notes = dict(self._capturing), [], {}
         twin._forget_all()
+        twin._protos = dict(self._protos)
         return twin
 
     def merge(self, other: Graph, prefix: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -618,6 +652,24 @@ class Graph:
         self.functions += [f for f in other.functions if (f.domain, f.name, f.overload) not in known]
         return {other._value(id).name: value for id, value in mapped.items()}
 
+    # ------------------------------------------------------------------ what others keep here
+
+    def written(self, node: Node) -> onnx.NodeProto | None:
+        """The node as ONNX, where `keep_written` left it and no edit has changed it since. Not to be edited."""
+        return self._protos.get(node.id)
+
+    def keep_written(self, node: Node, proto: onnx.NodeProto) -> None:
+        self._protos[node.id] = proto
+
+    def note(self, what: str, found: Any) -> None:
+        """Keeps what was worked out of the graph as it is, until the next edit."""
+        self._notes[what] = (self._edition(), found)
+
+    def noted(self, what: str) -> Any:
+        """What `note` was given, where the graph has not been edited since; None otherwise."""
+        edition, found = self._notes.get(what, (None, None))
+        return found if edition == self._edition() else None
+
     # ------------------------------------------------------------------ journal
 
     def mark(self) -> int:
@@ -630,7 +682,17 @@ class Graph:
             if id in self._items:
                 yield self._items[id]
 
+    def affected(self, mark: int) -> list[Node]:
+        """The nodes that were edited since `mark`, or make or read a value that was; in topological order."""
+        ids = {id for id in self._journal[mark:] if id in self._items}
+        for id in [id for id in ids if isinstance(self._items[id], Value)]:
+            ids.update(self._net.predecessors(id), self._net.successors(id))
+        return [node for node in self.nodes() if node.id in ids]
+
     # ------------------------------------------------------------------ private
+
+    def _edition(self) -> Hashable:
+        return len(self._journal), tuple(self.opsets.items()), len(self.functions)
 
     def _id(self) -> int:
         self._next_id += 1
@@ -657,8 +719,7 @@ class Graph:
             self._order = None
 
     def _drop(self, item: Node | Value) -> None:
-        for id in (*self._net.predecessors(item.id), *self._net.successors(item.id), item.id):
-            self._forget(id)
+        self._forget(*self._net.predecessors(item.id), *self._net.successors(item.id), item.id)
         self._net.remove_node(item.id)
         del self._items[item.id]
         if isinstance(item, Value):
@@ -670,13 +731,17 @@ class Graph:
         else:
             self._net.add_edge(source, target, key=slot, name=capture)
             self._capturing[target] = None
-        self._forget(source)
-        self._forget(target)
+        self._forget_edge(source, target)
+
+    def _edges(self, source: int, target: int) -> dict[int, dict[str, str]]:
+        """By slot, the edges between two vertices that have some, and under which name a body captures."""
+        edges: Any = self._net.get_edge_data(source, target)  # much faster than networkx's views
+        found: dict[int, dict[str, str]] = edges
+        return found
 
     def _unlink(self, source: int, target: int, slot: int) -> None:
         self._net.remove_edge(source, target, slot)
-        self._forget(source)
-        self._forget(target)
+        self._forget_edge(source, target)
 
     # What the network says, kept until an edge changes there: a pass asks much oftener than it edits.
 
@@ -686,19 +751,31 @@ class Graph:
         self._makes: dict[int, tuple[Value | None, ...]] = {}
         self._uses: dict[int, tuple[Use, ...]] = {}
         self._sources: dict[int, Node | None] = {}
+        self._protos: dict[int, onnx.NodeProto] = {}
 
-    def _forget(self, id: int) -> None:
+    def _forget(self, *ids: int) -> None:
         self._order = None
-        for kept in (self._reads, self._makes, self._uses, self._sources):
-            kept.pop(id, None)
+        for kept in (self._reads, self._makes, self._uses, self._sources, self._protos):
+            for id in ids:
+                kept.pop(id, None)
+
+    def _forget_edge(self, source: int, target: int) -> None:
+        self._order = None
+        self._makes.pop(source, None)
+        self._uses.pop(source, None)
+        self._protos.pop(source, None)
+        self._reads.pop(target, None)
+        self._sources.pop(target, None)
+        self._protos.pop(target, None)
 
     def _reads_of(self, node: Node) -> tuple[Value | None, ...]:
         kept = self._reads.get(node.id)
         if kept is None:
             slots: list[Value | None] = [None] * node.arity[0]
-            for source, _, slot in self._net.in_edges(node.id, keys=True):
-                if slot < CAPTURE:
-                    slots[slot] = self._value(source)
+            for source in self._net.predecessors(node.id):
+                for slot in self._edges(source, node.id):
+                    if slot < CAPTURE:
+                        slots[slot] = self._value(source)
             kept = self._reads[node.id] = tuple(slots)
         return kept
 
@@ -706,15 +783,17 @@ class Graph:
         kept = self._makes.get(node.id)
         if kept is None:
             slots: list[Value | None] = [None] * node.arity[1]
-            for _, target, slot in self._net.out_edges(node.id, keys=True):
-                slots[slot] = self._value(target)
+            for target in self._net.successors(node.id):
+                for slot in self._edges(node.id, target):
+                    slots[slot] = self._value(target)
             kept = self._makes[node.id] = tuple(slots)
         return kept
 
     def _uses_of(self, value: Value) -> tuple[Use, ...]:
         kept = self._uses.get(value.id)
         if kept is None:
-            edges = sorted((node, slot) for _, node, slot in self._net.out_edges(value.id, keys=True))
+            readers = sorted(self._net.successors(value.id))
+            edges = [(node, slot) for node in readers for slot in sorted(self._edges(value.id, node))]
             kept = self._uses[value.id] = tuple(Use(self._node(node), slot) for node, slot in edges)
         return kept
 
@@ -757,4 +836,5 @@ class Graph:
             raise ModelError(f"{node} cannot produce '{value.name}': it is {what}")
 
     def _touch(self, *items: Node | Value) -> None:
-        self._journal.extend(item.id for item in items)
+        for item in items:
+            self._journal.append(item.id)

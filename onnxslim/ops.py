@@ -30,9 +30,10 @@ RANDOM = (
 def is_pure(graph: Graph, node: Node) -> bool:
     """Whether equal inputs give equal outputs, by what ONNX itself says: such a node may be computed ahead, or
     once for several. Not random ops, other domains, local functions and nodes with bodies."""
-    bodies = any(a.HasField("g") or a.graphs for a in node.attributes.values())
+    if node.domain or node.overload or node.op in RANDOM:
+        return False
     local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
-    return not (node.domain or node.overload or bodies or local or node.op in RANDOM)
+    return not local and not any(a.HasField("g") or a.graphs for a in node.attributes.values())
 
 
 @dataclass(frozen=True)

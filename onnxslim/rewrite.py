@@ -95,8 +95,8 @@ class Pass(ABC):
     when it refuses, and the numerical contract."""
 
     name: ClassVar[str]
-    infers: ClassVar[bool] = False
-    """Whether it writes nothing but what inference says, which need not be inferred again to be verified."""
+    keeps_types: ClassVar[bool] = False
+    """Whether inference says the same before and after it, and need not be asked again to verify it."""
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> Outcome:
@@ -114,7 +114,7 @@ class Pass(ABC):
         mark = graph.mark()
         outcome = self.run(graph, context)
         try:
-            verify(graph, since=mark, types=not self.infers)
+            verify(graph, since=mark, types=not self.keeps_types)
             if before is not None and context.checker is not None and outcome.rewrites:
                 context.checker.check(before, graph, self.name)
         except VerifyError as error:
@@ -141,17 +141,18 @@ class Pipeline(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         total, steps = Outcome(), len(self.steps)
         report = context.progress if self.to_fixed_point and context.progress else _silent
-        for round in range(self._ROUNDS if self.to_fixed_point else 1):
-            once = Outcome()
-            for index, step in enumerate(self.steps):
-                report("rewriting", round * steps + index, (round + 2) * steps)
-                once += step(graph, context)
-            # Refusals of an earlier round may be obsolete; the last round's are what remains true.
-            total = replace(total + once, refused=once.refused)
-            if not once.rewrites:
+        refused: dict[int, tuple[Refusal, ...]] = {}
+        idle = 0  # steps since the last rewrite
+        for done in range(steps * (self._ROUNDS if self.to_fixed_point else 1)):
+            report("rewriting", done, (done // steps + 2) * steps)
+            once = self.steps[done % steps](graph, context)
+            refused[done % steps] = once.refused  # what it refused before may be obsolete
+            total += replace(once, refused=())
+            idle = 0 if once.rewrites else idle + 1
+            if idle == steps:
                 break
         report("rewriting", steps, steps)
-        return total
+        return replace(total, refused=tuple(dict.fromkeys(r for found in refused.values() for r in found)))
 
     def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
         return tuple(dict.fromkeys(r for step in self.steps for r in step.requests(graph, context)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import onnx
 
-from onnxslim.analysis.shapes import inferred_types
+from onnxslim.analysis.shapes import TYPES, inferred_types, known_types
 from onnxslim.errors import ModelError, VerifyError
 from onnxslim.graph import DType, Graph, Node, Shape, Value
 
@@ -34,7 +36,7 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
         items = list(graph.touched(since))
         if not items:
             return
-        nodes = _affected(graph, items, order)
+        nodes = graph.affected(since)
         values = [item for item in items if isinstance(item, Value)]
     else:
         nodes, values = order, graph.values()
@@ -43,32 +45,20 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
     for value in graph.outputs:
         if not graph.has_source(value):
             raise VerifyError(f"Output '{value.name}' of graph '{graph.name}' is read, but nothing produces it")
-    schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
+    local = {(f.domain, f.name) for f in graph.functions}
     for node in nodes:
         _check_sources(graph, node)
-        _check_signature(graph, node, schemas)
+        if (node.domain, node.op) not in local:
+            _check_signature(graph, node)
         _check_fake_quant(graph, node)
     if types:
         _check_types(graph, nodes)
 
 
-def _affected(graph: Graph, items: Sequence[Node | Value], order: Sequence[Node]) -> list[Node]:
-    """Nodes that were edited, or that produce or read a value that was; in topological order."""
-    chosen: dict[int, None] = {}
-    for item in items:
-        if isinstance(item, Node):
-            chosen[item.id] = None
-        else:
-            producer = graph.producer(item)
-            readers = graph.consumers(item)
-            chosen.update(dict.fromkeys(n.id for n in ([producer] if producer else []) + readers))
-    return [n for n in order if n.id in chosen]
-
-
 def _check_value(graph: Graph, value: Value) -> None:
     if not value.name or graph.find(value.name) is not value:
         raise VerifyError(f"Value '{value.name}' of graph '{graph.name}' has no name, or another value's")
-    if graph.is_used(value) and not graph.has_source(value):
+    if not graph.has_source(value) and graph.is_used(value):
         uses = graph.uses(value)
         reader = str(uses[0].node) if uses else "the graph's output"
         raise VerifyError(f"{reader} reads '{value.name}', which nothing produces")
@@ -87,67 +77,91 @@ def _check_value(graph: Graph, value: Value) -> None:
 
 
 def _check_sources(graph: Graph, node: Node) -> None:
-    captured = graph.captures(node)
-    for value in (*graph.node_inputs(node), *captured.values()):
-        if value is not None and not graph.has_source(value):
+    for value in graph.reads(node):
+        if not graph.has_source(value):
             raise VerifyError(f"{node} reads '{value.name}', which nothing produces")
     if node.domain not in graph.opsets:
         raise VerifyError(f"{node} needs an opset of domain '{node.domain}'; the graph has {graph.opsets}")
 
 
-def _check_signature(graph: Graph, node: Node, schemas: dict[tuple[str, str], onnx.defs.OpSchema | None]) -> None:
+def _check_signature(graph: Graph, node: Node) -> None:
     """Slots and attributes against the op's definition, where there is one."""
-    key = (node.domain, node.op)
-    if key not in schemas:
-        schemas[key] = _schema(graph, node)
-    schema = schemas[key]
-    if schema is None:
+    signature = _signature(node.op, graph.opsets[node.domain], node.domain)
+    if signature is None:
         return
-    inputs, outputs = graph.node_inputs(node), graph.node_outputs(node)
-    for what, count, least, most in (
-        ("inputs", len(inputs), schema.min_input, schema.max_input),
-        ("outputs", len(outputs), schema.min_output, schema.max_output),
-    ):
-        if not least <= count <= most:
-            wanted = f"{least}" if least == most else f"{least} to {most}" if most < 1 << 30 else f"at least {least}"
-            raise VerifyError(f"{_where(graph, node)} has {count} {what}; expected {wanted} in opset {graph.opset}")
-    for slot, (value, formal) in enumerate(zip(inputs, schema.inputs)):
-        if value is None and formal.option == onnx.defs.OpSchema.FormalParameterOption.Single:
-            raise VerifyError(f"{_where(graph, node)} lacks its input {slot} ({formal.name})")
-    for name in node.attributes:
-        if name not in schema.attributes:
-            known = ", ".join(sorted(schema.attributes)) or "none"
+    if isinstance(signature, int):
+        raise VerifyError(
+            f"{_where(graph, node)} does not exist in opset {graph.opsets[node.domain]}; "
+            f"its definition there is from opset {signature} on"
+        )
+    inputs, (count, parts) = graph.node_inputs(node), node.arity
+    if not signature.inputs[0] <= count <= signature.inputs[1]:
+        wanted = _range(*signature.inputs)
+        raise VerifyError(f"{_where(graph, node)} has {count} inputs; expected {wanted} in opset {graph.opset}")
+    if not signature.outputs[0] <= parts <= signature.outputs[1]:
+        wanted = _range(*signature.outputs)
+        raise VerifyError(f"{_where(graph, node)} has {parts} outputs; expected {wanted} in opset {graph.opset}")
+    if None in inputs:
+        for slot, name in signature.single.items():
+            if slot < count and inputs[slot] is None:
+                raise VerifyError(f"{_where(graph, node)} lacks its input {slot} ({name})")
+    for name, attribute in node.attributes.items():
+        declared, got = signature.attributes.get(name), attribute.type
+        if declared is None:
+            known = ", ".join(sorted(signature.attributes)) or "none"
             raise VerifyError(
                 f"{_where(graph, node)} has an attribute '{name}'; in opset {graph.opset} there are: {known}"
             )
-        kind: Any = schema.attributes[name].type
-        declared, got = kind.value, node.attributes[name].type
         if got != declared:
             raise VerifyError(
                 f"{_where(graph, node)}: expected its attribute '{name}' to be {_KIND_NAMES[declared]}, "
                 f"got {_KIND_NAMES.get(got, got)}"
             )
-    parts = node.attr("num_outputs", len(outputs)) if key == ("", "Split") else len(outputs)
-    if parts != len(outputs):  # which onnx's inference would make room for first
-        raise VerifyError(f"{_where(graph, node)} splits into {parts}; expected {len(outputs)}, as it has outputs")
-    for name, attribute in schema.attributes.items():
-        if attribute.required and name not in node.attributes:
+    said = node.attr("num_outputs", parts) if (node.domain, node.op) == ("", "Split") else parts
+    if said != parts:  # which onnx's inference would make room for first
+        raise VerifyError(f"{_where(graph, node)} splits into {said}; expected {parts}, as it has outputs")
+    for name in signature.required:
+        if name not in node.attributes:
             raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")
 
 
-def _schema(graph: Graph, node: Node) -> onnx.defs.OpSchema | None:
-    """The op's definition; None for ops that are not onnx's, which are left alone."""
-    if any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions):
+@dataclass(frozen=True)
+class _Signature:
+    """What onnx defines of an op, in plain types.
+
+    inputs, outputs: how many at least and at most. single: the names of the inputs that must be there, by slot.
+    attributes: the kind of each.
+    """
+
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    single: Mapping[int, str]
+    attributes: Mapping[str, int]
+    required: tuple[str, ...]
+
+
+@cache
+def _signature(op: str, version: int, domain: str) -> _Signature | int | None:
+    """The op's definition; the first opset that has it, where this one does not; None for ops that are not onnx's,
+    which are left alone."""
+    if not onnx.defs.has(op, domain):
         return None
-    if not onnx.defs.has(node.op, node.domain):
-        return None
-    version = graph.opsets.get(node.domain, 0)
-    if not onnx.defs.has(node.op, version, node.domain):
-        first = onnx.defs.get_schema(node.op, node.domain).since_version
-        raise VerifyError(
-            f"{_where(graph, node)} does not exist in opset {version}; its definition there is from opset {first} on"
-        )
-    return onnx.defs.get_schema(node.op, version, node.domain)
+    if not onnx.defs.has(op, version, domain):
+        return int(onnx.defs.get_schema(op, domain).since_version)
+    schema = onnx.defs.get_schema(op, version, domain)
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    attributes: Mapping[str, Any] = schema.attributes
+    return _Signature(
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        {slot: formal.name for slot, formal in enumerate(schema.inputs) if formal.option == single},
+        {name: attribute.type.value for name, attribute in attributes.items()},
+        tuple(name for name, attribute in attributes.items() if attribute.required),
+    )
+
+
+def _range(least: int, most: int) -> str:
+    return f"{least}" if least == most else f"{least} to {most}" if most < 1 << 30 else f"at least {least}"
 
 
 def _check_fake_quant(graph: Graph, node: Node) -> None:
@@ -179,7 +193,9 @@ def _check_fake_quant(graph: Graph, node: Node) -> None:
 def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
     nodes = _typed(graph, nodes)
     try:
-        found = inferred_types(graph, nodes, strict=True)
+        # of everything where it is known, or not much more: it is kept
+        whole = graph.noted(TYPES) is not None or 2 * len(nodes) > len(graph.nodes())
+        found = (known_types(graph) if whole else None) or inferred_types(graph, nodes, strict=True)
     except ModelError as error:
         raise VerifyError(str(error)) from error
     for node in nodes:
@@ -187,6 +203,8 @@ def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
             if value is None or value.name not in found:
                 continue
             dtype, shape = found[value.name]
+            if dtype is value.dtype and shape == value.shape:
+                continue
             same_type = DType.UNDEFINED in (dtype, value.dtype) or dtype is value.dtype
             if not same_type or not (shape is None or value.shape is None or _agree(shape, value.shape)):
                 raise VerifyError(
@@ -200,8 +218,7 @@ def _typed(graph: Graph, nodes: Sequence[Node]) -> list[Node]:
     known: set[int] = set()
     typed = []
     for node in nodes:
-        operands = [v for v in (*graph.node_inputs(node), *graph.captures(node).values()) if v is not None]
-        if all(v.id in known or v.dtype is not DType.UNDEFINED or v.type_proto is not None for v in operands):
+        if all(v.dtype is not DType.UNDEFINED or v.type_proto is not None or v.id in known for v in graph.reads(node)):
             typed.append(node)
             known.update(v.id for v in graph.node_outputs(node) if v is not None)
     return typed

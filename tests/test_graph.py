@@ -11,7 +11,7 @@ from onnx import helper
 
 from onnxslim.errors import ModelError
 from onnxslim.graph import DType, Graph, Node, Role, Use, Value
-from onnxslim.onnx_io import to_bytes
+from onnxslim.onnx_io import node_proto, to_bytes
 from onnxslim.text import to_text
 from onnxslim.verify import verify
 
@@ -229,6 +229,53 @@ def test_the_journal() -> None:
     assert len(touched) == len({id(item) for item in touched})
 
 
+def test_a_node_is_written_as_it_is_now() -> None:
+    graph, x, a, b = _chain()
+    node = _node(graph, b)
+    for edit in (
+        lambda: graph.rename(a, "renamed"),
+        lambda: graph.rename(b, "result"),
+        lambda: graph.set_attribute(node, "alpha", 0.5),
+        lambda: graph.set_attribute(node, "alpha", None),
+        lambda: graph.set_op(node, "LeakyRelu"),
+        lambda: graph.set_name(node, "leaky", "what it is for"),
+        lambda: graph.set_input(node, 2, None),
+        lambda: graph.set_input(node, 0, x),
+    ):
+        before = node_proto(graph, node)
+        assert node_proto(graph, node) is before
+        edit()
+        assert node_proto(graph, node) != before
+    assert node_proto(graph, node) == helper.make_node(
+        "LeakyRelu", ["x", "", ""], ["result"], "leaky", doc_string="what it is for"
+    )
+
+
+def test_notes_are_kept_until_the_next_edit() -> None:
+    graph, _, a, _ = _chain()
+    assert graph.noted("size") is None
+    graph.note("size", 2)
+    assert graph.noted("size") == 2
+    assert graph.copy().noted("size") is None
+    graph.rename(a, "renamed")
+    assert graph.noted("size") is None
+    graph.note("size", 2)
+    graph.opsets[""] = 17
+    assert graph.noted("size") is None
+
+
+def test_what_an_edit_affects() -> None:
+    graph, _, a, _ = _chain()
+    relu, neg = graph.nodes()
+    mark = graph.mark()
+    assert graph.affected(mark) == []
+    graph.set_type(a, DType.FLOAT, (None, 2))
+    assert graph.affected(mark) == [relu, neg]
+    mark = graph.mark()
+    graph.set_attribute(neg, "alpha", 1.0)
+    assert graph.affected(mark) == [neg]
+
+
 def test_merging() -> None:
     graph, x, _, _ = _chain()
     other, *_ = _chain()
@@ -325,6 +372,9 @@ def _require_in_step(graph: Graph) -> None:
     for node in graph.nodes():
         read = {slot: source for source, _, slot in net.in_edges(node.id, keys=True)}
         made = {slot: target for _, target, slot in net.out_edges(node.id, keys=True)}
+        proto = node_proto(graph, node)  # perhaps kept since an edit before
+        assert list(proto.input) == ["" if v is None else v.name for v in graph.node_inputs(node)]
+        assert list(proto.output) == ["" if v is None else v.name for v in graph.node_outputs(node)]
         assert {i: v.id for i, v in enumerate(graph.node_inputs(node)) if v is not None} == read
         assert {i: v.id for i, v in enumerate(graph.node_outputs(node)) if v is not None} == made
     nodes = {node.id for node in graph.nodes()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -17,13 +19,25 @@ from onnxslim.onnx_io import node_proto, tensor_type, type_proto
 from onnxslim.onnx_io.bodies import bodies_of
 from onnxslim.onnx_io.functions import expansion
 
-__all__ = ["has_rule", "infer_shapes", "inferred_types", "sweep"]
+__all__ = ["TYPES", "Types", "has_rule", "infer_shapes", "inferred_types", "known_types", "sweep"]
 
+TYPES = "types"
+"""Under which `known_types` notes what it found. A pass that knows it to be true after its edits notes it again."""
 _LONGEST = 1 << 20
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
 """Ops whose result is as large as a number in an input says."""
-_OTHERS = (ValueError, RuntimeError, MemoryError)
-"""What onnx's rules raise besides: MemoryError for amounts that no tensor has."""
+_REFUSALS = (
+    shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+)
+"""What onnx's rules raise: MemoryError for amounts that no tensor has."""
+_SEPARATE = 4
+"""The first IR version in which an initialiser that is an input, too, may be overridden."""
+_VALUES = {"i": LIMIT, "u": LIMIT, "f": 16}
+"""Elements, by numpy's kind of type, up to which inference is told the values of a constant and not its type alone."""
 _MOST_NODES, _MOST_CALLS = 10_000, 50
 """Of a call of a local function: inference works through every call anew, and recurses."""
 
@@ -36,21 +50,26 @@ def infer_shapes(graph: Graph) -> int:
     where inference cannot take the graph at all.
     """
     nodes = graph.nodes()
-    found = inferred_types(graph, nodes)
+    known = known_types(graph)
+    found = inferred_types(graph, nodes) if known is None else known
     missed = [v for n in nodes for v in graph.node_outputs(n) if v is not None and v.shape is not None]
     missed = [v for v in missed if found.get(v.name, (v.dtype, None))[1] is None]
     if missed:  # the graph knows ranks that inference does not: go on from there
         found = inferred_types(graph, nodes, missed)
     changed = _apply(graph, found)
+    if found is known:
+        graph.note(TYPES, (known,))  # which its own words do not change
     if any(not _is_complete(graph, node) for node in nodes):
         changed.update(sweep(graph, nodes, {}))
     return len(changed)
 
 
-def _apply(graph: Graph, found: Mapping[str, tuple[DType, Shape | None]]) -> dict[str, None]:
+def _apply(graph: Graph, found: Types) -> dict[str, None]:
     changed: dict[str, None] = {}
     for name, (dtype, shape) in found.items():
-        value = graph.value(name)
+        value = graph.find(name)
+        if value is None:  # it was dead, and is no more
+            continue
         new_dtype = value.dtype if dtype is DType.UNDEFINED else dtype
         new_shape = _merged(value.shape, shape)
         if (new_dtype, new_shape) != (value.dtype, value.shape):
@@ -86,12 +105,16 @@ def sweep(
     return changed
 
 
-def _named_axes(value: Value, target: Array) -> dict[str, tuple[DType, Shape | None]]:
+def _named_axes(value: Value, target: Array) -> Types:
     """A Reshape's axes that take over a symbol."""
     if value.shape is None or target.shape != (len(value.shape),):
         return {}
     axes = tuple(b if a is None and isinstance(b, str) else a for a, b in zip(value.shape, target))
     return {value.name: (value.dtype, axes)}
+
+
+Types: TypeAlias = dict[str, tuple[DType, Shape | None]]
+"""By the name of a value."""
 
 
 def inferred_types(
@@ -101,7 +124,7 @@ def inferred_types(
     *,
     constants: Mapping[int, Array] | None = None,
     strict: bool = False,
-) -> dict[str, tuple[DType, Shape | None]]:
+) -> Types:
     """What inference says about the tensors that `nodes` (in topological order) produce.
 
     What they read from outside is taken as the graph declares it; of what they produce themselves,
@@ -111,37 +134,65 @@ def inferred_types(
     """
     if not nodes:
         return {}
-    model = _skeleton(graph, nodes, {v.id for v in declared}, constants or {})
-    result = _inferred(model, graph.name, strict, data_prop=not _is_long(graph, nodes))
-    symbols = _symbols(graph, nodes)
-    infos = {info.name: info for info in (*result.graph.input, *result.graph.value_info)}
-    found: dict[str, tuple[DType, Shape | None]] = {}
+    met = _met(graph, nodes)
+    model = _skeleton(graph, nodes, met, {v.id for v in declared}, constants or {})
+    return _read_types(
+        graph, nodes, met, _inferred(model, graph.name, strict, data_prop=not _is_long(graph, nodes, met))
+    )
+
+
+def known_types(graph: Graph) -> Types | None:
+    """What inference says about everything that the graph produces, noted in the graph; None where an op cannot take
+    its inputs."""
+    kept: tuple[Types | None] | None = graph.noted(TYPES)
+    if kept is None:
+        nodes = graph.nodes()
+        met = _met(graph, nodes)
+        model = _skeleton(graph, nodes, met, set(), {})
+        try:
+            result = _run(model, strict=True, data_prop=not _is_long(graph, nodes, met))
+            kept = (_read_types(graph, nodes, met, result),)
+        except _REFUSALS:
+            kept = (None,)
+        graph.note(TYPES, kept)
+    return kept[0]
+
+
+def _met(graph: Graph, nodes: Sequence[Node]) -> dict[int, Value]:
+    """All values that the nodes read or make, by id."""
+    return {v.id: v for n in nodes for v in (*graph.reads(n), *graph.node_outputs(n)) if v is not None}
+
+
+def _read_types(graph: Graph, nodes: Sequence[Node], met: Mapping[int, Value], result: onnx.ModelProto) -> Types:
+    """What inference wrote into the model about what `nodes` produce."""
+    symbols = {d for v in met.values() if v.shape is not None for d in v.shape if isinstance(d, str)}
+    infos = {info.name: info.type for info in (*result.graph.input, *result.graph.value_info)}
+    found: Types = {}
     for node in nodes:
         for value in graph.node_outputs(node):
-            info = infos.get(value.name) if value is not None else None
-            if value is not None and info is not None and info.type.HasField("tensor_type"):
-                dtype, shape = tensor_type(info.type, value.name)
-                if shape is not None:  # symbols that inference made up mean nothing outside of this call
+            proto = infos.get(value.name) if value is not None else None
+            if value is not None and proto is not None and proto.HasField("tensor_type"):
+                dtype, shape = tensor_type(proto, value.name)
+                # symbols that inference made up mean nothing outside of this call
+                if shape is not None and any(isinstance(d, str) and d not in symbols for d in shape):
                     shape = tuple(None if isinstance(d, str) and d not in symbols else d for d in shape)
                 found[value.name] = (dtype, shape)
     return found
 
 
-def _symbols(graph: Graph, nodes: Sequence[Node]) -> set[str]:
-    """The names of dynamic axes that the nodes meet."""
-    values = (v for n in nodes for v in (*graph.node_inputs(n), *graph.captures(n).values(), *graph.node_outputs(n)))
-    return {d for v in values if v is not None and v.shape is not None for d in v.shape if isinstance(d, str)}
-
-
 def _inferred(model: onnx.ModelProto, name: str, strict: bool, *, data_prop: bool) -> onnx.ModelProto:
     try:
-        return shape_inference.infer_shapes(model, data_prop=data_prop, strict_mode=strict)
-    except (shape_inference.InferenceError, onnx.checker.ValidationError, *_OTHERS) as error:
+        return _run(model, strict=strict, data_prop=data_prop)
+    except _REFUSALS as error:
         if data_prop:  # which takes every vector for a shape, and refuses an Add that shapes do not have
             return _inferred(model, name, strict, data_prop=False)
         if strict and _is_within(str(error)):
             return _inferred(model, name, False, data_prop=False)
         raise ModelError(f"Shape inference cannot take graph '{name}': {error}") from error
+
+
+def _run(model: onnx.ModelProto, *, strict: bool, data_prop: bool) -> onnx.ModelProto:
+    return shape_inference.infer_shapes(model, data_prop=data_prop, strict_mode=strict)
 
 
 def _is_within(message: str) -> bool:
@@ -151,7 +202,7 @@ def _is_within(message: str) -> bool:
 
 
 def _skeleton(
-    graph: Graph, nodes: Sequence[Node], declared: set[int], constants: Mapping[int, Array]
+    graph: Graph, nodes: Sequence[Node], met: Mapping[int, Value], declared: set[int], constants: Mapping[int, Array]
 ) -> onnx.ModelProto:
     model = onnx.ModelProto(ir_version=max(graph.ir_version, 4))
     for domain, version in graph.opsets.items():
@@ -162,22 +213,20 @@ def _skeleton(
     body = model.graph
     body.name = graph.name or "graph"
     produced = {v.id for n in nodes for v in graph.node_outputs(n) if v is not None}
-    seen: set[int] = set()
+    for value in met.values():
+        if value.id not in produced:
+            _declare_source(body, graph, value, constants)
     for node in nodes:
-        for value in (*graph.node_inputs(node), *graph.captures(node).values()):
-            if value is not None and value.id not in produced and value.id not in seen:
-                seen.add(value.id)
-                _declare_source(body, graph, value, constants)
         if _is_large_constant(node):
             body.input.add(name=graph.result(node).name).type.CopyFrom(_constant_type(node))
             continue
         rule = (node.domain, node.op) in rules or _has_rule(graph, node)
-        for value in graph.node_outputs(node):
-            if value is None:
+        for output in () if rule and not declared else graph.node_outputs(node):
+            if output is None or (rule and output.id not in declared):
                 continue
-            proto = type_proto(value)
-            if proto.WhichOneof("value") and (value.id in declared or not rule):
-                body.value_info.add(name=value.name).type.CopyFrom(proto)
+            proto = type_proto(output)
+            if proto.WhichOneof("value"):
+                body.value_info.add(name=output.name).type.CopyFrom(proto)
         body.node.append(_rule_node(graph, node))
     return model
 
@@ -192,41 +241,40 @@ def _entered(graph: Graph, nodes: Iterable[Node]) -> Sequence[onnx.FunctionProto
     return graph.functions if size <= _MOST_NODES and depth <= _MOST_CALLS else ()
 
 
-def _is_long(graph: Graph, nodes: Sequence[Node]) -> bool:
+def _is_long(graph: Graph, nodes: Sequence[Node], met: Mapping[int, Value]) -> bool:
     """Whether there are vectors of so many elements that onnx must not follow them one by one, as it does with data
     propagation even where it knows none of them."""
-    for node in nodes:
-        for value in (*graph.node_inputs(node), *graph.node_outputs(node)):
-            if value is None:
-                continue
-            if value.shape is not None and len(value.shape) == 1 and _exceeds(value.shape[0]):
-                return True
-            array = graph.constant_of(value) if node.op in _SIZING else None
-            sizes = array is not None and array.dtype.kind in "iu" and array.size <= LIMIT
-            if array is not None and sizes and any(_exceeds(int(n)) for n in array.flat):
-                return True
-    return False
+    if any(v.shape is not None and len(v.shape) == 1 and _exceeds(v.shape[0]) for v in met.values()):
+        return True
+    sizes = (_fixed(graph, v) for n in nodes if n.op in _SIZING for v in graph.node_inputs(n) if v is not None)
+    return any(
+        a is not None and a.dtype.kind in "iu" and a.size <= LIMIT and _exceeds(int(a.max(initial=0))) for a in sizes
+    )
 
 
 def _exceeds(dim: Dim) -> bool:
     return isinstance(dim, int) and dim > _LONGEST
 
 
+def _fixed(graph: Graph, value: Value) -> Array | None:
+    """The array of an initialiser; in files whose format has initialisers among the inputs, of those too."""
+    return value.array if graph.ir_version < _SEPARATE or not graph.is_input(value) else None
+
+
 def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants: Mapping[int, Array]) -> None:
-    array = _integers(constants[value.id]) if value.id in constants else graph.constant_of(value)
-    small = {"i": LIMIT, "u": LIMIT, "f": 16}
-    if array is not None and array.size <= small.get(array.dtype.kind, -1) and array.dtype.itemsize >= 4:
+    array = _integers(constants[value.id]) if value.id in constants else _fixed(graph, value)
+    if array is not None and array.size <= _VALUES.get(array.dtype.kind, -1) and array.dtype.itemsize >= 4:
         tensor = numpy_helper.from_array(np.asarray(array, value.dtype.numpy), value.name)
         body.initializer.append(tensor)
         return
     proto = type_proto(value)
     if proto.WhichOneof("value"):
-        body.input.add(name=value.name).type.CopyFrom(proto)
+        body.input.add(name=value.name, type=proto)
 
 
 def _is_large_constant(node: Node) -> bool:
-    tensor = node.attributes.get("value")
-    return node.op == "Constant" and not node.domain and tensor is not None and math.prod(tensor.t.dims) > LIMIT
+    tensor = node.attributes.get("value") if (node.op, node.domain) == ("Constant", "") else None
+    return tensor is not None and math.prod(tensor.t.dims) > LIMIT
 
 
 def _constant_type(node: Node) -> onnx.TypeProto:
@@ -273,7 +321,12 @@ def has_rule(graph: Graph, node: Node) -> bool:
 def _has_rule(graph: Graph, node: Node) -> bool:
     """Of its own: a local function is gone into instead."""
     local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
-    return not local and (_is_fake_quant(node) or bool(onnx.defs.has(node.op, node.domain)))
+    return not local and (_is_fake_quant(node) or _is_defined(node.op, node.domain))
+
+
+@lru_cache(4096)
+def _is_defined(op: str, domain: str) -> bool:
+    return bool(onnx.defs.has(op, domain))
 
 
 def _merged(old: Shape | None, new: Shape | None) -> Shape | None:

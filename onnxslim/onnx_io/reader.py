@@ -32,6 +32,7 @@ _DEEPEST = 100
 """Protobuf's own limit."""
 _MODEL_FIELDS = ("ir_version", "opset_import", "metadata_props", "functions", "graph")
 _NODE_FIELDS = ("input", "output", "name", "op_type", "domain", "overload", "attribute", "doc_string", "metadata_props")
+_OTHER_NODE_FIELDS = [f.name for f in onnx.NodeProto.DESCRIPTOR.fields if f.name not in _NODE_FIELDS]
 
 
 def read(path: str | Path) -> Graph:
@@ -109,6 +110,8 @@ def _require_sound(model: onnx.ModelProto) -> None:
                 f"expected at most {_DEEPEST} messages inside one another, as deep as protobuf reads; "
                 "the file is damaged, or its bodies must be nested less"
             )
+        if depth == 2 and _is_plain_text(message, 2 * (_DEEPEST - depth)):
+            continue
         if isinstance(message, onnx.TensorProto):  # whose data need not be looked at
             fields = onnx.TensorProto.DESCRIPTOR.fields_by_name
             entries = [(fields[n], getattr(message, n)) for n in ("name", "doc_string")]
@@ -121,6 +124,15 @@ def _require_sound(model: onnx.ModelProto) -> None:
                         raise ModelFormatError(f"expected text in '{field.name}', got {text!r}; the file is damaged")
             elif field.type == field.TYPE_MESSAGE:
                 waiting.extend((part, depth + 1) for part in (value if hasattr(value, "extend") else [value]))
+
+
+def _is_plain_text(message: Any, limit: int) -> bool:
+    """Whether a node or a type is too short to be nested deeply (a level takes two bytes), and ASCII throughout, so
+    that its text fields are text: true of most types and many nodes, and much faster than to look at each field."""
+    if not isinstance(message, (onnx.NodeProto, onnx.ValueInfoProto)):
+        return False
+    data = message.SerializeToString()
+    return len(data) < limit and data.isascii()
 
 
 class _Reader:
@@ -181,14 +193,13 @@ class _Reader:
                 f"node '{proto.name}' ({proto.op_type}): expected an opset of its domain '{proto.domain}' in the file, "
                 f"got {list(self.graph.opsets)}; the file is truncated: export or copy it again"
             )
-        for attribute in proto.attribute:
+        node = add_node_proto(self.graph, proto)
+        for attribute in node.attributes.values():
             if attribute.ref_attr_name:
                 raise ModelFormatError(
                     f"node '{proto.name}' ({proto.op_type}): expected a value for '{attribute.name}', got a reference "
                     f"to '{attribute.ref_attr_name}', which only nodes of local functions may have; the file is damaged"
                 )
-        node = add_node_proto(self.graph, proto)
-        for attribute in node.attributes.values():
             load_tensors(attribute, self.files)
 
     def _describe(self, value: Value, info: onnx.ValueInfoProto) -> None:
@@ -208,7 +219,7 @@ class _Reader:
 
     def _require_sources(self) -> None:
         for value in self.graph.values():
-            if self.graph.is_used(value) and not self.graph.has_source(value):
+            if not self.graph.has_source(value) and self.graph.is_used(value):
                 uses = self.graph.uses(value)
                 reader = str(uses[0].node) if uses else "the graph's output"
                 raise ModelFormatError(f"{reader} reads '{value.name}', which nothing produces; the file is damaged")
@@ -220,17 +231,28 @@ def add_node_proto(graph: Graph, proto: onnx.NodeProto) -> Node:
     def named(name: str) -> Value | None:
         return (graph.find(name) or graph.add_value(name)) if name else None
 
-    attributes = {a.name: _copy(a) for a in proto.attribute}
-    inputs, outputs = [named(n) for n in proto.input], [named(n) for n in proto.output]
-    node = graph.add_node(proto.op_type, inputs, outputs, attributes, domain=_domain(proto.domain), name=proto.name)
-    node.overload, node.doc, node.metadata = proto.overload, proto.doc_string, _pairs(proto.metadata_props)
-    if any(field.name not in _NODE_FIELDS for field, _ in proto.ListFields()):
-        node.extra = _rest(proto, _NODE_FIELDS)
-    for name in captured_names(attributes.values()):
-        value = named(name)
-        assert value is not None
-        graph.add_capture(node, value, name)
-    graph.reserve_names(local_names(attributes.values()))
+    twin = _copy(proto)
+    texts = {"name": twin.name, "domain": twin.domain, "overload": twin.overload, "doc_string": twin.doc_string}
+    for field, text in texts.items():
+        if not text:
+            twin.ClearField(field)  # given, but empty
+    attributes = {a.name: a for a in twin.attribute}
+    inputs, outputs = [named(n) for n in twin.input], [named(n) for n in twin.output]
+    domain = _domain(texts["domain"])
+    node = graph.add_node(twin.op_type, inputs, outputs, attributes, domain=domain, name=texts["name"])
+    node.overload, node.doc = texts["overload"], texts["doc_string"]
+    if twin.metadata_props:
+        node.metadata = _pairs(twin.metadata_props)
+    if any(len(getattr(twin, name)) for name in _OTHER_NODE_FIELDS):
+        node.extra = _rest(twin, _NODE_FIELDS)
+    if any(a.HasField("g") or a.graphs for a in attributes.values()):
+        for name in captured_names(attributes.values()):
+            value = named(name)
+            assert value is not None
+            graph.add_capture(node, value, name)
+        graph.reserve_names(local_names(attributes.values()))
+    if len(attributes) == len(twin.attribute) and domain == texts["domain"]:
+        graph.keep_written(node, twin)
     return node
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import stat
+from functools import cache
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +27,8 @@ _BITS = {
     DType.UINT2: 2,
     DType.INT2: 2,
 }
+_FIELDS = {DType.FLOAT: "float_data", DType.DOUBLE: "double_data", DType.INT64: "int64_data"}
+"""Where elements lie one by one and as they are."""
 
 
 class ExternalFiles:
@@ -106,6 +110,9 @@ def array_of(tensor: onnx.TensorProto, files: ExternalFiles) -> Array:
     external = tensor.data_location == onnx.TensorProto.EXTERNAL
     if not external and not tensor.HasField("raw_data"):
         try:
+            elements = getattr(tensor, _FIELDS[dtype]) if dtype in _FIELDS else ()
+            if len(elements) == math.prod(dims):
+                return np.array(elements, dtype.numpy).reshape(dims)
             return np.asarray(numpy_helper.to_array(tensor))
         except (ValueError, TypeError, OverflowError) as error:
             raise ModelFormatError(
@@ -123,9 +130,15 @@ def array_of(tensor: onnx.TensorProto, files: ExternalFiles) -> Array:
         packed = onnx.TensorProto(name=tensor.name, data_type=int(dtype), dims=dims, raw_data=raw.tobytes())
         return np.asarray(numpy_helper.to_array(packed))
     try:
-        return raw.view(dtype.numpy.newbyteorder("<")).reshape(dims)
+        return raw.view(_stored(dtype)).reshape(dims)
     except ValueError as error:  # more axes than numpy has, or an impossible one beside a 0
         raise ModelFormatError(f"Tensor '{tensor.name}' has impossible dims {dims}: {error}") from error
+
+
+@cache
+def _stored(dtype: DType) -> np.dtype[Any]:
+    """The numpy type of an element's bytes in a file."""
+    return dtype.numpy.newbyteorder("<")
 
 
 def _strings(tensor: onnx.TensorProto, dims: tuple[int, ...]) -> Array:

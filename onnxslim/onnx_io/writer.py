@@ -126,11 +126,12 @@ def _model(graph: Graph, value_info: bool, external: Mapping[int, Mapping[str, s
             twin = model.graph.sparse_initializer.add()
             twin.CopyFrom(value.sparse)
             twin.values.name = value.name
-    for value in inner:
-        if value_info and value.id not in outputs:
+    for value in inner if value_info else ():
+        constant = value.array is not None or value.sparse is not None  # whose type its tensor says
+        told = value.doc or value.metadata
+        if value.id not in outputs and (told or not constant):
             info = _info(value)
-            constant = value.array is not None or value.sparse is not None  # whose type its tensor says
-            if info.doc_string or info.metadata_props or (info.HasField("type") and not constant):
+            if told or info.HasField("type"):
                 model.graph.value_info.append(info)
     model.graph.node.extend(node_proto(graph, n) for n in graph.nodes())
     _annotate(model, graph)
@@ -172,7 +173,15 @@ def _initializer(value: Value, array: Array, external: Mapping[str, str] | None)
 
 
 def node_proto(graph: Graph, node: Node) -> onnx.NodeProto:
-    """A node as ONNX; its bodies read captured values under their present names."""
+    """A node as ONNX, not to be edited; its bodies read captured values under their present names."""
+    kept = graph.written(node)
+    if kept is None:
+        kept = _node_proto(graph, node)
+        graph.keep_written(node, kept)
+    return kept
+
+
+def _node_proto(graph: Graph, node: Node) -> onnx.NodeProto:
     proto = onnx.NodeProto()
     if node.extra is not None:
         proto.CopyFrom(node.extra)

@@ -83,10 +83,11 @@ def simplify(
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
     verify(graph)  # the rules take it to be a sound model
+    mark = graph.mark()
     checker = RunChecker(random_feeds(graph, seed), prepare=for_runtime) if check else None
     context = Context(checker=checker, seed=seed, progress=progress)
     outcome = simplifying(graph.opset)(graph, context)
-    verify(graph)  # by types that were not known before
+    verify(graph, since=mark)  # by types that were not known before
     return Simplified(graph, outcome)
 
 

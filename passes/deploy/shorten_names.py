@@ -36,7 +36,7 @@ class ShortenNames(Pass):
         for value in values:
             graph.rename(value, next(name for name in names if graph.fresh_name(name) == name))
         for node in graph.nodes():
-            node.name, node.doc = "", ""
+            graph.set_name(node, "")
         return Outcome(len(values))
 
 

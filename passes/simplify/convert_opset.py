@@ -118,7 +118,8 @@ def covered_versions(op: str, version: int = 18) -> list[int]:
 
 def _write_out(graph: Graph, node: Node, schema: Any, new: int) -> bool:
     """Puts the nodes that onnx defines an op by in its place; False where it is no function of others."""
-    proto = node_proto(graph, node)
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node_proto(graph, node))
     function = onnx.FunctionProto()
     if schema.has_function:
         function.CopyFrom(schema.function_body)

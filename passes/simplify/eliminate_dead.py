@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxslim.analysis.shapes import TYPES
 from onnxslim.graph import Graph
 from onnxslim.rewrite import Context, Outcome, Pass
 
@@ -22,8 +23,10 @@ class EliminateDead(Pass):
     """
 
     name: ClassVar[str] = "eliminate_dead"
+    keeps_types: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> Outcome:
+        types = graph.noted(TYPES)
         count = 0
         for node in reversed(graph.nodes()):
             if not any(value is not None and graph.is_used(value) for value in graph.node_outputs(node)):
@@ -33,4 +36,6 @@ class EliminateDead(Pass):
             if not graph.is_used(value) and not graph.is_input(value) and graph.producer(value) is None:
                 graph.remove_value(value)
                 count += 1
+        if types is not None:
+            graph.note(TYPES, types)  # of what remains nothing has changed
         return Outcome(count)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from onnx import numpy_helper
 
 from onnxslim.errors import OnnxSlimError
 from onnxslim.graph import Array, Graph, Node, Value
+from onnxslim.onnx_io.tensors import ExternalFiles, array_of
 from onnxslim.ops import is_pure
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.session import Session
@@ -72,15 +72,13 @@ class _Plan:
             v.id: frozenset((v.id,)) for v in graph.initializers() if graph.constant_of(v) is not None
         }
         for node in graph.nodes():
-            if _may_fold(graph, node):
+            if all(v is None or v.id in self._leaves for v in graph.node_inputs(node)) and _may_fold(graph, node):
                 self._choose(node)
         self._ids = {node.id for node in self.chosen}
 
     def _choose(self, node: Node) -> None:
         inputs = [v for v in self.graph.node_inputs(node) if v is not None]
         outputs = [v for v in self.graph.node_outputs(node) if v is not None]
-        if not all(v.id in self._leaves for v in inputs):
-            return
         size = max((_predicted_bytes(v) for v in outputs), default=0)
         if size > _WORKSPACE:
             self.refused.append(Refusal(str(node), f"its result has {size:,} bytes"))
@@ -186,7 +184,7 @@ def _constant(node: Node) -> Array | None:
     """The array of a Constant; None for text and sparse tensors, which stay."""
     for name, proto in node.attributes.items():
         if name == "value":
-            return numpy_helper.to_array(proto.t)
+            return array_of(proto.t, ExternalFiles(None))
         if name in ("value_float", "value_floats"):
             return np.array(node.attr(name), np.float32)
         if name in ("value_int", "value_ints"):
@@ -204,10 +202,37 @@ def _measured(value: Value, node: Node) -> Array | None:
     return np.array(numbers if node.op == "Shape" else math.prod(numbers), np.int64)
 
 
+def _filled(graph: Graph, node: Node, known: Mapping[str, Array]) -> Array | None:
+    """What a ConstantOfShape makes, for which no session is needed; None for other ops, and where it is for ONNX
+    Runtime to say what is wrong."""
+    if node.op != "ConstantOfShape" or node.domain:
+        return None
+    target = graph.operand(node, 0)
+    shape = known.get(target.name) if target.array is None else target.array
+    value = node.attributes.get("value")
+    fill = np.zeros(1, np.float32) if value is None else array_of(value.t, ExternalFiles(None))
+    if shape is None or shape.dtype != np.int64 or shape.ndim != 1 or fill.size != 1:
+        return None
+    dims = shape.tolist()
+    if min(dims, default=0) < 0 or math.prod(dims) * fill.itemsize > _WORKSPACE:
+        return None
+    return np.full(dims, fill.reshape(()), fill.dtype)
+
+
 def _run(
     graph: Graph, nodes: Sequence[Node], wanted: Sequence[Value], known: Mapping[str, Array] | None = None
 ) -> dict[str, Array] | None:
     """The wanted values by name, from one session over the nodes; None where ONNX Runtime has no kernel."""
+    known = dict(known or {})
+    for node in nodes:
+        array = _filled(graph, node, known)
+        if array is not None:
+            known[graph.result(node).name] = array
+    nodes = [n for n in nodes if not any(v is not None and v.name in known for v in graph.node_outputs(n))]
+    found: dict[str, Any] = {v.name: known[v.name] for v in wanted if v.name in known}
+    wanted = [v for v in wanted if v.name not in found]
+    if not wanted:
+        return found
     part = Graph(f"{graph.name}.constants", graph.opset, graph.ir_version)
     part.opsets = dict(graph.opsets)
     twins: dict[int, Value] = {}
@@ -215,7 +240,7 @@ def _run(
     for node in nodes:
         for value in graph.node_inputs(node):
             if value is not None and value.id not in twins:
-                array = value.array if value.array is not None else (known or {})[value.name]
+                array = value.array if value.array is not None else known[value.name]
                 if array.nbytes >= _FED_FROM and array.dtype.kind in "fiub":
                     twins[value.id] = part.add_input(value.name, value.dtype, array.shape)
                     feeds[value.name] = array
@@ -230,7 +255,7 @@ def _run(
     for value in wanted:
         part.add_output(twins[value.id])
     try:
-        found: dict[str, Any] = {**Session(for_runtime(part), optimize=False).run(feeds)}
+        found |= Session(for_runtime(part), optimize=False).run(feeds)
     except OnnxSlimError:  # an op or type without a kernel: nothing is folded, nothing is lost
         return None
     return {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # no sequences

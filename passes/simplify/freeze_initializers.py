@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxslim.analysis.shapes import TYPES
 from onnxslim.graph import Graph
 from onnxslim.rewrite import Context, Outcome, Pass
 
@@ -29,9 +30,12 @@ class FreezeInitializers(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         if graph.ir_version >= _SEPARATE:
             return Outcome()
+        types = graph.noted(TYPES)
         frozen = [value for value in graph.inputs if value.array is not None or value.sparse is not None]
         for value in frozen:
             graph.remove_input(value)
         if frozen:
             graph.ir_version = _SEPARATE
+            if types is not None:
+                graph.note(TYPES, types)  # of files so old, initialisers are taken for constants anyway
         return Outcome(len(frozen))

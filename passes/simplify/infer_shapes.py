@@ -17,7 +17,7 @@ class InferShapes(Pass):
     """Fills in types and shapes that are not known yet. The function is not touched."""
 
     name: ClassVar[str] = "infer_shapes"
-    infers: ClassVar[bool] = True
+    keeps_types: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         return Outcome(infer_shapes(graph))

@@ -12,11 +12,6 @@ from onnxslim.spill import Spill
 __all__ = ["Linear", "grid_obstacle", "linear_layer", "per_channel", "scaled_weight", "set_bias"]
 
 
-_PIECE = 1 << 16
-"""Elements of a weight that are widened to float64 at a time."""
-_LARGEST = float(np.finfo(np.float32).max)
-
-
 @dataclass(frozen=True)
 class Linear:
     """A Conv, ConvTranspose or Gemm with constant weights.
@@ -102,23 +97,14 @@ def per_channel(array: Array, rank: int, axis: int) -> Array:
 
 def scaled_weight(layer: Linear, factor: Array, room: Spill) -> Array | None:
     """The weight times a factor a channel, rounded from float64 once, float32; None where float32 has no such
-    number. Worked through piece by piece: nothing of the weight's size is held in memory."""
+    number. numpy works through it piece by piece: nothing of the weight's size is held in memory."""
     weight = layer.weight_array
     result = room.empty(weight.shape, np.float32)
-    operands = (weight, np.broadcast_to(per_channel(factor, weight.ndim, layer.axis), weight.shape), result)
-    pieces = np.nditer(
-        operands,
-        flags=["external_loop", "buffered", "zerosize_ok"],
-        op_flags=[["readonly"], ["readonly"], ["writeonly"]],
-        op_dtypes=[np.float64, np.float64, np.float64],
-        casting="same_kind",
-        buffersize=_PIECE,
-    )
-    with pieces:
-        for w, k, y in pieces:
-            np.multiply(w, k, out=y)
-            if np.abs(y).max(initial=0) > _LARGEST:
-                return None
+    with np.errstate(over="ignore"):
+        factor = per_channel(factor, weight.ndim, layer.axis)
+        np.multiply(weight, factor, out=result, dtype=np.float64, casting="same_kind")
+    if np.isinf((result.max(initial=0), result.min(initial=0))).any():
+        return None
     return result
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from onnxslim.errors import DataError, VerifyError
 from onnxslim.graph import DType, Graph
-from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
+from onnxslim.rewrite import Context, Outcome, Pass, Pipeline, Refusal
 from onnxslim.runtime.checker import RunChecker, random_feeds, relative_error
 
 
@@ -119,6 +119,41 @@ def test_random_feeds_fit_and_repeat() -> None:
     graph.add_input("s", DType.STRING, ["N"])
     with pytest.raises(DataError, match="Input 's' needs data of its own"):
         random_feeds(graph)
+
+
+@dataclass(frozen=True)
+class Twice(Pass):
+    """Rewrites and refuses until it has run `times` times."""
+
+    ran: list[str]
+    times: int
+    name: ClassVar[str] = "twice"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        self.ran.append("twice")
+        busy = self.ran.count("twice") <= self.times
+        return Outcome(int(busy), (Refusal("here", f"run {self.ran.count('twice')}"),))
+
+
+@dataclass(frozen=True)
+class Idle(Pass):
+    ran: list[str]
+    name: ClassVar[str] = "idle"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        self.ran.append("idle")
+        return Outcome(0, (Refusal("there", "never"),))
+
+
+def test_a_pipeline_stops_when_every_pass_has_been_idle_since_the_last_rewrite() -> None:
+    ran: list[str] = []
+    outcome = Pipeline((Idle(ran), Twice(ran, 2), Idle(ran)), to_fixed_point=True)(network())
+    assert ran == ["idle", "twice", "idle"] * 2 + ["idle", "twice"]
+    assert outcome.rewrites == 2
+    assert set(outcome.refused) == {Refusal("here", "run 3"), Refusal("there", "never")}
+    ran.clear()
+    Pipeline((Idle(ran), Twice(ran, 1)))(network())
+    assert ran == ["idle", "twice"]
 
 
 def test_a_pipeline_to_its_fixed_point_says_how_far_it_is() -> None:

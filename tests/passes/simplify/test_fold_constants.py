@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from onnxslim.graph import DType, Graph, Value
 from onnxslim.text import to_text
-from passes.simplify import EliminateDead, FoldConstants
+from passes.simplify import EliminateDead, FoldConstants, fold_constants
 
 
 def test_every_model_file(model_path: Path, run_on_file, largest_error) -> None:
@@ -51,6 +51,19 @@ def test_constants_of_every_form(attributes: dict[str, object], expected: np.nda
     assert found is not None
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_only_filled_needs_no_session(build, largest_error, monkeypatch) -> None:
+    b = build("N", 2, 3)
+    shape = b.constant(np.array([2, 3], np.int64))
+    filled = b.graph.op("ConstantOfShape", shape, value=numpy_helper.from_array(np.array([1.5], np.float32)))
+    zeros = b.graph.op("ConstantOfShape", shape)
+    graph = b.finish(b.graph.op("Mul", b.graph.op("Add", b.x, zeros), filled))
+    before = graph.copy()
+    monkeypatch.setattr(fold_constants, "Session", None)
+    assert FoldConstants()(graph).rewrites == 2
+    assert [n.op for n in graph.nodes()] == ["Add", "Mul"]
+    assert largest_error(before, graph) == 0
 
 
 def test_text_constants_stay(build) -> None:

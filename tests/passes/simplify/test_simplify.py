@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from onnxslim import simplify as simplify_model
+from onnxslim.analysis import shapes
 from onnxslim.graph import Array
 from onnxslim.onnx_io import to_bytes
 from onnxslim.runtime.session import Session
@@ -80,3 +82,22 @@ def test_a_constant_sequence_is_not_folded(build) -> None:
     simplified = simplify_model(graph).graph
     feeds = {"x": np.zeros((2, 3), np.float32)}
     np.testing.assert_array_equal(Session(simplified).run(feeds)[simplified.outputs[0].name], np.ones((2, 3)))
+
+
+def test_types_are_inferred_once_for_each_round_of_edits(mobilenet: Path, monkeypatch) -> None:
+    """A model without a constant left to fold: what the first verification infers serves every pass and the last."""
+    graph = simplify_model(mobilenet).graph
+    for node in graph.nodes():
+        for value in graph.node_outputs(node):
+            if value is not None and not graph.is_output(value):
+                graph.clear_shape(value)
+    called: list[bool] = []
+    real = shapes._run
+
+    def run(model: onnx.ModelProto, *, strict: bool, data_prop: bool) -> onnx.ModelProto:
+        called.append(strict)
+        return real(model, strict=strict, data_prop=data_prop)
+
+    monkeypatch.setattr(shapes, "_run", run)
+    assert simplify_model(graph).outcome.by_pass == {"infer_shapes": len(graph.nodes()) - 1}
+    assert called == [True]
