@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.regions import cuts_at_zero
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import Array, DType, Graph, Role, Value
 from onnxslim.rewrite import Context, Pass, Pipeline
@@ -156,7 +157,7 @@ def _observe(graph: Graph, trained: Trained) -> list[Value]:
         for value in dict.fromkeys(values):
             base = f"observed/{value.name}"
             producer = graph.producer(value)
-            if producer is not None and producer.op == "Relu":
+            if producer is not None and cuts_at_zero(graph, producer):
                 lows.append(graph.add_constant(f"{base}/zero", np.zeros((), np.float32)))
             else:
                 lows.append(graph.op("ReduceMin", value, name=f"{base}/min", keepdims=0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxslim.analysis.regions import cuts_at_zero
 from onnxslim.graph import DType, Value
 from onnxslim.quant_math import qrange
 from passes.gradient.tape import Tape
@@ -14,7 +15,7 @@ __all__ = ["fake_quant"]
 def fake_quant(t: Tape) -> Sequence[Value | None]:
     """dx = dy where rounding x stays on the grid, 0 where x is clipped; scales are constants.
 
-    On the grid: qmin − ½ < x/s + z < qmax + ½. An input that is a ReLU's output and cannot fall
+    On the grid: qmin − ½ < x/s + z < qmax + ½. An input that is a ReLU's or ReLU6's output and cannot fall
     below the grid needs the upper bound only. A weight's scale follows its largest value: nothing of it is clipped.
     """
     if t.node.attr("kind") == "weight":
@@ -28,7 +29,7 @@ def fake_quant(t: Tape) -> Sequence[Value | None]:
         scale, zero_point = t.reshape(scale, broadcast), t.reshape(zero_point, broadcast)
     dx = t.mul(t.dy, t.exceeds(_bound(t, qmax + 0.5, scale, zero_point), t.x()))
     producer = t.graph.producer(t.x())
-    if producer is None or producer.op != "Relu":  # zero is on every grid
+    if producer is None or not cuts_at_zero(t.graph, producer):  # zero is on every grid
         dx = t.mul(dx, t.exceeds(t.x(), _bound(t, qmin - 0.5, scale, zero_point)))
     return [dx, None, None, None]
 
