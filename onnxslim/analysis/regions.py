@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from onnxslim.graph import CAPTURE, DType, Graph, Node, Use, Value
 from onnxslim.targets import Target
 
-__all__ = ["Group", "Regions", "Site", "Weight", "find_regions", "fused_tail", "handed_data", "hands_on", "weight_axis"]
+__all__ = [
+    "Group", "Regions", "Site", "Weight", "cuts_at_zero", "find_regions", "fused_tail", "handed_data", "hands_on",
+    "weight_axis",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def fused_tail(graph: Graph, node: Node) -> Value:
     if follower is not None and follower.op == "BatchNormalization" and node.op in ("Conv", "ConvTranspose", "Gemm"):
         value = graph.result(follower)
         follower = _only_reader(graph, value)
-    if follower is not None and (follower.op == "Relu" or _is_clip_from_zero(graph, follower)):
+    if follower is not None and cuts_at_zero(graph, follower):
         value = graph.result(follower)
     return value
 
@@ -123,9 +126,10 @@ def _only_reader(graph: Graph, value: Value) -> Node | None:
     return uses[0].node if len(uses) == 1 and uses[0].slot == 0 and not graph.is_output(value) else None
 
 
-def _is_clip_from_zero(graph: Graph, node: Node) -> bool:
+def cuts_at_zero(graph: Graph, node: Node) -> bool:
+    """Whether a node is a Relu or a Clip(0, ·): what comes out is never negative, and 0 where it was cut."""
     if node.op != "Clip":
-        return False
+        return node.op == "Relu"
     lowest = graph.constant_of(graph.input(node, 1)) if node.arity[0] > 1 else node.attr("min")
     return lowest is not None and float(lowest) == 0.0
 

@@ -14,9 +14,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.regions import cuts_at_zero
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import Array, DType, Graph, Role, Value
-from onnxslim.rewrite import Context, Pipeline
+from onnxslim.rewrite import Context, Pass, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
 from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses
@@ -156,7 +157,7 @@ def _observe(graph: Graph, trained: Trained) -> list[Value]:
         for value in dict.fromkeys(values):
             base = f"observed/{value.name}"
             producer = graph.producer(value)
-            if producer is not None and producer.op == "Relu":
+            if producer is not None and cuts_at_zero(graph, producer):
                 lows.append(graph.add_constant(f"{base}/zero", np.zeros((), np.float32)))
             else:
                 lows.append(graph.op("ReduceMin", value, name=f"{base}/min", keepdims=0))
@@ -189,8 +190,20 @@ def _lay_out(graph: Graph, options: StepOptions, wrt: Sequence[Value]) -> int:
     if options.layout == "plain" or options.gradient == "ort":
         return 0
     lanes, nodes = capabilities().lanes or _LANES, _depending_on(graph, wrt)
-    chosen = ToLanes(lanes, nodes) if options.layout == "lanes" else ToBlocked(lanes, nodes)
+    if options.layout == "lanes":
+        chosen: Pass = ToLanes(_width(graph, nodes, lanes), nodes)
+    else:
+        chosen = ToBlocked(lanes, nodes)
     return chosen(graph).rewrites
+
+
+def _width(graph: Graph, nodes: frozenset[int], lanes: int) -> int:
+    """How many images lie side by side: as the runtime's blocked kernels have it where depthwise convolutions run in
+    them; else all of them, since what gathers rows of memory takes a time a row."""
+    convolutions = [node for node in graph.nodes() if node.id in nodes and node.op == "Conv"]
+    if not convolutions or any(node.attr("group", 1) > 1 for node in convolutions):
+        return lanes
+    return graph.operand(convolutions[0], 0).static_shape[0]
 
 
 def _depending_on(graph: Graph, values: Sequence[Value]) -> frozenset[int]:

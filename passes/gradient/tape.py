@@ -167,6 +167,22 @@ class Tape:
         )  # fmt: skip
         return self.sum(self.reshape(made, [rows, parts * lanes]), [1])
 
+    def add_scaled(self, a: Value, b: Value, factors: Value, shape: Sequence[int]) -> Value:
+        """a + b·factors, one of them a channel of [N, C, ...]. The blocked convolution reads what it is added to: one
+        pass over memory less."""
+        (batch, channels), length, lanes = shape[:2], math.prod(shape[2:]), self.options.lanes
+        if not lanes or length % lanes or length // lanes < _SHORT:
+            return self.add(a, self.mul(b, self.reshape(factors, [1, channels] + [1] * (len(shape) - 2))))
+        planes = batch * channels * lanes
+        weights = self.op("Expand", self.reshape(factors, [1, channels, 1]), self.ints(batch, channels, lanes))
+        image = [1, planes, 1, length // lanes]
+        made = self.op(
+            "Conv", self.reshape(b, image), self.reshape(weights, [planes, 1, 1, 1]), None, self.reshape(a, image),
+            domain="com.microsoft.nchwc", group=planes, kernel_shape=[1, 1], pads=[0] * 4, strides=[1, 1],
+            dilations=[1, 1],
+        )  # fmt: skip
+        return self.reshape(made, shape)
+
     def reshape(self, a: Value, shape: Sequence[int]) -> Value:
         return self.op("Reshape", a, self.ints(*shape))
 

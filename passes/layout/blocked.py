@@ -16,6 +16,8 @@ from passes.layout.geometry import Geometry, geometry_attributes
 __all__ = ["ExpandBlocked", "ToBlocked"]
 
 DOMAIN, RUNTIME = "onnxslim.blocked", "com.microsoft.nchwc"
+_LONGEST = 2**14
+"""Products that the kernel adds up one after the other: beyond, the sum is cut into parts, which keep more digits."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ class ToBlocked(Pass):
 
 @dataclass(frozen=True)
 class ExpandBlocked(Pass):
-    """blocked.Conv and ConvInputGrad → ReorderInput, nchwc.Conv, ReorderOutput; blocked.ConvWeightGrad → Gemm.
+    """blocked.Conv, ConvInputGrad, ConvWeightGrad → ReorderInput, nchwc.Conv, ReorderOutput.
 
-    An image or gradient is rearranged once for all that read it. The weights' gradient separates the
-    kernel: X under its taps along W, dY under those along H, gathered as rows of one block of channels
-    (with a row of zeros for the padding); one product then holds every pair of taps, none of it in vain.
+    An image or gradient is rearranged once for all that read it. The weights' gradient is a blocked
+    convolution too: of X with dY for its kernel, where the images, which are summed over, take the place of
+    the channels.
 
     Contract: what reordering float32 sums explains.
     """
@@ -128,49 +130,79 @@ class _Expansion:
         rows = self.op("Reshape", y, self.const([batch, height * width, outs]))
         return self.op("Reshape", self.op("Transpose", rows, perm=[0, 2, 1]), self.const(shape))
 
-    def _kernel(self, g: Geometry, w: Value, outs: int, inside: int, perm: list[int]) -> Value:
-        """The weights as the kernel reads them: [to/lanes, from/lanes, kh, kw, from, to], `perm` says from where."""
-        cut = [outs // g.lanes, g.lanes, inside // g.lanes, g.lanes, *g.kernel]
-        turned = self.op("Transpose", self.op("Reshape", w, self.const(cut)), perm=perm)
-        ends = [outs, inside] if perm[0] == 0 else [inside, outs]
-        return self.op("Reshape", turned, self.const([*ends, *g.kernel]))
+    def _kernel(self, w: Value, cut: list[int], table: Any, shape: list[int]) -> Value:
+        """The weights, cut into matrices, as the kernel reads them: the columns of each, `lanes` numbers, are gathered.
+        Two moves that ONNX Runtime has fast ways for, where a transposition of all axes takes a time a number."""
+        columns = self.op("Transpose", self.op("Reshape", w, self.const(cut)), perm=[0, 2, 1])
+        rows = self.op("Reshape", columns, self.const([-1, cut[1]]))
+        return self.op("Reshape", self.op("Gather", rows, self.const(table.reshape(-1)), axis=0), self.const(shape))
 
     def _conv(self, g: Geometry, x: Value, w: Value) -> Value:
         outs, inside = w.static_shape[:2]
-        kernel = self._kernel(g, w, outs, inside, [0, 2, 4, 5, 3, 1])
+        rows = np.arange(outs * inside * g.taps // g.lanes).reshape(outs // g.lanes, -1, g.lanes, g.taps)
+        cut = [outs // g.lanes, g.lanes, inside * g.taps]
+        kernel = self._kernel(w, cut, rows.transpose(0, 1, 3, 2), [outs, inside, *g.kernel])
         return self._run(g, x, kernel, list(g.pads), [g.batch, outs, *g.out_size])
 
     def _input_grad(self, g: Geometry, dy: Value, w: Value) -> Value:
         """The convolution of dY with the kernel turned round, inputs and outputs exchanged."""
         outs, inside = w.static_shape[:2]
-        flat = self.op("Reshape", w, self.const([outs, inside, g.taps]))
-        turned = self.op("Gather", flat, self.const(np.arange(g.taps)[::-1]), axis=2)
-        kernel = self._kernel(g, turned, outs, inside, [2, 0, 4, 5, 1, 3])
+        rows = np.arange(outs * inside * g.taps // g.lanes).reshape(outs // g.lanes, g.lanes, -1, g.taps)
+        cut = [outs * inside // g.lanes, g.lanes, g.taps]
+        kernel = self._kernel(w, cut, rows.transpose(2, 0, 3, 1)[:, :, ::-1], [inside, outs, *g.kernel])
         return self._run(g, dy, kernel, g.pads_back(), [g.batch, inside, *g.size])
 
     def _weight_grad(self, g: Geometry, x: Value, dy: Value, w: Value) -> Value:
-        (outs, inside), (kh, kw) = w.static_shape[:2], g.kernel
-        (h, width), (ho, wo) = g.size, g.out_size
-        # Rows of memory of X [n, block, y, x] and of dY, for each pixel (n, y, x') of X's height and dY's width.
-        across = np.arange(wo)[:, None] - g.pads[1] + np.arange(kw) * g.dilations[1]
-        down = np.arange(h)[:, None] + g.pads[0] - np.arange(kh) * g.dilations[0]
-        n = np.arange(g.batch)[:, None, None, None, None]
-        y, x_ = np.arange(h)[None, :, None, None, None], across[None, None, :, :, None]
-        blocks = np.arange(inside // g.lanes)
-        rows = g.batch * (inside // g.lanes) * h * width
-        table = ((n * len(blocks) + blocks) * h + y) * width + x_
-        columns = self._rows(g, x, np.where((x_ >= 0) & (x_ < width), table, rows), rows, kw * inside)
-        y_, x_ = down[None, :, None, :, None], np.arange(wo)[None, None, :, None, None]
-        blocks = np.arange(outs // g.lanes)
-        rows = g.batch * (outs // g.lanes) * ho * wo
-        table = ((n * len(blocks) + blocks) * ho + y_) * wo + x_
-        gradients = self._rows(g, dy, np.where((y_ >= 0) & (y_ < ho), table, rows), rows, kh * outs)
-        product = self.op("Gemm", gradients, columns, transA=1)
-        return self.op("Transpose", self.op("Reshape", product, self.const([kh, outs, kw, inside])), perm=[1, 3, 0, 2])
+        """The convolution of X with dY as its kernel, images for channels, strides and dilations exchanged."""
+        (outs, inside), height = w.static_shape[:2], g.out_size[0]
+        images = -(-g.batch // g.lanes) * g.lanes
+        image = self._by_channel(x, images)
+        kernel = self._by_channel(dy, images)
+        # [O/lanes, lanes, ...] → [O/lanes, ..., lanes]
+        rows = self.op("Reshape", kernel, self.const([outs // g.lanes, g.lanes, -1]))
+        kernel = self.op("Transpose", rows, perm=[0, 2, 1])
+        step = max(1, _LONGEST // (g.lanes * g.out_size[1]))
+        parts = [
+            self._weight_grad_of(g, image, kernel, images, (outs, inside), range(start, min(start + step, height)))
+            for start in range(0, height, step)
+        ]
+        summed = self.op("Sum", *parts) if len(parts) > 1 else parts[0]
+        # [I, O/lanes, taps, lanes] → [O/lanes, lanes, I, taps]
+        taps = self.op("Reshape", summed, self.const([inside, outs // g.lanes, g.taps * g.lanes]))
+        rows = self.op("Transpose", taps, perm=[1, 0, 2])
+        rows = self.op("Reshape", rows, self.const([outs // g.lanes, inside * g.taps, g.lanes]))
+        return self.op("Reshape", self.op("Transpose", rows, perm=[0, 2, 1]), self.const(w.static_shape))
 
-    def _rows(self, g: Geometry, x: Value, table: Any, rows: int, width: int) -> Value:
-        cut = self.op("Reshape", self.blocks(x), self.const([rows, g.lanes]))
-        padded = self.op("Pad", cut, self.const([0, 0, 1, 0]))
+    def _weight_grad_of(
+        self, g: Geometry, image: Value, kernel: Value, images: int, channels: tuple[int, int], rows: range
+    ) -> Value:
+        """What some rows of dY add to it: [I, O, kh, kw] in blocks of O."""
+        outs, inside = channels
+        (h, width), (ho, wo), lanes = g.size, g.out_size, g.lanes
+        if len(rows) < ho:
+            cut = self.op("Reshape", kernel, self.const([outs // lanes * images // lanes, ho, wo * lanes * lanes]))
+            kernel = self.op("Slice", cut, self.const([rows.start]), self.const([rows.stop]), self.const([1]))
+        # X's rows that these meet, and its columns with their padding, so that no output stands alone at a border.
+        top, left, bottom, right = g.pads_across()
+        top -= rows.start * g.strides[0]
+        bottom -= (ho - rows.stop) * g.strides[0]
+        ends = [0, min(top, 0), left * lanes, 0, min(bottom, 0), right * lanes]
+        if any(ends):
+            cut = self.op("Reshape", image, self.const([inside * images // lanes, h, width * lanes]))
+            image = self.op("Pad", cut, self.const(ends))
+        size = [h + ends[1] + ends[4], width + left + right]
         return self.op(
-            "Reshape", self.op("Gather", padded, self.const(table.reshape(-1)), axis=0), self.const([-1, width])
-        )
+            "Conv", self.op("Reshape", image, self.const([inside, images, *size])),
+            self.op("Reshape", kernel, self.const([outs, images, len(rows), wo])), domain=RUNTIME,
+            pads=[max(top, 0), 0, max(bottom, 0), 0], strides=list(g.dilations), dilations=list(g.strides),
+            kernel_shape=[len(rows), wo],
+        )  # fmt: skip
+
+    def _by_channel(self, x: Value, images: int) -> Value:
+        """[N, C, H, W] → [C, images, H, W] whose memory is [C, images/lanes, H, W, lanes]; images beyond N are 0."""
+        key = ("by channel", x.id)
+        if key not in self.memo:
+            batch = x.static_shape[0]
+            padded = x if batch == images else self.op("Pad", x, self.const([0] * 4 + [images - batch, 0, 0, 0]))
+            self.memo[key] = self.op("ReorderInput", self.op("Transpose", padded, perm=[1, 0, 2, 3]), domain=RUNTIME)
+        return self.memo[key]

@@ -219,12 +219,20 @@ class _Expansion:
 
     def _depthwise_input_grad(self, g: Geometry, dy: Value, w: Value) -> Value:
         """The convolution of dY, zeros between its pixels where the stride left some out, with the kernel turned."""
+        weights, pads, size = self._over_images(g, w, turned=True), g.pads_back(), list(g.out_size)
         if set(g.strides) != {1}:
-            index = np.full((g.blocks, *g.spread), g.out_rows, np.int64)
-            index[:, :: g.strides[0], :: g.strides[1]] = np.arange(g.out_rows).reshape(g.blocks, *g.out_size)
-            dy = self.gather(dy, g.group, index, g.lanes, g.out_rows)
-        weights = self._over_images(g, w, turned=True)
-        return self._blocked(g, dy, weights, g.pads_back(), (1, 1), g.dilations, g.kernel, g.spread)
+            after = [stride - 1 for stride in g.strides]
+            pixels = self.reshape(dy, g.group * g.blocks * size[0], 1, size[1], g.lanes)
+            dy = self.op("Pad", pixels, self.const([0] * 5 + [after[0], 0, after[1] * g.lanes]))
+            size = [o * stride for o, stride in zip(size, g.strides)]
+            # Zeros after the last pixel are of the padding, as far as there is any.
+            extra = [min(end - a, 0) for end, a in zip(pads[2:], after)]
+            pads = [*pads[:2], *(max(end - a, 0) for end, a in zip(pads[2:], after))]
+            if any(extra):
+                rows = self.reshape(dy, g.group * g.blocks, size[0], size[1] * g.lanes)
+                dy = self.op("Pad", rows, self.const([0] * 4 + [extra[0], extra[1] * g.lanes]))
+                size = [a + b for a, b in zip(size, extra)]
+        return self._blocked(g, dy, weights, pads, (1, 1), g.dilations, g.kernel, size)
 
     def _depthwise_weight_grad(self, g: Geometry, x: Value, dy: Value, w: Value) -> Value:
         """The convolution of X with dY as its kernel, strides and dilations exchanged, summed over images."""

@@ -70,6 +70,14 @@ def test_every_layout_gives_the_same_step(trained_path: Path, frozen: bool) -> N
 
 
 @needs_lanes
+def test_images_fill_the_lanes_or_stand_all_side_by_side(mobilenet: Path, teacher: Path) -> None:
+    """The runtime's blocked kernels, which depthwise convolutions are, have their own width."""
+    for path, width in ((mobilenet, LANES), (teacher, 3 * LANES)):
+        step = made(path, 3 * LANES)[0]("lanes")
+        assert step.graph.value(f"{step.data[0]}/blocks").static_shape[1] == width
+
+
+@needs_lanes
 def test_auto_chooses_among_those_that_are_right(mobilenet: Path) -> None:
     plan = choose_layout(*made(mobilenet, LANES))
     assert set(plan.seconds) == {"plain", "lanes"}

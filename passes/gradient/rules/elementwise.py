@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Value
 from passes.gradient.tape import Rule, Tape
@@ -100,14 +102,23 @@ def _leaky_relu(t: Tape) -> Gradients:
 def _clip(t: Tape) -> Gradients:
     """y = min(max(x, lo), hi): dy strictly inside, 0 outside; a bound's own gradient is not needed.
 
-    The mask compares the output with the bounds, so that what sits on a bound gets none.
+    The mask compares the output with the bounds, so that what sits on a bound gets none. Two bounds are one, of the
+    distance from the middle, where float32 holds their distances exactly; what is no further from a bound than the
+    distance's last digit counts as on it.
     """
     if t.wants(1) or t.wants(2):
         raise GradientError(f"{t.node}: the bounds of Clip have no gradient rule")
     dx = t.dy
-    for slot, attribute, sign in ((1, "min", 1), (2, "max", -1)):
-        bound = t.graph.input(t.node, slot)
-        number = t.node.attr(attribute) if bound is None else _number(t, bound)
+    bounds = [t.graph.input(t.node, slot) for slot in (1, 2)]
+    numbers = [t.node.attr(a) if b is None else _number(t, b) for a, b in zip(("min", "max"), bounds)]
+    known = [np.float32(n) for n in numbers if n is not None and abs(n) < _LARGE]
+    if len(known) == 2:
+        low, high = known
+        middle, half = (low + high) / 2, (high - low) / 2
+        if low - middle == -half and high - middle == half:
+            distance = t.op("Abs", t.sub(t.y(), t.const(middle)))
+            return [t.mul(dx, t.below(distance, float(half)))]
+    for bound, number, sign in zip(bounds, numbers, (1, -1)):
         if number is not None and math.isfinite(number) and abs(number) < _LARGE:
             dx = t.mul(dx, t.above(t.y(), number) if sign > 0 else t.below(t.y(), number))
         elif bound is not None and number is None:

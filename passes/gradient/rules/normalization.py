@@ -46,7 +46,7 @@ def _batch_norm(t: Tape) -> Gradients:
     if t.wants(0):
         b = t.mul(t.mul(t.scale(gamma, -1 / count), squared), dgamma)
         affine = _affine(t, gamma, t.mul(b, t.neg(mean)), t.scale(dbeta, 1 / count), var, epsilon)
-        dx = t.add(affine, t.mul(x, t.reshape(b, [1, channels] + [1] * (len(shape) - 2))))
+        dx = t.add_scaled(affine, x, b, shape)
     return [dx, dgamma, dbeta, None, None]
 
 

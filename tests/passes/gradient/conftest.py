@@ -64,6 +64,7 @@ def check_gradient(
     domain: str = "",
     opset: int = 18,
     kernels: bool = False,
+    lanes: int = 0,
     tolerance: float = 1e-3,
     seed: int = 0,
     **attributes: Any,
@@ -94,9 +95,7 @@ def check_gradient(
     loss = _contracted(
         graph, [y for i, y in enumerate(ys) if i not in unused], [w for i, w in enumerate(weights) if i not in unused]
     )
-    gradients = differentiate(
-        graph, loss, [graph.value(f"x{i}") for i in wrt], GradientOptions(training_kernels=kernels)
-    )
+    gradients = differentiate(graph, loss, [graph.value(f"x{i}") for i in wrt], GradientOptions(kernels, lanes))
     for y in ys:
         graph.add_output(y)
     for gradient in gradients.values():

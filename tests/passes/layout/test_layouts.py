@@ -93,6 +93,19 @@ def test_dense_convolutions_in_blocks(check_layout: Callable[..., Graph], case: 
     check_layout(conv_graph(case, batch), ToBlocked(LANES), wrt, 1)
 
 
+@pytest.mark.skipif(not capabilities().lanes, reason="no blocked kernels")
+@pytest.mark.parametrize("size", [(50, 47), (3, 2100)])
+def test_the_weights_gradient_of_a_large_image_is_summed_in_parts(
+    check_layout: Callable[..., Graph], size: tuple[int, int]
+) -> None:
+    case = {
+        "inside": LANES, "outs": LANES, "group": 1, "kernel": [3, 2], "strides": [1, 1], "dilations": [1, 1],
+        "pads": [2, 0, 1, 1], "bias": False, "size": size,
+    }  # fmt: skip
+    graph = conv_graph(case, 1)
+    check_layout(graph, ToBlocked(LANES), ["w"], 1)
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -172,7 +185,9 @@ def test_the_way_out_is_a_transposition(check_layout: Callable[..., Graph], keep
     infer_shapes(graph)
     expected = len([n for n in graph.nodes() if n.op != "Neg"]) + (keep and after is None)
     laid = check_layout(graph, ToLanes(LANES), ["x", "w"], expected)
-    assert [n.op for n in laid.nodes()].count("Transpose") == 2  # into the lanes, and out
+    assert [n.op for n in laid.nodes()].count("Transpose") == 3 + (
+        keep and after is None
+    )  # two into the lanes, and out
 
 
 def test_batch_norm_reads_rows_and_hands_on_its_statistics(check_layout: Callable[..., Graph]) -> None:

@@ -125,9 +125,12 @@ def test_clip(shape: tuple[int, ...], seed: int, low: bool, high: bool, check: C
     check("Clip", [spaced(shape, seed), *[None if b is None else np.asarray(b) for b in bounds]])
 
 
-def test_clip_gives_nothing_to_what_sits_on_a_bound(check: Callable) -> None:
-    bounds = [np.asarray(np.float32(b)) for b in (0, 6)]
-    check("Clip", [np.float32([0, 6, 3]), *bounds], forward=lambda x, low, high: np.array([0, 6, x[2]]))
+@pytest.mark.parametrize(("low", "high"), [(0, 6), (-0.3, 0.6), (0.1, 0.7)])
+def test_clip_gives_nothing_to_what_sits_on_a_bound(low: float, high: float, check: Callable) -> None:
+    """Whether the middle between the bounds is exact or not."""
+    bounds = [np.asarray(np.float32(b)) for b in (low, high)]
+    x = np.array([*bounds, 0.5], np.float32)
+    check("Clip", [x, *bounds], forward=lambda x, low, high: np.array([low, high, x[2]]))
 
 
 @FEW

@@ -59,17 +59,20 @@ def test_straight_through(
     )
 
 
+@pytest.mark.parametrize("op", ["Relu", "Clip"])
 @pytest.mark.parametrize("zero_point", [0.0, 3.0])
-def test_after_a_relu_and_with_a_range(zero_point: float) -> None:
-    """A ReLU's output needs no lower bound, and the observed range has no gradient."""
+def test_after_a_relu_and_with_a_range(zero_point: float, op: str) -> None:
+    """A ReLU's or ReLU6's output needs no lower bound, and the observed range has no gradient."""
     graph = Graph()
     x = graph.add_input("x", DType.FLOAT, (6,))
     others = [graph.add_constant(n, np.float32(a)) for n, a in (("s", 0.01), ("z", zero_point), ("range", [0, 2.55]))]
-    y = graph.op("FakeQuant", graph.op("Relu", x), *others, domain="onnxslim", bits=8, signed=0, kind="activation")
+    limits = [graph.add_constant("limit", np.float32(a)) for a in (0, 6)] if op == "Clip" else []
+    cut = graph.op(op, x, *limits)
+    y = graph.op("FakeQuant", cut, *others, domain="onnxslim", bits=8, signed=0, kind="activation")
     loss = graph.op("ReduceSum", y, keepdims=0)
     infer_shapes(graph)
     gradient = differentiate(graph, loss, [x])["x"]
-    assert len([n for n in graph.nodes() if n.op == "HardSigmoid"]) == 2  # the ReLU's own, and the upper bound
+    assert len([n for n in graph.nodes() if n.op == "HardSigmoid"]) == 2  # its own, and the upper bound
     graph.add_output(gradient)
     ExpandFakeQuant()(graph)
     found = Session(graph, fuse_qdq=False).run({"x": np.float32([-1, 0.3, 2.51, 2.6, 9, 1])})[gradient.name]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph
+from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from passes.gradient import differentiate
 from passes.gradient.rules import normalization
@@ -64,6 +65,19 @@ def test_training_mode(shape: tuple[int, ...], wrt: list[int], offset: int, chec
     check(
         "BatchNormalization", [spaced(shape, 1) + np.float32(offset), *arrays], wrt, forward=forward,
         outputs=3, unused=(1, 2), training_mode=1, momentum=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not capabilities().lanes, reason="no blocked kernels")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_training_mode_with_blocked_kernels(batch: int, check: Callable, spaced: Callable) -> None:
+    """Rows long enough for them."""
+    c, lanes = (3,), capabilities().lanes
+    arrays = [spaced(c, 2), spaced(c, 3), np.zeros(c, np.float32), np.ones(c, np.float32)]
+    x = spaced((batch, *c, 16, lanes), 1)
+    check(
+        "BatchNormalization", [x, *arrays], [0, 1, 2], forward=batch_norm(1e-5, True), spare=2,
+        lanes=lanes, training_mode=1, momentum=0.0,
     )  # fmt: skip
 
 
