@@ -15,18 +15,22 @@ from onnxslim.errors import ModelError
 from onnxslim.graph import Array, DType, Graph, Value
 from onnxslim.onnx_io import read
 from onnxslim.rewrite import Context, StatisticRequest
+from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.contract import Int8Contract, compare_int8
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
 from passes.simplify import canonicalize
 
+INSERT = InsertFakeQuant(weight_bits=7 if capabilities().vnni is False else 8)
+"""Without VNNI the kernels add two products in 16 bits, which larger weights would saturate."""
+
 
 def calibrated(graph: Graph, images: Array, target: str) -> Context:
     """The context with the ranges that InsertFakeQuant asks for, from one batch."""
     context = Context(target=load_target(target))
     tapped, name = graph.copy(), graph.inputs[0].name
-    requests = InsertFakeQuant().requests(graph, context)
+    requests = INSERT.requests(graph, context)
     for request in requests:
         value = tapped.value(request.value)
         if not tapped.is_input(value) and not tapped.is_output(value):
@@ -41,7 +45,7 @@ def calibrated(graph: Graph, images: Array, target: str) -> Context:
 def contract(graph: Graph, images: Array, target: str = "x64") -> tuple[Int8Contract, Graph]:
     """Quantises, then compares on the images; also gives the lowered graph."""
     context = calibrated(graph, images[:100], target)
-    InsertFakeQuant()(graph, context)
+    INSERT(graph, context)
     RoundBiases()(graph, context)
     expanded, lowered = graph.copy(), graph.copy()
     ExpandFakeQuant()(expanded)
