@@ -24,7 +24,7 @@ __all__ = ["Allocation", "Ideal", "Limit", "Target", "allocate", "by_loss", "by_
 Ideal: TypeAlias = Callable[[float], Mapping[str, float]]
 """Units that each group is to lose at a level, before rounding; never less at a higher level."""
 
-_HALVINGS = 40
+_HALVINGS, _MEASURED = 40, 7  # bisections where cost is counted, and where it is measured
 
 
 @dataclass(frozen=True)
@@ -96,23 +96,13 @@ def allocate(
         size = footprint.with_left(left)
         return all(target.holds(size) for target in targets) and (fits is None or fits(left))
 
-    full, deepest = footprint.with_left(left_at(0.0)), left_at(1.0)
-    smallest = footprint.with_left(deepest)
-    for target in targets:
-        if not target.holds(smallest):
-            low, high = getattr(smallest, target.quantity), getattr(full, target.quantity)
-            raise UnsupportedError(
-                f"{target.quantity}: at most {target.bound:,.0f} cannot be reached: within these limits between "
-                f"{low:,} ({100 * low / high:.1f} %) and {high:,} are left. Widen the scope or the limits, lower the "
-                "multiple, or ask for less"
-            )
+    whole, deepest = footprint.with_left(left_at(0.0)), left_at(1.0)
+    _require_reachable(targets, footprint.with_left(deepest), whole)
     if not holds(deepest):
         raise UnsupportedError("The latency asked for is not reached even with all that the limits let go")
-    low, high = (0.0, 0.0) if holds(left_at(0.0)) else (0.0, 1.0)
+    low, high = 0.0, 0.0 if holds(left_at(0.0)) else 1.0
     best = left_at(high)
-    for _ in range(_HALVINGS if fits is None else 7):
-        if low == high:
-            break
+    for _ in range(_HALVINGS if fits is None else _MEASURED):
         middle = (low + high) / 2
         left = left_at(middle)
         if left == best or holds(left):
@@ -122,6 +112,18 @@ def allocate(
     repaired = {} if fits is not None else _repair(footprint, ideal(high), best, limits, targets)
     best = {name: units + repaired.get(name, 0) for name, units in best.items()}
     return Allocation(best, footprint.with_left(best), high, repaired)
+
+
+def _require_reachable(targets: Sequence[Target], smallest: Size, whole: Size) -> None:
+    """Raises UnsupportedError with the range that can be reached, where a target is below it."""
+    for target in targets:
+        if not target.holds(smallest):
+            least, most = getattr(smallest, target.quantity), getattr(whole, target.quantity)
+            raise UnsupportedError(
+                f"{target.quantity}: at most {target.bound:,.0f} cannot be reached: within these limits between "
+                f"{least:,} ({100 * least / most:.1f} %) and {most:,} are left. Widen the scope or the limits, lower "
+                "the multiple, or ask for less"
+            )
 
 
 def _repair(

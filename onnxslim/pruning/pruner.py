@@ -79,15 +79,21 @@ class PrunePlan:
 class Pruner:
     """Plans cuts of one graph, which has inferred shapes and is not changed.
 
-    Raises RecipeError where the scope is wrong or empty.
+    products: what the criterion taylor needs, gradient · weight by parameter for each batch. Raises RecipeError where
+    the scope is wrong or empty.
     """
 
-    def __init__(self, graph: Graph, scope: Scope, criterion: Criterion = "l1", seed: int = 0) -> None:
-        self.graph, self.scope, self.criterion, self.seed = graph, scope, criterion, seed
+    def __init__(
+        self,
+        graph: Graph,
+        scope: Scope,
+        criterion: Criterion = "l1",
+        seed: int = 0,
+        products: Sequence[Mapping[str, Array]] = (),
+    ) -> None:
+        self.graph, self.scope, self.criterion, self.seed, self.products = graph, scope, criterion, seed, products
         self.groups: Groups = find_groups(graph)
         self.chosen: tuple[Group, ...] = tuple(_in_scope(graph, self.groups, scope))
-        self.products: Sequence[Mapping[str, Array]] = ()
-        """Of the criterion taylor: gradient · weight by parameter, for each batch."""
 
     @property
     def pinned(self) -> dict[str, str]:

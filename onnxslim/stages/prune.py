@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -213,9 +213,8 @@ class Prune(Stage):
             found = gather(work, step.requests(work, blank), batches(), context.progress, threads=context.workers)
             restored = step(work, Context(statistics=found, seed=context.seed)).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
-        pruner = Pruner(work, scope, self.criterion, context.seed)
-        if self.criterion == "taylor" and not dry:
-            pruner.products = self._products(work, context)
+        products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
+        pruner = Pruner(work, scope, self.criterion, context.seed, products)
         _ = pruner.ratios  # knows whether `limits` matches
         return Workspace(work, digest_of(graph), pruner, bool(restored), batches)
 
@@ -272,7 +271,7 @@ class Prune(Stage):
             raise DataError("Sensitivity needs labels on data.val: give it some, or a metric of your own")
         return val
 
-    def _products(self, graph: Graph, context: RunContext) -> list[dict[str, Array]]:
+    def _products(self, graph: Graph, context: RunContext) -> Sequence[Mapping[str, Array]]:
         loader = Loader(
             context.data.get("train"),
             only_data_input(graph).name,
