@@ -111,8 +111,7 @@ class _Component:
         self.makers: dict[Axis, list[int]] = {}
 
     def groups(self) -> list[Group]:
-        units = self._units()
-        count = max(int(u.max()) for u in units.values()) + 1
+        units, count = self._units()
         pins = [(np.unique(units[p.axis] if p.at is None else units[p.axis][p.at]), p.why) for p in self.pins]
         return [
             self._group(units, kind, [why for touched, why in pins if kind[touched].any()])
@@ -120,8 +119,8 @@ class _Component:
             if any(kind[units[axis]].any() for axis in self.makers)
         ]
 
-    def _units(self) -> dict[Axis, Array]:
-        """The unit of each index of each axis, numbered through the component."""
+    def _units(self) -> tuple[dict[Axis, Array], int]:
+        """The unit of each index of each axis, numbered through the component, and how many there are."""
         graph, starts, total = self.couplings.graph, {}, 0
         sizes = {axis: self.couplings.size(_value(graph, axis), axis.axis) or 0 for axis in self.axes}
         for axis, size in sizes.items():
@@ -131,8 +130,8 @@ class _Component:
         for edge in self.edges:
             a, b = atoms[edge.a], atoms[edge.b]
             _unite(parent, a if edge.at_a is None else a[edge.at_a], b if edge.at_b is None else b[edge.at_b])
-        _, unit = np.unique(_roots(parent, np.arange(total)), return_inverse=True)
-        return {axis: unit[atoms[axis]] for axis in self.axes}
+        found, unit = np.unique(_roots(parent, np.arange(total)), return_inverse=True)
+        return {axis: unit[atoms[axis]] for axis in self.axes}, len(found)
 
     def _kinds(self, units: Mapping[Axis, Array], count: int, pins: Sequence[tuple[Array, str]]) -> list[Array]:
         """Masks over the units: those alike in how often they stand on each axis, and in being pinned."""
@@ -207,9 +206,17 @@ def _unite(parent: Array, a: Array, b: Array) -> None:
 
 
 def _named_apart(groups: Sequence[Group]) -> list[Group]:
-    """Groups of one maker are told apart by its channels."""
+    """Groups of one maker are told apart by its channels; those of makers of one name are counted too."""
     often = Counter(group.name for group in groups)
-    return [replace(g, name=f"{g.name}{_range(g)}") if often[g.name] > 1 else g for g in groups]
+    named = [replace(g, name=f"{g.name}{_range(g)}") if often[g.name] > 1 else g for g in groups]
+    taken: dict[str, Group] = {}
+    for group in named:
+        name, count = group.name, 1
+        while name in taken:
+            count += 1
+            name = f"{group.name}_{count}"
+        taken[name] = replace(group, name=name)
+    return list(taken.values())
 
 
 def _range(group: Group) -> str:
