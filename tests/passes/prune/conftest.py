@@ -118,9 +118,11 @@ def masked(graph: Graph, groups: Groups, cuts: Mapping[str, Sequence[int]]) -> G
     return twin
 
 
-def session(graph: Graph) -> Session:
-    """Of a copy in which fake-quant is written out."""
+def session(graph: Graph, taps: Sequence[str] = ()) -> Session:
+    """Of a copy in which fake-quant is written out, with further outputs."""
     plain = graph.copy()
+    for name in taps:
+        plain.add_output(plain.value(name))
     ExpandFakeQuant()(plain)
     return Session(plain, fuse_qdq=False)
 
@@ -130,6 +132,7 @@ def cut_errors(
     cuts: Mapping[str, Sequence[int]],
     feeds: Sequence[Mapping[str, Array]] = (),
     groups: Groups | None = None,
+    taps: Sequence[str] = (),
 ) -> tuple[float, float]:
     """How far the cut model, and the masked one, are from the independent mask: the largest error of any output over
     all feeds, relative to its largest value."""
@@ -138,7 +141,7 @@ def cut_errors(
     cut, zeroed = graph.copy(), graph.copy()
     CutChannels(cuts)(cut)
     MaskChannels(cuts)(zeroed)
-    expected, *others = (session(g) for g in (masked(graph, groups, cuts), cut, zeroed))
+    expected, *others = (session(g, taps) for g in (masked(graph, groups, cuts), cut, zeroed))
     worst = [0.0, 0.0]
     for feed in feeds:
         right = expected.run(feed)
