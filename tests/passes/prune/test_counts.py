@@ -163,7 +163,9 @@ def test_slices_with_limits_from_the_back_and_of_32_bits() -> None:
 
 def test_slices_of_other_axes_keep_their_limits() -> None:
     net = Net("N", 3, 4, 5)
-    y = net.op("Slice", net.conv(net.x, 8, "a"), net.constant("s", [-3]), net.constant("e", [99]), net.constant("x", [3]))
+    y = net.op(
+        "Slice", net.conv(net.x, 8, "a"), net.constant("s", [-3]), net.constant("e", [99]), net.constant("x", [3])
+    )
     graph = cut(net.finish(net.conv(y, 2, "b")), a=[0])
     assert (numbers(graph, "slice", 1), numbers(graph, "slice", 2)) == ([-3], [99])
 
@@ -181,7 +183,9 @@ def test_gather_by_number_follows_the_one_that_it_takes(indices: object) -> None
 
 def test_gather_of_a_list_loses_what_went() -> None:
     net = Net("N", 3, 4, 5)
-    y = net.op("Gather", net.conv(net.x, 4, "a"), net.constant("at", np.array([3, 1, 0, 2], np.int32)), name="g", axis=1)
+    y = net.op(
+        "Gather", net.conv(net.x, 4, "a"), net.constant("at", np.array([3, 1, 0, 2], np.int32)), name="g", axis=1
+    )
     graph = cut(net.finish(net.conv(y, 2, "b")), a=[1])
     assert numbers(graph, "g", 1) == [2, 0, 1]
     assert graph.operand(graph.node_named("g"), 1).dtype is DType.INT32

@@ -13,7 +13,7 @@ from onnxslim.analysis.channels.rules import contraction, elementwise, movement,
 from onnxslim.graph import Node
 from onnxslim.ops import target_axes, target_slot
 
-__all__ = ["RULES", "couple"]
+__all__ = ["ENDING", "PINNING", "RULES", "SILENT", "couple"]
 
 Rule: TypeAlias = Callable[[Couplings, Node], None]
 
@@ -25,6 +25,12 @@ RULES: Mapping[tuple[str, str], Rule] = {
     **selection.RULES,
 }
 """By domain and op."""
+ENDING: Mapping[tuple[str, str], Rule] = contraction.ENDING
+"""Those that sum over channels, which end there."""
+PINNING: Mapping[tuple[str, str], Rule] = {**contraction.PINNING, **normalization.PINNING}
+"""Those that mix the indices of an axis in another way, which must stay then."""
+SILENT: Mapping[tuple[str, str], Rule] = normalization.SILENT
+"""Those whose results have no channels."""
 
 
 def couple(couplings: Couplings) -> None:

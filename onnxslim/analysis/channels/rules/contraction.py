@@ -6,6 +6,7 @@ A contraction multiplies and sums: over the channels it reads, which end there, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
 from onnxslim.graph import Node, Value
 from onnxslim.ops import axes_of
 
-__all__ = ["RULES"]
+__all__ = ["ENDING", "PINNING", "RULES"]
 
 
 def _convolution(couplings: Couplings, node: Node) -> None:
@@ -193,9 +194,9 @@ def _recurrent(couplings: Couplings, node: Node) -> None:
 _SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
 _OTHERS = ("ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
 
-RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
-    ("", "ArgMax"): _arg,
-    ("", "ArgMin"): _arg,
+_Rules: TypeAlias = Mapping[tuple[str, str], Callable[[Couplings, Node], None]]
+
+ENDING: _Rules = {
     ("", "Conv"): _convolution,
     ("", "ConvTranspose"): _transposed,
     ("", "Einsum"): _einsum,
@@ -205,5 +206,10 @@ RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
     ("", "MatMul"): _matmul,
     ("", "RNN"): _recurrent,
     **{("", op): _sum for op in _SUMS},
+}
+PINNING: _Rules = {
+    ("", "ArgMax"): _arg,
+    ("", "ArgMin"): _arg,
     **{("", op): _other_reduction for op in _OTHERS},
 }
+RULES: _Rules = {**ENDING, **PINNING}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import join_axes
 from onnxslim.graph import Node
 
-__all__ = ["RULES"]
+__all__ = ["PINNING", "RULES", "SILENT"]
 
 
 def _channelwise(couplings: Couplings, node: Node) -> None:
@@ -100,22 +101,25 @@ _CHANNELWISE = [
     "Upsample",
 ]
 
-RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
-    **{("", op): _channelwise for op in _CHANNELWISE},
-    ("", "BatchNormalization"): _batchnorm,
+_Rules: TypeAlias = Mapping[tuple[str, str], Callable[[Couplings, Node], None]]
+
+PINNING: _Rules = {
     ("", "GroupNormalization"): _groups_of_channels,
     ("", "Hardmax"): _one_axis(-1),
-    ("", "InstanceNormalization"): _instance,
     ("", "LRN"): _groups_of_channels,
     ("", "LayerNormalization"): _from_axis(-1),
     ("", "LogSoftmax"): _one_axis(-1),
     ("", "LpNormalization"): _one_axis(-1),
     ("", "MeanVarianceNormalization"): _mean_variance,
     ("", "RMSNormalization"): _from_axis(-1),
-    ("", "Softmax"): _one_axis(-1),
-    ("", "Constant"): _nothing,
-    ("", "ConstantOfShape"): _nothing,
-    ("", "Range"): _nothing,
-    ("", "Shape"): _nothing,
     ("", "Size"): _count,
+    ("", "Softmax"): _one_axis(-1),
+}
+SILENT: _Rules = {("", op): _nothing for op in ("Constant", "ConstantOfShape", "Range", "Shape")}
+RULES: _Rules = {
+    **{("", op): _channelwise for op in _CHANNELWISE},
+    ("", "BatchNormalization"): _batchnorm,
+    ("", "InstanceNormalization"): _instance,
+    **PINNING,
+    **SILENT,
 }
