@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxslim.analysis.channels.couplings import Axis, Couplings, Edge, Pin, Reader
 from onnxslim.analysis.channels.rules import couple
+from onnxslim.collector import paused
 from onnxslim.graph import Array, Graph, Node, Value
 
 __all__ = ["Group", "Groups", "Member", "find_groups"]
@@ -74,6 +75,7 @@ class Groups:
         return tuple(group for group in self.groups if not group.pinned)
 
 
+@paused()
 def find_groups(graph: Graph) -> Groups:
     """The channel groups of a graph with inferred shapes, in opset 13 or later.
 
