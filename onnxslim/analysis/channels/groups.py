@@ -13,9 +13,14 @@ import numpy as np
 from onnxslim.analysis.channels.couplings import Axis, Couplings, Edge, Pin, Reader
 from onnxslim.analysis.channels.rules import couple
 from onnxslim.collector import paused
+from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array, Graph, Node, Value
 
 __all__ = ["Group", "Groups", "Member", "find_groups"]
+
+
+_OLDEST = 13
+"""In which Softmax began to mean one axis, and Split and Squeeze to take their numbers as inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,14 @@ def find_groups(graph: Graph) -> Groups:
 
     Every rule couples axes as its op asks for; connected axes are then worked out index by index, and indices that
     always meet are one unit. Units that stand equally often in the same axes are one group.
+
+    Raises UnsupportedError for an older opset, in which ops mean something else.
     """
+    if 0 < graph.opset < _OLDEST:
+        raise UnsupportedError(
+            f"Graph '{graph.name}' is in opset {graph.opset}, channels are found in opset {_OLDEST} and later: "
+            f"convert it first (`canonicalize` does)"
+        )
     couplings = Couplings(graph)
     couple(couplings)
     components = list(nx.connected_components(couplings.net))

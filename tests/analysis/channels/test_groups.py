@@ -8,7 +8,8 @@ import pytest
 from onnx import helper
 
 from onnxslim.analysis.channels import Axis, find_groups
-from onnxslim.builders import mobilenet_v1, mobilenet_v2, vgg
+from onnxslim.builders import mobilenet_v1, mobilenet_v2, small_cnn, vgg
+from onnxslim.errors import UnsupportedError
 from onnxslim.graph import DType, Graph
 from onnxslim.text import to_text
 from tests.analysis.channels.conftest import Net, each, groups_of, index
@@ -187,6 +188,13 @@ def test_what_is_counted_stays() -> None:
     size = net.op("Cast", net.op("Size", a, name="size"), to=1)
     found = groups_of(net.finish(net.op("Div", net.conv(a, 2, "b"), size))).by_name
     assert found["a"].pinned == ("node 'size' (Size) counts its elements",)
+
+
+def test_older_opsets_are_refused() -> None:
+    graph = small_cnn()
+    graph.opsets[""] = 12
+    with pytest.raises(UnsupportedError, match="in opset 12, channels are found in opset 13 and later: convert it"):
+        find_groups(graph)
 
 
 def test_no_channels_at_all() -> None:
