@@ -22,8 +22,8 @@ class MaskChannels(Pass):
     """Conv(Conv(x, w₁ [O, I]), w₂ [P, O])  →  Conv(Conv(x, w₁ · m[:, None]), w₂ · m),   m = 0 for units that go
 
     The weights of a group become zero on either side, its biases and norms too; where channels are summed over
-    without a weight, a product with m stands before. What `CutChannels` would take away is then zero, and the
-    model computes the same with its shapes kept.
+    without a weight, or a zero on their way would be divided by, a product with m stands before the sum. What
+    `CutChannels` would take away is then zero, and the model computes the same with its shapes kept.
 
     Raises UnsupportedError as `CutChannels` does.
 
