@@ -13,7 +13,18 @@ import numpy as np
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array, Graph, Node
 
-__all__ = ["RANDOM", "Window", "axes_of", "axis_of", "is_pure", "padding", "sliced", "window"]
+__all__ = [
+    "RANDOM",
+    "Window",
+    "axes_of",
+    "axis_of",
+    "is_pure",
+    "padding",
+    "sliced",
+    "target_axes",
+    "target_slot",
+    "window",
+]
 
 RANDOM = (
     "Bernoulli",
@@ -115,6 +126,20 @@ def axes_of(graph: Graph, node: Node, rank: int, slot: int = 1) -> tuple[int, ..
     if not axes:
         return () if node.attr("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted(a % rank for a in axes))
+
+
+_TARGETS = {"Expand": 1, "Reshape": 1, "Resize": 3}
+
+
+def target_slot(node: Node) -> int | None:
+    """The input in which a node is told what sizes its result has; None for an op that is not."""
+    return None if node.domain else _TARGETS.get(node.op)
+
+
+def target_axes(node: Node, rank: int, count: int) -> list[int]:
+    """The axes of the result, of that rank, that the `count` numbers of a target (`target_slot`) are of."""
+    given = node.attr("axes") if node.op == "Resize" else None
+    return [a % rank for a in given] if given else list(range(rank - count, rank))
 
 
 def sliced(graph: Graph, node: Node) -> dict[int, Array | None] | None:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from onnxslim.graph import Array, Dim, Graph, Node, Value
 
-__all__ = ["LIMIT", "evaluate", "known_constant"]
+__all__ = ["LIMIT", "evaluate", "known_constant", "known_values"]
 
 LIMIT = 1024
 """Tensors with more elements are data, not shapes."""
@@ -45,6 +45,16 @@ def evaluate(graph: Graph, node: Node, known: Mapping[int, Array]) -> Array | No
     except (IndexError, ValueError, TypeError):
         return None  # malformed arithmetic is for the verifier to name
     return result if result is not None and result.size <= LIMIT else None
+
+
+def known_values(graph: Graph) -> dict[int, Array]:
+    """What each node of shape arithmetic makes (as `evaluate` says), by value id; shapes are taken as they are."""
+    known: dict[int, Array] = {}
+    for node in graph.nodes():
+        elements = evaluate(graph, node, known)
+        if elements is not None:
+            known[graph.result(node).id] = elements
+    return known
 
 
 def _shape(graph: Graph, node: Node, operands: list[Array | None]) -> Array | None:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxslim.analysis.shape_values import known_constant
-from onnxslim.analysis.shapes import sweep
-from onnxslim.graph import Array, DType, Graph, Node, Value
-from onnxslim.ops import padding, sliced
+from onnxslim.analysis.shape_values import evaluate, known_constant
+from onnxslim.graph import Array, DType, Graph, Node, Use, Value
+from onnxslim.ops import padding, sliced, target_axes, target_slot
 from passes.prune.selection import Survivors, known_size
 
-__all__ = ["Count", "counts_of", "fit_targets"]
+__all__ = ["Count", "counts_of", "fit_targets", "keep_shapes"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Count:
         if isinstance(self.place, str):
             graph.set_attribute(self.node, self.place, self.numbers)
         else:
-            _give(graph, self.node, self.place, np.asarray(self.numbers, np.int64))
+            _give(graph, self.node, self.place, np.asarray(self.numbers))
 
 
 def counts_of(graph: Graph, survivors: Survivors) -> list[Count]:
@@ -103,7 +102,38 @@ def _gather(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
     place = np.full(size, -1)
     place[kept] = np.arange(len(kept))
     moved = place[indices % size]
-    return [Count(node, 1, moved if indices.ndim == 0 else moved[moved >= 0])]
+    return [Count(node, 1, moved[moved >= 0] if indices.ndim == 1 else moved)]
+
+
+def keep_shapes(graph: Graph, survivors: Survivors) -> None:
+    """Makes Shape nodes tell the sizes that were before, so that what is computed from them stays as it is; but for
+    those of which only sizes that have not changed are read. The graph is still whole."""
+    for node in graph.nodes():
+        if (node.domain, node.op) != ("", "Shape"):
+            continue
+        x, shape = graph.operand(node, 0), graph.result(node)
+        lost = np.zeros(len(x.shape or ()), np.int64)
+        for axis, kept in survivors.axes(x).items():
+            lost[axis] = known_size(x, axis) - len(kept)
+        lost = lost[node.attr("start", 0) : node.attr("end", len(lost))]
+        if any(_reads_any(graph, use, lost) for use in graph.uses(shape)) or (lost.any() and graph.is_output(shape)):
+            whole = graph.op("Add", shape, graph.add_constant(f"{shape.name}/lost", lost), name=f"{shape.name}/whole")
+            graph.set_type(whole, DType.INT64, shape.shape)
+            added = graph.producer(whole)
+            assert added is not None
+            graph.replace_uses(shape, whole, only=[use for use in graph.uses(shape) if use.node is not added])
+
+
+def _reads_any(graph: Graph, use: Use, lost: Array) -> bool:
+    """Whether a reader of a Shape looks at one of the sizes that have lost something."""
+    if use.node.op == "Gather" and use.slot == 0:
+        indices = graph.constant_of(graph.operand(use.node, 1))
+        return bool(lost.any() if indices is None else lost[indices].any())
+    if use.node.op == "Slice" and use.slot == 0:
+        taken = sliced(graph, use.node)
+        indices = None if taken is None else taken.get(0)
+        return bool(lost.any() if indices is None else lost[indices].any())
+    return bool(lost.any())
 
 
 def fit_targets(graph: Graph, cut: set[int]) -> None:
@@ -111,42 +141,42 @@ def fit_targets(graph: Graph, cut: set[int]) -> None:
     `cut`. What computes a target is left, and what it gets wrong is added to it.
     """
     known: dict[int, Array] = {}
-
-    def visit(node: Node) -> None:
-        slot = None if node.domain else _TARGETS.get(node.op)
+    for node in graph.nodes():
+        slot = target_slot(node)
         target = None if slot is None else graph.input(node, slot)
-        if slot is None or target is None or graph.result(node).id not in cut:
-            return
-        elements = known.get(target.id)
-        if elements is None:
-            elements = known_constant(graph, target)
-        shape = graph.result(node).shape
-        if elements is None or shape is None:
-            return
-        x = graph.operand(node, 0).shape or ()
-        wrong: dict[int, int] = {}
-        for place, (element, size) in enumerate(zip(elements, shape[len(shape) - len(elements) :])):
-            stretched = node.op == "Expand" and element == 1
-            if not isinstance(element, (int, np.integer)) or not isinstance(size, int) or stretched or element < 0:
-                continue
-            meant = x[place] if element == 0 and node.op == "Reshape" and place < len(x) else element
-            if meant != size:
-                wrong[place] = size
-        if wrong:
-            known.update(_correct(graph, node, slot, target, elements, wrong))
-
-    sweep(graph, graph.nodes(), known, visit)
+        if slot is not None and target is not None and graph.result(node).id in cut:
+            elements = known.get(target.id)
+            if elements is None:
+                elements = known_constant(graph, target)
+            wrong = {} if elements is None else _wrong_sizes(graph, node, elements)
+            if elements is not None and wrong:
+                _correct(graph, node, slot, target, elements, wrong)
+        elements = evaluate(graph, node, known)
+        if elements is not None:
+            known[graph.result(node).id] = elements
 
 
-def _correct(
-    graph: Graph, node: Node, slot: int, target: Value, elements: Array, wrong: Mapping[int, int]
-) -> dict[int, Array]:
-    right = elements.copy()
-    for place, size in wrong.items():
-        right[place] = size
+def _wrong_sizes(graph: Graph, node: Node, elements: Array) -> dict[int, int]:
+    """By place in a target, the size that the result has where another is asked for."""
+    x, shape = graph.operand(node, 0).shape or (), graph.result(node).shape or ()
+    wrong: dict[int, int] = {}
+    for place, axis in enumerate(target_axes(node, len(shape), len(elements))):
+        element, size = elements[place], shape[axis]
+        stretched = node.op == "Expand" and element == 1
+        if not isinstance(element, (int, np.integer)) or not isinstance(size, int) or stretched or element < 0:
+            continue
+        meant = x[place] if element == 0 and node.op == "Reshape" and place < len(x) else element
+        if meant != size:
+            wrong[place] = size
+    return wrong
+
+
+def _correct(graph: Graph, node: Node, slot: int, target: Value, elements: Array, wrong: Mapping[int, int]) -> None:
     if graph.constant_of(target) is not None:
-        _give(graph, node, slot, np.array(right.tolist(), np.int64))
-        return {}
+        right = elements.astype(np.int64)
+        right[list(wrong)] = list(wrong.values())
+        _give(graph, node, slot, right)
+        return
     off = np.zeros(len(elements), np.int64)
     for place, size in wrong.items():
         off[place] = size - int(elements[place])
@@ -154,19 +184,17 @@ def _correct(
     fitted = graph.op("Add", target, graph.add_constant(f"{base}/off", off), name=base)
     graph.set_type(fitted, DType.INT64, (len(elements),))
     graph.set_input(node, slot, fitted)
-    return {fitted.id: right}
 
 
 def _give(graph: Graph, node: Node, slot: int, numbers: Array) -> None:
-    """A constant of its own: the old one may be read elsewhere."""
+    """A constant of its own, of the old one's type: the old one may be read elsewhere."""
     old = graph.input(node, slot)
+    numbers = numbers.astype(np.int64 if old is None else old.dtype.numpy)
     base = old.name if old is not None else f"{node.name or graph.result(node).name}/sizes"
     graph.set_input(node, slot, graph.add_constant(base, numbers))
     if old is not None and not graph.is_used(old) and graph.producer(old) is None and not graph.is_input(old):
         graph.remove_value(old)
 
-
-_TARGETS: Mapping[str, int] = {"Expand": 1, "Reshape": 1, "Resize": 3}
 
 _RULES: Mapping[str, Callable[[Graph, Node, Survivors], Sequence[Count]]] = {
     "Conv": _depthwise,

@@ -9,7 +9,8 @@ from typing import ClassVar
 from onnxslim.analysis.channels import find_groups
 from onnxslim.graph import Array, Graph
 from onnxslim.rewrite import Context, Outcome, Pass
-from passes.prune.counts import counts_of, fit_targets
+from onnxslim.spill import Spill
+from passes.prune.counts import counts_of, fit_targets, keep_shapes
 from passes.prune.selection import Survivors, chosen_units
 
 __all__ = ["CutChannels"]
@@ -20,8 +21,9 @@ class CutChannels(Pass):
     """Conv(Conv(x, w₁ [O, I]), w₂ [P, O])  →  Conv(Conv(x, w₁[kept, :]), w₂[:, kept])
 
     for every axis that a channel group stands on: weights, biases, norms, running statistics, scales. Constants
-    in which a number of channels is written follow: `group` of depthwise convolutions, targets of Reshape and
-    Expand (computed ones too), limits of Slice, sizes of Split, amounts of Pad, indices of Gather.
+    in which a number of channels is written follow: `group` of depthwise convolutions, targets of Reshape, Expand
+    and Resize (computed ones too), limits of Slice, sizes of Split, amounts of Pad, indices of Gather. What else
+    is computed from a Shape stays what it was.
     `cuts` has the units to take away by the name of their group (`onnxslim.analysis.channels.find_groups`).
 
     Raises UnsupportedError, and leaves the graph as it was: no such group, a pinned one, no unit left.
@@ -39,6 +41,8 @@ class CutChannels(Pass):
             return Outcome()
         survivors = Survivors.of(graph, chosen)
         counts = counts_of(graph, survivors)
+        keep_shapes(graph, survivors)
+        spill = Spill()
         kept: dict[str, dict[int, Array]] = {}
         for value in graph.values():
             axes = survivors.axes(value)
@@ -49,7 +53,7 @@ class CutChannels(Pass):
                 array = value.array
                 for axis, indices in axes.items():
                     array = array.take(indices, axis)
-                graph.set_array(value, array)
+                graph.set_array(value, spill.keep(array))
             else:
                 assert value.shape is not None
                 graph.set_type(value, shape=[len(axes[a]) if a in axes else d for a, d in enumerate(value.shape)])

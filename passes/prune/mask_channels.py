@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim.analysis.channels import Axis, Group, find_groups
 from onnxslim.analysis.channels.couplings import Reader
-from onnxslim.graph import Array, Graph, Node, Role
+from onnxslim.graph import Array, Graph, Node
 from onnxslim.rewrite import Context, Outcome, Pass
 from passes.prune.selection import chosen_units, known_size
 
@@ -22,8 +22,8 @@ class MaskChannels(Pass):
     """Conv(Conv(x, w₁ [O, I]), w₂ [P, O])  →  Conv(Conv(x, w₁ · m[:, None]), w₂ · m),   m = 0 for units that go
 
     The weights of a group become zero on either side, its biases and norms too; where channels are summed over
-    without a weight, a product with m stands before. What `CutChannels` would take away is then zero, and the
-    model computes the same with its shapes kept.
+    without a weight, or a zero on their way would be divided by, a product with m stands before the sum. What
+    `CutChannels` would take away is then zero, and the model computes the same with its shapes kept.
 
     Raises UnsupportedError as `CutChannels` does.
 
@@ -36,43 +36,76 @@ class MaskChannels(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         groups = find_groups(graph)
         chosen = chosen_units(groups, self.cuts)
+        zeroed = {group.name: _zero_constants(graph, group, units) for group, units in chosen}
+        gone: dict[Axis, list[tuple[str, Array]]] = {}
         for group, units in chosen:
-            _zero_constants(graph, group, units)
-        for reader in groups.readers:
-            _mask_reader(graph, reader, chosen)
+            for member in group.members:
+                places = member.index[units].reshape(-1)
+                gone.setdefault(Axis(member.value.id, member.axis), []).append((group.name, places))
+        read = [Axis(graph.operand(_node(graph, reader), reader.slot).id, reader.axis) for reader in groups.readers]
+        for reader, axis in zip(groups.readers, read):
+            inputs = {v.id for v in graph.node_inputs(_node(graph, reader))[:2] if v is not None}
+            lost = [at for name, at in gone.get(axis, ()) if inputs.isdisjoint(zeroed[name])]
+            if lost:
+                _mask_reader(graph, reader, np.concatenate(lost))
         return Outcome(sum(len(units) for _, units in chosen))
 
 
-def _zero_constants(graph: Graph, group: Group, units: Array) -> None:
+_NOT_AT_ZERO = ("Acosh", "Div", "Log", "LpNormalization", "MeanVarianceNormalization", "Pow", "Reciprocal")
+"""Ops that may give no number where a channel is zero. Groups that go through one are masked where they are read."""
+_FACTORS: Mapping[str, Sequence[int]] = {
+    "Add": (0, 1),
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Einsum": (0, 1, 2),
+    "FakeQuant": (0,),
+    "GRU": (1,),
+    "Gemm": (0, 1, 2),
+    "InstanceNormalization": (1, 2),
+    "LSTM": (1,),
+    "MatMul": (0, 1),
+    "Mul": (0, 1),
+    "RNN": (1,),
+    "Sub": (0, 1),
+}
+"""Where ops have their weights, factors and summands: zero is a number like others there, unlike in a divisor."""
+
+
+def _zero_constants(graph: Graph, group: Group, units: Array) -> set[int]:
+    """Makes the units zero in weights and the like; the ids of these values."""
+    zeroed: set[int] = set()
+    producers = (graph.producer(member.value) for member in group.members)
+    if any(node is not None and node.op in _NOT_AT_ZERO for node in producers):
+        return zeroed
     for member in group.members:
         value = member.value
-        if value.array is not None and value.dtype.is_float and value.role not in (Role.SCALE, Role.STATISTIC):
+        if value.array is None or not value.dtype.is_float:
+            continue
+        if all(use.slot in _FACTORS.get(use.node.op, ()) for use in graph.uses(value)):
             array = np.array(value.array)
             np.moveaxis(array, member.axis, 0)[member.index[units].reshape(-1)] = 0
             graph.set_array(value, array)
+            zeroed.add(value.id)
+    return zeroed
 
 
-def _mask_reader(graph: Graph, reader: Reader, chosen: Sequence[tuple[Group, Array]]) -> None:
+def _mask_reader(graph: Graph, reader: Reader, gone: Array) -> None:
     """A product with the mask before what sums over channels, where no weight is zero on the other side."""
-    node = graph.item(reader.node)
-    assert isinstance(node, Node)
+    node = _node(graph, reader)
     value = graph.operand(node, reader.slot)
-    others = (v for v in graph.node_inputs(node)[:2] if v is not None and v is not value)
-    if value.array is not None or any(v.array is not None and v.dtype.is_float for v in others):
-        return
-    gone = [
-        member.index[units].reshape(-1)
-        for group, units in chosen
-        for member in group.members
-        if Axis(member.value.id, member.axis) == Axis(value.id, reader.axis)
-    ]
-    if not gone or value.shape is None:
-        return
+    assert value.shape is not None
     shape = [1] * len(value.shape)
     size = shape[reader.axis] = known_size(value, reader.axis)
     mask = np.ones(size, value.dtype.numpy)
-    mask[np.concatenate(gone)] = 0
+    mask[gone] = 0
     base = f"{value.name}/mask"
     masked = graph.op("Mul", value, graph.add_constant(base, mask.reshape(shape)), name=f"{base}ed")
     graph.set_type(masked, value.dtype, value.shape)
     graph.set_input(node, reader.slot, masked)
+
+
+def _node(graph: Graph, reader: Reader) -> Node:
+    node = graph.item(reader.node)
+    assert isinstance(node, Node)
+    return node

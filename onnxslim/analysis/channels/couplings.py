@@ -6,12 +6,14 @@ index arrays. An axis that nothing couples is no vertex, and stays as it is: bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
 
+from onnxslim.analysis.shape_values import known_values
 from onnxslim.graph import Array, Graph, Node, Value
 
 __all__ = ["Axis", "Couplings", "Edge", "End", "Pin", "Reader"]
@@ -50,6 +52,10 @@ class Pin(NamedTuple):
     why: str
 
 
+_ASKS_TYPES = ("CastLike", "Shape")
+"""Ops that look at channels without reading them; `passes.prune` keeps what a Shape says."""
+
+
 class Reader(NamedTuple):
     """A place where a channel ends: `node` sums over `axis` of what it reads in `slot`, so that a channel of zeros
     there is as good as none."""
@@ -74,6 +80,13 @@ class Couplings:
         self.pins: list[Pin] = []
         self.sources: list[tuple[Axis, int]] = []
         self.readers: list[Reader] = []
+        self._fixed: set[Axis] = set()  # that nobody can cut
+        self._told: set[tuple[int, Axis]] = set()  # nodes, and the axes of which they have said something
+
+    @cached_property
+    def shape_values(self) -> Mapping[int, Array]:
+        """What shape arithmetic computes, by value id."""
+        return known_values(self.graph)
 
     def is_live(self, value: Value, axis: int) -> bool:
         """Whether something couples this axis already."""
@@ -96,32 +109,51 @@ class Couplings:
         """
         if not start and not any(self.is_live(end.value, end.axis) for end in ends):
             return False
-        if any(self.size(end.value, end.axis) is None for end in ends):
+        sizes = [self.size(end.value, end.axis) if end.at is None else len(end.at) for end in ends]
+        if len(set(sizes)) > 1 or any(self.size(end.value, end.axis) is None for end in ends):
+            what = "unknown size" if None in sizes else "another size"
             for end in ends:
-                self.pin(end.value, end.axis, f"{node} makes of it an axis of unknown size", end.at)
+                self.pin(node, end.value, end.axis, f"makes of it an axis of {what}", end.at)
             return any(self.is_live(end.value, end.axis) for end in ends)
         made = {value.id for value in self.graph.node_outputs(node) if value is not None}
         fixed = next((end for end in ends if not self._can_follow(end, made)), None)
         axes = [Axis(end.value.id, end.axis) for end in ends]
         self.net.add_nodes_from(axes)
+        self._told.update((node.id, axis) for axis in axes)
         for axis, end in zip(axes[1:], ends[1:]):
             self.net.add_edge(axes[0], axis, node=node.id)
             self.edges.append(Edge(axes[0], axis, ends[0].at, end.at))
         if fixed is not None:
+            self._fixed.add(Axis(fixed.value.id, fixed.axis))
             self._pin(axes[0], ends[0].at, f"{node} meets '{fixed.value.name}' there, whose axis cannot be cut")
         return True
 
-    def pin(self, value: Value, axis: int, why: str, at: Array | None = None) -> None:
-        """Indices of a live axis (None: all) must stay; nothing happens to other axes."""
+    def pin(self, node: Node, value: Value, axis: int, why: str, at: Array | None = None) -> None:
+        """Indices of a live axis (None: all) must stay, as `node` needs them; nothing happens to other axes."""
         if self.is_live(value, axis):
-            self._pin(Axis(value.id, axis), at, why)
+            self._told.add((node.id, Axis(value.id, axis)))
+            self._pin(Axis(value.id, axis), at, f"{node} {why}")
 
     def pin_all(self, node: Node, why: str) -> None:
         """No live axis of what the node reads, its bodies included, can be cut."""
         for value in (*self.graph.node_inputs(node), *self.graph.captures(node).values()):
             if value is not None:
                 for axis in self.live_axes(value):
-                    self.pin(value, axis, why)
+                    self.pin(node, value, axis, why)
+
+    def close(self) -> None:
+        """After the last rule: graph outputs keep their channels, and so does an axis of which a node that reads it
+        has said nothing, because its rule knows no channels there, or because they began after the node."""
+        for axis in list(self.net):
+            if axis in self._fixed:
+                continue
+            value = self.graph.item(axis.value)
+            assert isinstance(value, Value)
+            if self.graph.is_output(value):
+                self._pin(axis, None, f"'{value.name}' is an output of the graph")
+            for node in self.graph.consumers(value):
+                if (node.id, axis) not in self._told and node.op not in _ASKS_TYPES:
+                    self._pin(axis, None, f"{node} has no rule for channels there")
 
     def make(self, node: Node, weight: Value, axis: int) -> None:
         """Here `node` makes channels, from this axis of its weight."""
@@ -129,7 +161,9 @@ class Couplings:
 
     def end(self, node: Node, slot: int, axis: int) -> None:
         """Here channels end: the node sums over them."""
-        if self.is_live(self.graph.operand(node, slot), axis):
+        value = self.graph.operand(node, slot)
+        if self.is_live(value, axis):
+            self._told.add((node.id, Axis(value.id, axis)))
             self.readers.append(Reader(node.id, slot, axis))
 
     def _can_follow(self, end: End, made: set[int]) -> bool:

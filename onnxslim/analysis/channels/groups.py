@@ -13,9 +13,15 @@ import numpy as np
 from onnxslim.analysis.channels.couplings import Axis, Couplings, Edge, Pin, Reader
 from onnxslim.analysis.channels.rules import couple
 from onnxslim.analysis.scope import label
+from onnxslim.collector import paused
+from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array, Graph, Node, Value
 
 __all__ = ["Group", "Groups", "Member", "find_groups"]
+
+
+_OLDEST = 13
+"""In which Softmax began to mean one axis, and Split and Squeeze to take their numbers as inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +82,20 @@ class Groups:
         return tuple(group for group in self.groups if not group.pinned)
 
 
+@paused()
 def find_groups(graph: Graph) -> Groups:
     """The channel groups of a graph with inferred shapes, in opset 13 or later.
 
     Every rule couples axes as its op asks for; connected axes are then worked out index by index, and indices that
     always meet are one unit. Units that stand equally often in the same axes are one group.
+
+    Raises UnsupportedError for an older opset, in which ops mean something else.
     """
+    if 0 < graph.opset < _OLDEST:
+        raise UnsupportedError(
+            f"Graph '{graph.name}' is in opset {graph.opset}, channels are found in opset {_OLDEST} and later: "
+            f"convert it first (`canonicalize` does)"
+        )
     couplings = Couplings(graph)
     couple(couplings)
     components = list(nx.connected_components(couplings.net))
@@ -113,8 +127,7 @@ class _Component:
         self.makers: dict[Axis, list[int]] = {}
 
     def groups(self) -> list[Group]:
-        units = self._units()
-        count = max(int(u.max()) for u in units.values()) + 1
+        units, count = self._units()
         pins = [(np.unique(units[p.axis] if p.at is None else units[p.axis][p.at]), p.why) for p in self.pins]
         return [
             self._group(units, kind, [why for touched, why in pins if kind[touched].any()])
@@ -122,8 +135,8 @@ class _Component:
             if any(kind[units[axis]].any() for axis in self.makers)
         ]
 
-    def _units(self) -> dict[Axis, Array]:
-        """The unit of each index of each axis, numbered through the component."""
+    def _units(self) -> tuple[dict[Axis, Array], int]:
+        """The unit of each index of each axis, numbered through the component, and how many there are."""
         graph, starts, total = self.couplings.graph, {}, 0
         sizes = {axis: self.couplings.size(_value(graph, axis), axis.axis) or 0 for axis in self.axes}
         for axis, size in sizes.items():
@@ -133,8 +146,8 @@ class _Component:
         for edge in self.edges:
             a, b = atoms[edge.a], atoms[edge.b]
             _unite(parent, a if edge.at_a is None else a[edge.at_a], b if edge.at_b is None else b[edge.at_b])
-        _, unit = np.unique(_roots(parent, np.arange(total)), return_inverse=True)
-        return {axis: unit[atoms[axis]] for axis in self.axes}
+        found, unit = np.unique(_roots(parent, np.arange(total)), return_inverse=True)
+        return {axis: unit[atoms[axis]] for axis in self.axes}, len(found)
 
     def _kinds(self, units: Mapping[Axis, Array], count: int, pins: Sequence[tuple[Array, str]]) -> list[Array]:
         """Masks over the units: those alike in how often they stand on each axis, and in being pinned."""
@@ -203,9 +216,17 @@ def _unite(parent: Array, a: Array, b: Array) -> None:
 
 
 def _named_apart(groups: Sequence[Group]) -> list[Group]:
-    """Groups of one maker are told apart by its channels."""
+    """Groups of one maker are told apart by its channels; those of makers of one name are counted too."""
     often = Counter(group.name for group in groups)
-    return [replace(g, name=f"{g.name}{_range(g)}") if often[g.name] > 1 else g for g in groups]
+    named = [replace(g, name=f"{g.name}{_range(g)}") if often[g.name] > 1 else g for g in groups]
+    taken: dict[str, Group] = {}
+    for group in named:
+        name, count = group.name, 1
+        while name in taken:
+            count += 1
+            name = f"{group.name}_{count}"
+        taken[name] = replace(group, name=name)
+    return list(taken.values())
 
 
 def _range(group: Group) -> str:

@@ -6,6 +6,7 @@ A contraction multiplies and sums: over the channels it reads, which end there, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
 from onnxslim.graph import Node, Value
 from onnxslim.ops import axes_of
 
-__all__ = ["RULES"]
+__all__ = ["ENDING", "PINNING", "RULES"]
 
 
 def _convolution(couplings: Couplings, node: Node) -> None:
@@ -23,7 +24,7 @@ def _convolution(couplings: Couplings, node: Node) -> None:
     x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
     bias = [End(b, 0)] if (b := graph.input(node, 2)) is not None else []
     if w.shape is None or not all(isinstance(d, int) for d in w.shape[:2]):
-        couplings.pin_all(node, f"{node} has a weight of unknown size")
+        couplings.pin_all(node, "has a weight of unknown size")
         return
     outputs, inner = w.static_shape[:2]
     groups = int(node.attr("group", 1))
@@ -46,7 +47,7 @@ def _transposed(couplings: Couplings, node: Node) -> None:
     x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
     bias = [End(b, 0)] if (b := graph.input(node, 2)) is not None else []
     if w.shape is None or not all(isinstance(d, int) for d in w.shape[:2]):
-        couplings.pin_all(node, f"{node} has a weight of unknown size")
+        couplings.pin_all(node, "has a weight of unknown size")
         return
     inputs, outer = w.static_shape[:2]
     groups = int(node.attr("group", 1))
@@ -86,7 +87,7 @@ def _matmul(couplings: Couplings, node: Node) -> None:
     graph = couplings.graph
     a, b, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
     if a.shape is None or b.shape is None or y.shape is None or min(len(a.shape), len(b.shape)) < 2:
-        couplings.pin_all(node, f"{node} does not multiply matrices of known rank")
+        couplings.pin_all(node, "does not multiply matrices of known rank")
         return
     rank_a, rank_b, rank = len(a.shape), len(b.shape), len(y.shape)
     _product(couplings, node, a, b, y, (rank_a - 2, rank_a - 1), (rank_b - 2, rank_b - 1))
@@ -128,7 +129,7 @@ def _einsum(couplings: Couplings, node: Node) -> None:
     left, arrow, right = text.partition("->")
     terms = left.split(",")
     if not arrow or "." in text or any(len(set(term)) < len(term) for term in [*terms, right]):
-        couplings.pin_all(node, f"{node} has no rule for channels with the equation '{text}'")
+        couplings.pin_all(node, f"has no rule for channels with the equation '{text}'")
         return
     values = [graph.operand(node, slot) for slot in range(len(terms))]
     y = graph.result(node)
@@ -137,8 +138,8 @@ def _einsum(couplings: Couplings, node: Node) -> None:
         made = [end for end in ends if _is_weight(couplings, end.value)] if letter in right else []
         if letter in right:
             ends.append(End(y, right.index(letter)))
-        alone = len(made) == len(ends) - 1  # only weights have it: channels begin here
-        couplings.join(node, ends, start=alone and bool(made))
+        alone = bool(made) and len(made) == len(ends) - 1  # only weights have it: channels begin here
+        couplings.join(node, ends, start=alone)
         if alone:
             for end in made:
                 couplings.make(node, end.value, end.axis)
@@ -162,14 +163,14 @@ def _reduced(couplings: Couplings, node: Node, *, ends: bool) -> None:
     x = graph.operand(node, 0)
     axes = None if x.shape is None else axes_of(graph, node, len(x.shape))
     if x.shape is None or axes is None:
-        couplings.pin_all(node, f"{node} reduces axes that are not known")
+        couplings.pin_all(node, "reduces axes that are not known")
         return
     keep = bool(node.attr("keepdims", 1))
     for axis in axes:
         if ends:
             couplings.end(node, 0, axis)
         else:
-            couplings.pin(x, axis, f"{node} reduces over it")
+            couplings.pin(node, x, axis, "reduces over it")
     rest = [a for a in range(len(x.shape)) if a not in axes]
     join_axes(couplings, node, [(a, a if keep else i) for i, a in enumerate(rest)])
 
@@ -178,7 +179,7 @@ def _arg(couplings: Couplings, node: Node) -> None:
     x = couplings.graph.operand(node, 0)
     rank = len(x.shape or ())
     axis = int(node.attr("axis", 0)) % max(rank, 1)
-    couplings.pin(x, axis, f"{node} reduces over it")
+    couplings.pin(node, x, axis, "reduces over it")
     keep = bool(node.attr("keepdims", 1))
     join_axes(couplings, node, [(a, a if keep or a < axis else a - 1) for a in range(rank) if a != axis])
 
@@ -186,22 +187,16 @@ def _arg(couplings: Couplings, node: Node) -> None:
 def _recurrent(couplings: Couplings, node: Node) -> None:
     """The input's features end in W [directions, gates · hidden, input]; hidden states stay as they are."""
     graph = couplings.graph
-    x, w = graph.operand(node, 0), graph.operand(node, 1)
-    for slot, value in enumerate(graph.node_inputs(node)):
-        if value is not None:
-            for axis in couplings.live_axes(value):
-                if (slot, axis) != (0, 2):
-                    couplings.pin(value, axis, f"{node} has no rule for channels there")
-    couplings.join(node, [End(x, 2), End(w, 2)])
+    couplings.join(node, [End(graph.operand(node, 0), 2), End(graph.operand(node, 1), 2)])
     couplings.end(node, 0, 2)
 
 
 _SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
 _OTHERS = ("ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
 
-RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
-    ("", "ArgMax"): _arg,
-    ("", "ArgMin"): _arg,
+_Rules: TypeAlias = Mapping[tuple[str, str], Callable[[Couplings, Node], None]]
+
+ENDING: _Rules = {
     ("", "Conv"): _convolution,
     ("", "ConvTranspose"): _transposed,
     ("", "Einsum"): _einsum,
@@ -211,5 +206,10 @@ RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
     ("", "MatMul"): _matmul,
     ("", "RNN"): _recurrent,
     **{("", op): _sum for op in _SUMS},
+}
+PINNING: _Rules = {
+    ("", "ArgMax"): _arg,
+    ("", "ArgMin"): _arg,
     **{("", op): _other_reduction for op in _OTHERS},
 }
+RULES: _Rules = {**ENDING, **PINNING}

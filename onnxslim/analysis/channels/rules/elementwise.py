@@ -16,7 +16,7 @@ def broadcast(couplings: Couplings, node: Node, values: list[Value], result: Val
     Where all operands are constants, every axis may be one of channels, as a later node tells.
     """
     if result.shape is None:
-        couplings.pin_all(node, f"{node} has a result of unknown rank")
+        couplings.pin_all(node, "has a result of unknown rank")
         return
     constant = all(couplings.graph.constant_of(v) is not None for v in values)
     for axis, size in enumerate(result.shape):
@@ -26,6 +26,8 @@ def broadcast(couplings: Couplings, node: Node, values: list[Value], result: Val
             dim = value.shape[place] if value.shape is not None and place >= 0 else 1
             if dim == size or not isinstance(dim, int):
                 ends.append(End(value, place))
+            else:
+                couplings.pin(node, value, place, "stretches it")
         couplings.join(node, ends, start=constant and len(ends) > 1)
 
 
@@ -57,7 +59,7 @@ def _grid(couplings: Couplings, node: Node) -> None:
     graph = couplings.graph
     value, result = graph.operand(node, 0), graph.result(node)
     if node.attr("block_size", 0):
-        couplings.pin_all(node, f"{node} has a scale for each block")
+        couplings.pin_all(node, "has a scale for each block")
         return
     constant = graph.constant_of(value) is not None
     rank = len(value.shape or ())

@@ -29,12 +29,12 @@ def _squeeze(couplings: Couplings, node: Node) -> None:
         return
     given = axes_of(graph, node, len(x.shape))
     if given is None:
-        couplings.pin_all(node, f"{node} has computed axes")
+        couplings.pin_all(node, "has computed axes")
         return
     without = not node.attr("axes") and graph.input(node, 1) is None
     gone = {a for a, d in enumerate(x.shape) if d == 1} if without else set(given)
     for axis in gone:
-        couplings.pin(x, axis, f"{node} takes its axis away")
+        couplings.pin(node, x, axis, "takes its axis away")
     join_axes(couplings, node, [(a, i) for i, a in enumerate(a for a in range(len(x.shape)) if a not in gone)])
 
 
@@ -42,11 +42,11 @@ def _unsqueeze(couplings: Couplings, node: Node) -> None:
     graph = couplings.graph
     x, y = graph.operand(node, 0), graph.result(node)
     if x.shape is None or y.shape is None:
-        couplings.pin_all(node, f"{node} has a result of unknown rank")
+        couplings.pin_all(node, "has a result of unknown rank")
         return
     new = axes_of(graph, node, len(y.shape))
     if new is None:
-        couplings.pin_all(node, f"{node} has computed axes")
+        couplings.pin_all(node, "has computed axes")
         return
     join_axes(couplings, node, [(i, a) for i, a in enumerate(a for a in range(len(y.shape)) if a not in new)])
 
@@ -61,7 +61,7 @@ def _tile(couplings: Couplings, node: Node) -> None:
     repeats = graph.constant_of(graph.operand(node, 1))
     for axis in couplings.live_axes(x):
         if repeats is None or repeats[axis] != 1:
-            couplings.pin(x, axis, f"{node} repeats it")
+            couplings.pin(node, x, axis, "repeats it")
         else:
             join_axes(couplings, node, [(axis, axis)])
 
@@ -72,7 +72,7 @@ def _depth_to_space(couplings: Couplings, node: Node) -> None:
     x, y = graph.operand(node, 0), graph.result(node)
     size, inner = couplings.size(x, 1), couplings.size(y, 1)
     if size is None or inner is None:
-        couplings.pin(x, 1, f"{node} has channels of unknown number")
+        couplings.pin(node, x, 1, "has channels of unknown number")
         return
     channel = np.arange(size)
     to = channel % inner if node.attr("mode", "DCR") == "DCR" else channel // int(node.attr("blocksize")) ** 2
@@ -86,7 +86,7 @@ def _space_to_depth(couplings: Couplings, node: Node) -> None:
     x, y = graph.operand(node, 0), graph.result(node)
     size, outer = couplings.size(x, 1), couplings.size(y, 1)
     if size is None or outer is None:
-        couplings.pin(x, 1, f"{node} has channels of unknown number")
+        couplings.pin(node, x, 1, "has channels of unknown number")
         return
     couplings.join(node, [End(y, 1), End(x, 1, np.arange(outer) % size)])
     join_axes(couplings, node, [(0, 0)])
@@ -104,7 +104,7 @@ def _reshape(couplings: Couplings, node: Node) -> None:
     graph = couplings.graph
     x, y = graph.operand(node, 0), graph.result(node)
     if x.shape is None or y.shape is None:
-        couplings.pin_all(node, f"{node} has a result of unknown rank")
+        couplings.pin_all(node, "has a result of unknown rank")
         return
     told: set[int] = set()
     for block in _blocks(x.shape, y.shape):
@@ -112,7 +112,7 @@ def _reshape(couplings: Couplings, node: Node) -> None:
         _follow(couplings, node, x, y, block)
     for axis in range(len(x.shape)):
         if axis not in told and x.shape[axis] != 1:
-            couplings.pin(x, axis, f"{node} gives its elements to axes of unknown size")
+            couplings.pin(node, x, axis, "gives its elements to axes of unknown size")
 
 
 def _follow(couplings: Couplings, node: Node, x: Value, y: Value, block: _Block) -> None:
@@ -130,11 +130,11 @@ def _follow(couplings: Couplings, node: Node, x: Value, y: Value, block: _Block)
             place = block.before.index(axis)
             couplings.join(node, [End(y, block.after[0]), End(x, axis, _along(flat, before, place))])
     elif len(block.before) == 1:
-        place = _cut_axis(couplings, node, y, block.after)
+        place = _cut_axis(y, block.after)
         couplings.join(node, [End(x, block.before[0]), End(y, block.after[place], _along(flat, after, place))])
     else:
         for axis in live:
-            couplings.pin(x, axis, f"{node} merges and splits it at once")
+            couplings.pin(node, x, axis, "merges and splits it at once")
 
 
 def _along(flat: Array, sizes: list[int], place: int) -> Array:
@@ -142,14 +142,18 @@ def _along(flat: Array, sizes: list[int], place: int) -> Array:
     return flat // math.prod(sizes[place + 1 :]) % sizes[place]
 
 
-def _cut_axis(couplings: Couplings, node: Node, y: Value, axes: tuple[int, ...]) -> int:
+def _cut_axis(y: Value, axes: tuple[int, ...]) -> int:
     """Which of the axes that channels are split into can be cut.
 
-    Where features come last, the split is one into heads, and whole heads are cut: the last axis but one. Where
-    height and width follow, it is one into groups, in a channel shuffle say, and each group gives the same
-    channels: the last.
+    All axes but the batch are an image's: its channels, the first. Where features come last, the split is one into
+    heads, and whole heads are cut: the last axis but one. Where height and width follow, a split in two is one into
+    groups, in a channel shuffle say, and each group gives the same channels: the last; one in more makes a
+    larger image of what are channels and factors: the first.
     """
-    return len(axes) - 2 if axes[-1] == len(y.shape or ()) - 1 else len(axes) - 1
+    last = axes[-1] == len(y.shape or ()) - 1
+    if len(axes) > 2 and (not last or axes[0] == 1):
+        return 0
+    return len(axes) - 2 if last else len(axes) - 1
 
 
 def _blocks(x: Shape, y: Shape) -> list[_Block]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import join_axes
 from onnxslim.graph import Node
 
-__all__ = ["RULES"]
+__all__ = ["PINNING", "RULES", "SILENT"]
 
 
 def _channelwise(couplings: Couplings, node: Node) -> None:
@@ -44,8 +45,9 @@ def _from_axis(default: int) -> Callable[[Couplings, Node], None]:
         rank = len(x.shape or ())
         axis = int(node.attr("axis", default)) % max(rank, 1)
         for mixed in range(axis, rank):
-            couplings.pin(x, mixed, f"{node} normalises over it")
-        join_axes(couplings, node, [(a, a) for a in range(axis)])
+            couplings.pin(node, x, mixed, "normalises over it")
+        for output in range(node.arity[1]):
+            join_axes(couplings, node, [(a, a) for a in range(axis)], output=output)
 
     return rule
 
@@ -57,7 +59,7 @@ def _one_axis(default: int) -> Callable[[Couplings, Node], None]:
         x = couplings.graph.operand(node, 0)
         rank = len(x.shape or ())
         axis = int(node.attr("axis", default)) % max(rank, 1)
-        couplings.pin(x, axis, f"{node} normalises over it")
+        couplings.pin(node, x, axis, "normalises over it")
         join_axes(couplings, node, [(a, a) for a in range(rank) if a != axis])
 
     return rule
@@ -69,18 +71,22 @@ def _mean_variance(couplings: Couplings, node: Node) -> None:
     mixed = {a % max(rank, 1) for a in node.attr("axes", [0, 2, 3])}
     for axis in range(rank):
         if axis in mixed:
-            couplings.pin(x, axis, f"{node} normalises over it")
+            couplings.pin(node, x, axis, "normalises over it")
         else:
             join_axes(couplings, node, [(axis, axis)])
 
 
 def _groups_of_channels(couplings: Couplings, node: Node) -> None:
-    couplings.pin(couplings.graph.operand(node, 0), 1, f"{node} normalises over neighbouring channels")
+    couplings.pin(node, couplings.graph.operand(node, 0), 1, "normalises over neighbouring channels")
     join_axes(couplings, node, [(0, 0)])
 
 
 def _nothing(couplings: Couplings, node: Node) -> None:
     """Its result has no channels: it tells sizes, or makes constants."""
+
+
+def _count(couplings: Couplings, node: Node) -> None:
+    couplings.pin_all(node, "counts its elements")
 
 
 _CHANNELWISE = [
@@ -95,22 +101,25 @@ _CHANNELWISE = [
     "Upsample",
 ]
 
-RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
-    **{("", op): _channelwise for op in _CHANNELWISE},
-    ("", "BatchNormalization"): _batchnorm,
+_Rules: TypeAlias = Mapping[tuple[str, str], Callable[[Couplings, Node], None]]
+
+PINNING: _Rules = {
     ("", "GroupNormalization"): _groups_of_channels,
     ("", "Hardmax"): _one_axis(-1),
-    ("", "InstanceNormalization"): _instance,
     ("", "LRN"): _groups_of_channels,
     ("", "LayerNormalization"): _from_axis(-1),
     ("", "LogSoftmax"): _one_axis(-1),
     ("", "LpNormalization"): _one_axis(-1),
     ("", "MeanVarianceNormalization"): _mean_variance,
     ("", "RMSNormalization"): _from_axis(-1),
+    ("", "Size"): _count,
     ("", "Softmax"): _one_axis(-1),
-    ("", "Constant"): _nothing,
-    ("", "ConstantOfShape"): _nothing,
-    ("", "Range"): _nothing,
-    ("", "Shape"): _nothing,
-    ("", "Size"): _nothing,
+}
+SILENT: _Rules = {("", op): _nothing for op in ("Constant", "ConstantOfShape", "Range", "Shape")}
+RULES: _Rules = {
+    **{("", op): _channelwise for op in _CHANNELWISE},
+    ("", "BatchNormalization"): _batchnorm,
+    ("", "InstanceNormalization"): _instance,
+    **PINNING,
+    **SILENT,
 }

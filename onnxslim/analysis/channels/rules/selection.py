@@ -19,7 +19,7 @@ def _concat(couplings: Couplings, node: Node) -> None:
     values = [v for v in graph.node_inputs(node) if v is not None]
     y = graph.result(node)
     if y.shape is None or any(v.shape is None or len(v.shape) != len(y.shape) for v in values):
-        couplings.pin_all(node, f"{node} joins tensors of unknown rank")
+        couplings.pin_all(node, "joins tensors of unknown rank")
         return
     along = int(node.attr("axis", 0)) % len(y.shape)
     for axis in range(len(y.shape)):
@@ -29,7 +29,7 @@ def _concat(couplings: Couplings, node: Node) -> None:
     if not any(couplings.is_live(v, along) for v in values):
         return
     if None in sizes:
-        couplings.pin_all(node, f"{node} joins axes of unknown size")
+        couplings.pin_all(node, "joins axes of unknown size")
         return
     start = 0
     for value, size in zip(values, sizes):
@@ -46,12 +46,12 @@ def _split(couplings: Couplings, node: Node) -> None:
     start = 0
     for output, part in enumerate(graph.node_outputs(node)):
         if part is None:
-            couplings.pin_all(node, f"{node} leaves out an output")
+            couplings.pin_all(node, "leaves out an output")
             return
         join_axes(couplings, node, [(a, a) for a in range(rank) if a != along], output=output)
         size = couplings.size(part, along)
         if size is None:
-            couplings.pin(x, along, f"{node} makes parts of unknown size")
+            couplings.pin(node, x, along, "makes parts of unknown size")
             return
         couplings.join(node, [End(x, along, np.arange(start, start + size)), End(part, along)])
         start += size
@@ -62,13 +62,13 @@ def _slice(couplings: Couplings, node: Node) -> None:
     x, y = graph.operand(node, 0), graph.result(node)
     taken = sliced(graph, node)
     if taken is None:
-        couplings.pin_all(node, f"{node} has computed limits")
+        couplings.pin_all(node, "has computed limits")
         return
     for axis in range(len(x.shape or ())):
         if axis not in taken:
             couplings.join(node, [End(x, axis), End(y, axis)])
         elif taken[axis] is None:
-            couplings.pin(x, axis, f"{node} takes it in steps")
+            couplings.pin(node, x, axis, "takes it in steps")
         else:
             couplings.join(node, [End(x, axis, taken[axis]), End(y, axis)])
 
@@ -79,14 +79,14 @@ def _pad(couplings: Couplings, node: Node) -> None:
     x, y = graph.operand(node, 0), graph.result(node)
     added = padding(graph, node)
     if added is None:
-        couplings.pin_all(node, f"{node} has computed pads")
+        couplings.pin_all(node, "has computed pads")
         return
     for axis, (before, after) in enumerate(added):
         size = couplings.size(x, axis)
         if not couplings.is_live(x, axis):
             continue
         if (before or after) and (node.attr("mode", "constant") != "constant" or min(before, after) < 0):
-            couplings.pin(x, axis, f"{node} repeats or crops it")
+            couplings.pin(node, x, axis, "repeats or crops it")
         elif size is not None:
             couplings.join(node, [End(x, axis), End(y, axis, np.arange(before, before + size))])
 
@@ -105,7 +105,7 @@ def _gather(couplings: Couplings, node: Node) -> None:
     graph = couplings.graph
     x, indices, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
     if x.shape is None or indices.shape is None:
-        couplings.pin_all(node, f"{node} reads a tensor of unknown rank")
+        couplings.pin_all(node, "reads a tensor of unknown rank")
         return
     axis = int(node.attr("axis", 0)) % len(x.shape)
     chosen = graph.constant_of(indices)
@@ -116,11 +116,11 @@ def _gather(couplings: Couplings, node: Node) -> None:
     size = couplings.size(x, axis)
     if couplings.is_live(x, axis):
         if chosen is None or size is None:
-            couplings.pin(x, axis, f"{node} chooses from it with computed indices")
+            couplings.pin(node, x, axis, "chooses from it with computed indices")
         elif rank == 1:
             couplings.join(node, [End(x, axis, _from_front(chosen, size)), End(y, axis)])
         else:
-            couplings.pin(x, axis, f"{node} takes it by its number", _from_front(chosen, size))
+            couplings.pin(node, x, axis, "takes it by its number", _from_front(chosen, size))
     pairs = [(a, a if a < axis else a - 1 + rank) for a in range(len(x.shape)) if a != axis]
     join_axes(couplings, node, pairs)
 
