@@ -68,9 +68,9 @@ def table(reports: dict[str, Report], titles: dict[str, str]) -> str:
     lines.append(line("float, as it came", first, first, baseline.top1 if baseline else None, None))
     for arm, report in reports.items():
         vals = [stage.val.top1 for stage in report.stages if stage.val is not None]
-        macs = next((s.summary["macs_left"] for s in report.stages if s.kind == "prune"), 1.0)
+        macs = [s.summary["macs_left"] for s in report.stages if s.kind == "prune"]
         val = vals[-1] if vals else None
-        lines.append(line(titles[arm], report.rows[-1], first, val, report.seconds / 60, macs))
+        lines.append(line(titles[arm], report.rows[-1], first, val, report.seconds / 60, macs[-1] if macs else 1.0))
     machine = ", ".join(str(v) for k, v in some.machine.items() if k in ("cpu", "int8", "runtime", "cores"))
     return "\n".join([*lines, "", f"Machine: {machine or some.machine}"])
 

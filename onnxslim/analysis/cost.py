@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from onnx import numpy_helper
 
 from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.scope import label
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 
-__all__ = ["Cost", "NodeCost", "cost", "node_macs", "one_sample", "parameters", "stored_bytes"]
+__all__ = ["Cost", "NodeCost", "cost", "element_bits", "node_macs", "one_sample", "parameters", "stored_bytes"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def cost(graph: Graph) -> Cost:
     rows: list[NodeCost] = []
     unknown: list[str] = []
     for node in sample.nodes():
-        name = _label(sample, node)
+        name = label(sample, node)
         macs = node_macs(sample, node)
         if macs is None:
             unknown.append(name)
@@ -129,15 +130,22 @@ def _bytes(value: Value) -> int:
     assert value.array is not None
     if value.dtype is DType.STRING:
         return sum(len(s) if isinstance(s, bytes) else len(str(s).encode()) for s in value.array.ravel().tolist())
-    if value.dtype in (DType.INT4, DType.UINT4, DType.FLOAT4E2M1):
-        return (value.array.size + 1) // 2
-    if value.dtype in (DType.INT2, DType.UINT2):
-        return (value.array.size + 3) // 4
-    return value.array.nbytes
+    return (value.array.size * element_bits(value) + 7) // 8
 
 
-def _label(graph: Graph, node: Node) -> str:
-    return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), node.op)
+def element_bits(value: Value) -> int:
+    """Bits of an element of a constant as a file stores it; sub-byte types are packed."""
+    assert value.array is not None
+    return _PACKED.get(value.dtype, 8 * value.array.itemsize)
+
+
+_PACKED: Mapping[DType, int] = {
+    DType.FLOAT4E2M1: 4,
+    DType.INT2: 2,
+    DType.INT4: 4,
+    DType.UINT2: 2,
+    DType.UINT4: 4,
+}
 
 
 def node_macs(graph: Graph, node: Node) -> int | None:

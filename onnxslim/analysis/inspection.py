@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from onnxslim.analysis.cost import Cost, cost, one_sample, parameters
 from onnxslim.analysis.regions import find_regions
+from onnxslim.analysis.scope import label
 from onnxslim.graph import DType, Graph, Node, Value
 from onnxslim.targets import Target
 from onnxslim.text import type_text
@@ -83,8 +84,8 @@ def inspect_model(
     refused: tuple[Reason, ...] | None = None
     if target is not None:
         regions = find_regions(sample, target)
-        quantizable = tuple(_label(sample, n) for n in (*regions.compute, *regions.integer))
-        refused = tuple(Reason(_label(sample, n), _op(n), why) for n, why in regions.refused)
+        quantizable = tuple(label(sample, n) for n in (*regions.compute, *regions.integer))
+        refused = tuple(Reason(label(sample, n), _op(n), why) for n, why in regions.refused)
     counts = Counter(_op(node) for node in graph.nodes())
     header = graph.header
     return Inspection(
@@ -116,7 +117,7 @@ def _trainable(graph: Graph, differentiable: Callable[[Node], str | None]) -> Tr
         if why is None:
             live.update(v.id for v in _read(graph, node) if _carries_gradient(v))
         else:
-            blocked.append(Reason(_label(graph, node), _op(node), why))
+            blocked.append(Reason(label(graph, node), _op(node), why))
     reached = [v for v in weights if v.id in live]
     return Trainable(_elements(reached), _elements(weights), tuple(reversed(blocked)))
 
@@ -147,7 +148,3 @@ def _elements(values: list[Value]) -> int:
 
 def _op(node: Node) -> str:
     return f"{node.domain}.{node.op}" if node.domain else node.op
-
-
-def _label(graph: Graph, node: Node) -> str:
-    return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), node.op)

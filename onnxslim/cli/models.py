@@ -71,6 +71,8 @@ def quantize(
     write(result.graph, out, value_info=False)
     after = size_of(out)
     typer.echo(f"{out}: {after:,} bytes, {100 * after / before:.2f} % of {before:,}")
+    if result.note:
+        typer.echo(f"note: {result.note}")
     for refusal in result.refused:
         typer.echo(f"left in float: {refusal.where}: {refusal.why}")
 

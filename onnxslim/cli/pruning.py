@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from onnxslim.cli.options import (
     print_view,
     progress_bar,
 )
+
+if TYPE_CHECKING:
+    from onnxslim.pruning.pruner import PrunePlan
 
 __all__ = ["prune", "sensitivity"]
 
@@ -94,7 +97,6 @@ def prune(
     from onnxslim.errors import RecipeError
     from onnxslim.evaluation import size_of
     from onnxslim.onnx_io import write
-    from onnxslim.report import plan_table
     from onnxslim.run import plan_pruning
     from onnxslim.run import prune as run
 
@@ -125,14 +127,7 @@ def prune(
         else:
             result = run(model, given, seed=seed, progress=progress, **options)
             plan = result.plan
-    print_view(plan_table(plan))
-    kept = {q: getattr(plan.after, q) / getattr(plan.before, q) for q in ("macs", "params", "bytes")}
-    left = ", ".join(f"{100 * part:.2f} % of {name}" for name, part in kept.items())
-    typer.echo(f"Left: {left}.")
-    if plan.repaired:
-        typer.echo(f"Rounding to multiples of {multiple} had cut deeper; {plan.repaired} units were given back.")
-    if data is None:
-        typer.echo("Without --data batch norm was not measured anew, which costs accuracy.")
+    _show(plan, multiple, measured=data is not None)
     if out is not None and not dry_run:
         write(result.graph, out)
         typer.echo(f"{out}: {size_of(out):,} bytes of {size_of(model):,}")
@@ -207,6 +202,20 @@ def sensitivity(
     if plot is not None:
         plot_sensitivities(found, plot)
         typer.echo(f"{plot}: the curves")
+
+
+def _show(plan: PrunePlan, multiple: int, *, measured: bool) -> None:
+    """What goes, group by group, and what is left."""
+    from onnxslim.report import plan_table
+
+    print_view(plan_table(plan))
+    kept = {q: getattr(plan.after, q) / getattr(plan.before, q) for q in ("macs", "params", "bytes")}
+    left = ", ".join(f"{100 * part:.2f} % of {name}" for name, part in kept.items())
+    typer.echo(f"Left: {left}.")
+    if plan.repaired:
+        typer.echo(f"Rounding to multiples of {multiple} had cut deeper; {plan.repaired} units were given back.")
+    if not measured:
+        typer.echo("Without --data batch norm was not measured anew, which costs accuracy.")
 
 
 def _data(

@@ -19,7 +19,18 @@ from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.graph import Array
 from onnxslim.pruning.footprint import Footprint, Size
 
-__all__ = ["Allocation", "Ideal", "Limit", "Target", "allocate", "by_loss", "by_threshold", "limits_of", "uniform"]
+__all__ = [
+    "Allocation",
+    "Ideal",
+    "Limit",
+    "Target",
+    "allocate",
+    "by_loss",
+    "by_threshold",
+    "limits_of",
+    "require_reachable",
+    "uniform",
+]
 
 Ideal: TypeAlias = Callable[[float], Mapping[str, float]]
 """Units that each group is to lose at a level, before rounding; never less at a higher level."""
@@ -97,7 +108,7 @@ def allocate(
         return all(target.holds(size) for target in targets) and (fits is None or fits(left))
 
     whole, deepest = footprint.with_left(left_at(0.0)), left_at(1.0)
-    _require_reachable(targets, footprint.with_left(deepest), whole)
+    require_reachable(targets, footprint.with_left(deepest), whole)
     if not holds(deepest):
         raise UnsupportedError("The latency asked for is not reached even with all that the limits let go")
     low, high = 0.0, 0.0 if holds(left_at(0.0)) else 1.0
@@ -114,7 +125,7 @@ def allocate(
     return Allocation(best, footprint.with_left(best), high, repaired)
 
 
-def _require_reachable(targets: Sequence[Target], smallest: Size, whole: Size) -> None:
+def require_reachable(targets: Sequence[Target], smallest: Size, whole: Size) -> None:
     """Raises UnsupportedError with the range that can be reached, where a target is below it."""
     for target in targets:
         if not target.holds(smallest):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from onnxslim.analysis.channels import Group
-from onnxslim.analysis.cost import node_macs, one_sample, parameters
+from onnxslim.analysis.channels import Axis, Group
+from onnxslim.analysis.cost import element_bits, node_macs, one_sample, parameters
 from onnxslim.graph import Graph, Node, Value
 
 __all__ = ["Footprint", "Size"]
@@ -34,10 +34,10 @@ class Footprint:
         self._macs = {node.id: node_macs(self._sketch, node) or 0 for node in self._sketch.nodes()}
         self._weights = {value.id for value in parameters(self._sketch)}
         self._elements = {v.id: math.prod(v.static_shape) for v in self._sketch.initializers()}
-        self._item = {v.id: _item_bytes(v) for v in self._sketch.initializers()}
+        self._bits = {v.id: element_bits(v) for v in self._sketch.initializers()}
         self._total_macs = sum(self._macs.values())
         self._total_params = sum(n for id, n in self._elements.items() if id in self._weights)
-        self._total_bytes = sum(n * self._item[id] for id, n in self._elements.items())
+        self._total_bytes = sum(n * self._bits[id] / 8 for id, n in self._elements.items())
 
     @property
     def size(self) -> Size:
@@ -65,7 +65,7 @@ class Footprint:
             elements = math.prod(value.static_shape)
             more = elements - self._elements[value.id]
             self._elements[value.id] = elements
-            self._total_bytes += more * self._item[value.id]
+            self._total_bytes += more * self._bits[value.id] / 8
             self._total_params += more if value.id in self._weights else 0
         for node in touched.nodes:
             macs = node_macs(self._sketch, node) or 0
@@ -87,8 +87,7 @@ class _Touched:
         constants: dict[int, Value] = {}
         nodes: dict[int, Node] = {}
         for member in group.members:
-            value = sketch.item(member.value.id)
-            assert isinstance(value, Value)
+            value = Axis(member.value.id, member.axis).of(sketch)
             self.axes.append((value, member.axis, member.index.shape[1]))
             if value.array is not None:
                 constants[value.id] = value
@@ -98,11 +97,3 @@ class _Touched:
                     nodes[node.id] = node
         self.constants = list(constants.values())
         self.nodes = list(nodes.values())
-
-
-def _item_bytes(value: Value) -> float:
-    """Bytes of an element as a file stores it."""
-    array = value.array
-    assert array is not None
-    packed = {"INT4": 0.5, "UINT4": 0.5, "FLOAT4E2M1": 0.5, "INT2": 0.25, "UINT2": 0.25}
-    return packed.get(value.dtype.name, float(array.itemsize))

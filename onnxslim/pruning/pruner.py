@@ -13,7 +13,17 @@ from onnxslim.analysis.channels import Group, Groups, find_groups
 from onnxslim.analysis.scope import Names, label, matched, matches
 from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.graph import Array, Graph
-from onnxslim.pruning.allocation import Allocation, Ideal, Target, allocate, by_loss, by_threshold, limits_of, uniform
+from onnxslim.pruning.allocation import (
+    Ideal,
+    Limit,
+    Target,
+    allocate,
+    by_loss,
+    by_threshold,
+    limits_of,
+    require_reachable,
+    uniform,
+)
 from onnxslim.pruning.criteria import Criterion, scores
 from onnxslim.pruning.footprint import Footprint, Size
 from onnxslim.rewrite import Outcome, Pass
@@ -94,6 +104,7 @@ class Pruner:
         self.graph, self.scope, self.criterion, self.seed, self.products = graph, scope, criterion, seed, products
         self.groups: Groups = find_groups(graph)
         self.chosen: tuple[Group, ...] = tuple(_in_scope(graph, self.groups, scope))
+        self.limits: Mapping[str, Limit] = limits_of(self.chosen, _ratios(graph, self.chosen, scope), scope.multiple)
 
     @property
     def pinned(self) -> dict[str, str]:
@@ -103,16 +114,6 @@ class Pruner:
     @cached_property
     def scores(self) -> dict[str, Array]:
         return scores(self.graph, self.chosen, self.criterion, seed=self.seed, products=self.products)
-
-    @cached_property
-    def ratios(self) -> dict[str, float]:
-        """The largest ratio of each group's units that may go."""
-        found = dict.fromkeys((group.name for group in self.chosen), self.scope.max_ratio)
-        named = {group.name: _names(self.graph, group) for group in self.chosen}
-        for pattern, ratio in self.scope.limits.items():
-            for name in matches(pattern, named, "limits", "channel group in scope"):
-                found[name] = ratio
-        return found
 
     def lowest(self, name: str, count: int) -> tuple[int, ...]:
         """The `count` units of a group that matter least, ascending."""
@@ -141,22 +142,26 @@ class Pruner:
         Raises UnsupportedError with the reachable range.
         """
         footprint = Footprint(self.graph, {group.name: group for group in self.chosen})
-        before = footprint.size
-        bounds = [Target(q, _bound(q, value, whole or before)) for q, value in targets.items()]
-        makers = {g.name: sum(footprint.macs_of(node) for node in g.makers) for g in self.chosen}
+        before, macs = footprint.size, self._macs(footprint)
         condition = None if fits is None else lambda left: fits(self._cut(left))
-        allocation = allocate(
-            footprint, ideal, limits_of(self.chosen, self.ratios, self.scope.multiple), bounds, condition
-        )
-        return self._plan(allocation, before, footprint, makers)
+        found = allocate(footprint, ideal, self.limits, _bounds(targets, whole or before), condition)
+        rows = [
+            GroupPlan(group, self.lowest(group.name, group.units - found.left[group.name]), (was, now))
+            for group, was, now in zip(self.chosen, macs, self._macs(footprint))
+        ]
+        return PrunePlan(tuple(rows), before, found.size, found.level, sum(found.repaired.values()))
 
-    def _plan(self, allocation: Allocation, before: Size, footprint: Footprint, makers: Mapping[str, int]) -> PrunePlan:
-        plans = []
-        for group in self.chosen:
-            gone = self.lowest(group.name, group.units - allocation.left[group.name])
-            after = sum(footprint.macs_of(node) for node in group.makers)
-            plans.append(GroupPlan(group, gone, (makers[group.name], after)))
-        return PrunePlan(tuple(plans), before, allocation.size, allocation.level, sum(allocation.repaired.values()))
+    def require_reachable(self, targets: Mapping[str, float], whole: Size | None = None) -> None:
+        """Raises UnsupportedError with the reachable range where a target is out of reach, before anything is
+        scored or measured."""
+        footprint = Footprint(self.graph, {group.name: group for group in self.chosen})
+        before = footprint.size
+        smallest = footprint.with_left({name: limit.least for name, limit in self.limits.items()})
+        require_reachable(_bounds(targets, whole or before), smallest, before)
+
+    def _macs(self, footprint: Footprint) -> list[int]:
+        """Of the nodes that make each group's channels."""
+        return [sum(footprint.macs_of(node) for node in group.makers) for group in self.chosen]
 
     def _cut(self, left: Mapping[str, int]) -> Graph:
         graph = self.graph.copy()
@@ -164,8 +169,19 @@ class Pruner:
         return graph
 
 
-def _bound(quantity: str, value: float, whole: Size) -> float:
-    return value if value > 1 else value * float(getattr(whole, quantity))
+def _bounds(targets: Mapping[str, float], whole: Size) -> list[Target]:
+    """What up to 1 is a fraction of `whole`, as numbers."""
+    return [Target(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
+
+
+def _ratios(graph: Graph, groups: Sequence[Group], scope: Scope) -> dict[str, float]:
+    """The largest ratio of each group's units that may go."""
+    found = dict.fromkeys((group.name for group in groups), scope.max_ratio)
+    named = {group.name: _names(graph, group) for group in groups}
+    for pattern, ratio in scope.limits.items():
+        for name in matches(pattern, named, "limits", "channel group in scope"):
+            found[name] = ratio
+    return found
 
 
 def _names(graph: Graph, group: Group) -> Names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,14 +119,12 @@ def measure_sensitivities(
     found = replace(found, metrics=metrics)
     if path is not None:
         found.save(path)
-    lock = threading.Lock()
 
     def store(key: tuple[str, float], point: Point) -> None:
-        with lock:
-            assert isinstance(point.result, float)
-            metrics[key[0]][key[1]] = point.result
-            if path is not None:
-                found.save(path)
+        assert isinstance(point.result, float)
+        metrics[key[0]][key[1]] = point.result
+        if path is not None:
+            found.save(path)
 
     open_points = [(name, ratio) for name in metrics for ratio in ratios if ratio not in metrics[name]]
     variants: dict[tuple[str, float], Variant] = {key: _made(variant, *key) for key in open_points}

@@ -33,6 +33,7 @@ from onnxslim.recipe.schema import SourceOptions
 from onnxslim.report import Report, StageRow, accuracy_of, model_rows
 from onnxslim.run.folder import Finished, RunFolder, machine
 from onnxslim.runtime.capabilities import require_own_passes, require_sound
+from onnxslim.stages import Quantize
 from onnxslim.stages.base import Data, Log, RunContext, Stage, only_data_input
 
 __all__ = ["compress", "open_data", "open_roles", "preprocess_in", "with_workers"]
@@ -232,11 +233,16 @@ class _Job:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the models as they came."""
+        """What a user should know of the model as it came, and of figures that are measured on this machine."""
+        found: list[str | None] = []
         half = (DType.FLOAT16, DType.BFLOAT16)
         if any(value.dtype in half for value in self.student.values()):
-            return ("The model is in float16; it is trained and quantised in float32, and its inputs become float32",)
-        return ()
+            found.append(
+                "The model is in float16; it is trained and quantised in float32, and its inputs become float32"
+            )
+        stages = [entry.stage for entry in self.recipe.stages]
+        found += [stage.note for stage in stages if isinstance(stage, Quantize)]
+        return tuple(dict.fromkeys(note for note in found if note))
 
     def samples(self) -> Dataset:
         """A few samples without their labels: latency is measured on them, accuracy is not."""

@@ -35,10 +35,11 @@ class Simplified:
 
 @dataclass(frozen=True)
 class Quantized:
-    """An int8 graph, ready to be written, and what was left in float."""
+    """An int8 graph, ready to be written, what was left in float, and what to know of figures measured here."""
 
     graph: Graph
     refused: tuple[Refusal, ...]
+    note: str | None = None
 
 
 def quantize(
@@ -68,7 +69,7 @@ def quantize(
     stage = Quantize(target=target, samples=samples, skip=list(skip))
     result = stage.apply(graph, dataset, preprocess, seed, progress)
     lowered, outcome = lower(result.graph, target, preprocess)
-    return Quantized(lowered, tuple(dict.fromkeys((*result.refused, *outcome.refused))))
+    return Quantized(lowered, tuple(dict.fromkeys((*result.refused, *outcome.refused))), stage.note)
 
 
 @paused()

@@ -111,7 +111,7 @@ class Prune(Stage):
     mode: Mode = Field(default="physical", description="Cut (physical), or set to zero with all shapes kept (masked).")
     restore_batchnorm: bool = Field(
         default=True,
-        description="Insert batch norm after folded convolutions before the cut, measure it anew after, fold it back.",
+        description="Insert batch norm after folded convolutions before a cut, measure all anew after, fold it back.",
     )
     samples: int = Field(default=512, ge=1, description="Of data.train, for batch norm and the criterion taylor.")
     sensitivities: str | None = Field(
@@ -143,16 +143,17 @@ class Prune(Stage):
         if self.strategy == "sensitivity":
             self._metric()
             self._labels(context)
-        if self.criterion == "taylor":
-            if not context.data.get("train").labelled:
-                raise RecipeError("criterion taylor needs labels, data.train has none: choose l1")
-        elif self.criterion != "bn_scale":
-            work.pruner.plan(work.pruner.ideal("uniform"), self.targets, whole=_size(context.whole or graph))
+        if self.criterion == "taylor" and not context.data.get("train").labelled:
+            raise RecipeError("criterion taylor needs labels, data.train has none: choose l1")
+        if self.criterion == "bn_scale" and work.batches is None:
+            _ = work.pruner.scores  # no batch norm will be put back: it says which group has none
+        work.pruner.require_reachable(self.targets, _size(context.whole or graph))
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         plan, work = self.plan(graph, context)
         cut, units = self.cut(plan, work)
-        left = {f"{q}_left": round(getattr(plan.after, q) / getattr(plan.before, q), 4) for q in _QUANTITIES}
+        whole = _size(context.whole or graph)
+        left = {f"{q}_left": round(getattr(plan.after, q) / getattr(whole, q), 4) for q in _QUANTITIES}
         summary = {
             "strategy": self.strategy,
             "criterion": self.criterion,
@@ -192,11 +193,8 @@ class Prune(Stage):
         work = self.workspace(graph, context)
         losses = None
         if self.strategy == "sensitivity":
-            path = (
-                Path(self.sensitivities)
-                if self.sensitivities
-                else context.folder / f"{context.label}-sensitivities.json"
-            )
+            own = context.folder / f"{context.label}-sensitivities.json"
+            path = own if self.sensitivities is None else Path(self.sensitivities)
             losses = self.measure(work, context, path).losses
         whole = context.whole or graph
         fits = None if self.latency is None else _latency_check(whole, self.latency)
@@ -207,15 +205,16 @@ class Prune(Stage):
         """The graph prepared for cutting; `dry`: nothing is measured."""
         work = prepared(graph)
         restored = 0
-        batches = _Batches(context, only_data_input(work).name, self.samples) if context.data.has("train") else None
-        if self.restore_batchnorm and batches is not None and not dry:
+        batches = None
+        if self.restore_batchnorm and context.data.has("train"):
+            batches = _Batches(context, only_data_input(work).name, self.samples)
+        if batches is not None and not dry:
             step, blank = RestoreBatchnorm(), Context(seed=context.seed)
             found = gather(work, step.requests(work, blank), batches(), context.progress, threads=context.workers)
             restored = step(work, Context(statistics=found, seed=context.seed)).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
         products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
         pruner = Pruner(work, scope, self.criterion, context.seed, products)
-        _ = pruner.ratios  # knows whether `limits` matches
         return Workspace(work, digest_of(graph), pruner, bool(restored), batches)
 
     def measure(self, work: Workspace, context: RunContext, path: Path | None) -> Sensitivities:
@@ -229,7 +228,6 @@ class Prune(Stage):
                 "metric": self.metric or "top1",
                 "criterion": self.criterion,
                 "calibration": None if work.batches is None else work.batches.digest,
-                "restore_batchnorm": work.restored,
                 "seed": context.seed,
             },
             0.0,
@@ -297,11 +295,11 @@ def _size(graph: Graph) -> Size:
 def _latency_check(whole: Graph, ratio: float) -> Callable[[Graph], bool]:
     """Whether a cut model takes at most that part of the whole one's time, the two taking turns."""
 
-    def fits(cut: Graph) -> bool:
-        models = {"whole": whole, "cut": cut}
-        for graph in models.values():
-            FoldBatchnorm()(graph)
-        return measure_latency(models)["cut"].ratio <= ratio
-
     whole = prepared(whole)
+    FoldBatchnorm()(whole)
+
+    def fits(cut: Graph) -> bool:
+        FoldBatchnorm()(cut)
+        return measure_latency({"whole": whole, "cut": cut})["cut"].ratio <= ratio
+
     return fits

@@ -13,6 +13,7 @@ from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
 from onnxslim.graph import Array, Graph
 from onnxslim.rewrite import Context
+from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input
 from onnxslim.targets import load_target, target_names
@@ -84,6 +85,16 @@ class Quantize(Stage):
         inserted = insert(graph, Context(statistics=statistics, target=blank.target, seed=seed))
         summary = {"target": self.target, "fake_quant_nodes": inserted.rewrites, "samples": self.samples}
         return StageResult(graph, summary, inserted.refused)
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know of int8 figures that are measured on this machine."""
+        if capabilities().vnni is not False or (self.weight_bits or load_target(self.target).weight_bits) < 8:
+            return None
+        return (
+            "This CPU has no VNNI: its int8 kernels add two products in 16 bits, which 8-bit weights saturate, so "
+            "accuracy measured here is lower than where they do not. For CPUs like this one: weight_bits: 7"
+        )
 
     def _insert(self) -> InsertFakeQuant:
         return InsertFakeQuant(self.weight_bits, self.activation_bits, self.per_channel, tuple(self.skip))

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim.analysis.channels import Axis, Group, find_groups
 from onnxslim.analysis.channels.couplings import Reader
-from onnxslim.graph import Array, Graph, Node
+from onnxslim.graph import Array, Graph
 from onnxslim.rewrite import Context, Outcome, Pass
 from passes.prune.selection import chosen_units, known_size
 
@@ -42,9 +42,9 @@ class MaskChannels(Pass):
             for member in group.members:
                 places = member.index[units].reshape(-1)
                 gone.setdefault(Axis(member.value.id, member.axis), []).append((group.name, places))
-        read = [Axis(graph.operand(_node(graph, reader), reader.slot).id, reader.axis) for reader in groups.readers]
+        read = [Axis(graph.operand(reader.of(graph), reader.slot).id, reader.axis) for reader in groups.readers]
         for reader, axis in zip(groups.readers, read):
-            inputs = {v.id for v in graph.node_inputs(_node(graph, reader))[:2] if v is not None}
+            inputs = {v.id for v in graph.node_inputs(reader.of(graph))[:2] if v is not None}
             lost = [at for name, at in gone.get(axis, ()) if inputs.isdisjoint(zeroed[name])]
             if lost:
                 _mask_reader(graph, reader, np.concatenate(lost))
@@ -92,7 +92,7 @@ def _zero_constants(graph: Graph, group: Group, units: Array) -> set[int]:
 
 def _mask_reader(graph: Graph, reader: Reader, gone: Array) -> None:
     """A product with the mask before what sums over channels, where no weight is zero on the other side."""
-    node = _node(graph, reader)
+    node = reader.of(graph)
     value = graph.operand(node, reader.slot)
     assert value.shape is not None
     shape = [1] * len(value.shape)
@@ -103,9 +103,3 @@ def _mask_reader(graph: Graph, reader: Reader, gone: Array) -> None:
     masked = graph.op("Mul", value, graph.add_constant(base, mask.reshape(shape)), name=f"{base}ed")
     graph.set_type(masked, value.dtype, value.shape)
     graph.set_input(node, reader.slot, masked)
-
-
-def _node(graph: Graph, reader: Reader) -> Node:
-    node = graph.item(reader.node)
-    assert isinstance(node, Node)
-    return node

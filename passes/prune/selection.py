@@ -30,9 +30,7 @@ class Survivors:
                 gone.setdefault(Axis(member.value.id, member.axis), []).append(member.index[units].reshape(-1))
         kept = {}
         for axis, parts in gone.items():
-            value = graph.item(axis.value)
-            assert isinstance(value, Value)
-            stays = np.ones(known_size(value, axis.axis), bool)
+            stays = np.ones(known_size(axis.of(graph), axis.axis), bool)
             stays[np.concatenate(parts)] = False
             kept[axis] = np.flatnonzero(stays)
         return cls(kept)

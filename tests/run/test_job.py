@@ -79,7 +79,8 @@ def test_a_float16_model_trains_in_float32_and_says_so(job: Path) -> None:
     assert Report.read(Path(report.folder) / "report.json") == report
     trained = read(Path(report.folder) / "stages" / "1.onnx")
     assert {v.dtype for v in trained.initializers() if v.dtype.is_float} == {DType.FLOAT}
-    assert compress("r.yaml", overrides=["run.name=other"]).notes == ()
+    exact = "stages.0.quantize.weight_bits=7"  # on every CPU
+    assert compress("r.yaml", overrides=["run.name=other", exact]).notes == ()
 
 
 def test_the_test_set_is_measured_only_when_asked_for(job: Path) -> None:

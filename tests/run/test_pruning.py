@@ -86,6 +86,7 @@ def test_prune_train_prune_quantize_train_export(job: Path) -> None:
     report = onnxslim.compress("p.yaml")
     macs = [s.summary["after"]["macs"] for s in report.stages if s.kind == "prune"]
     whole = cost(read("student.onnx")).macs
+    assert [s.summary["macs_left"] for s in report.stages if s.kind == "prune"] == [round(m / whole, 4) for m in macs]
     assert macs[0] <= 0.8 * whole
     assert macs[1] <= 0.5 * whole
     assert report.rows[-1].bytes < report.rows[0].bytes

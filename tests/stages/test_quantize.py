@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import open_session
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import to_bytes
+from onnxslim.runtime.capabilities import capabilities
 from onnxslim.stages import Data, Quantize, RunContext
 from onnxslim.stages.export import target_of
 from onnxslim.stages.quantize import calibration_batches
@@ -78,3 +80,16 @@ def test_calibration_samples_are_drawn_by_the_seed(dataset: ArrayDataset) -> Non
     assert not np.array_equal(drawn(10, 1), drawn(10, 2))
     assert drawn(10, 1).shape == (10, 1, 8, 8)
     assert len(drawn(1000, 0)) == 40
+
+
+@pytest.mark.parametrize(
+    ("vnni", "bits", "told"),
+    [(False, None, True), (False, 8, True), (False, 7, False), (True, None, False), (None, 8, False)],
+)
+def test_kernels_that_saturate_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool | None, bits: int | None, told: bool
+) -> None:
+    here = replace(capabilities(), vnni=vnni)
+    monkeypatch.setattr("onnxslim.stages.quantize.capabilities", lambda: here)
+    note = Quantize(weight_bits=bits).note
+    assert (note is not None and "weight_bits: 7" in note) == told

@@ -25,6 +25,12 @@ class Axis(NamedTuple):
     value: int
     axis: int
 
+    def of(self, graph: Graph) -> Value:
+        """The value, in the graph or in a copy of it."""
+        item = graph.item(self.value)
+        assert isinstance(item, Value)
+        return item
+
 
 class End(NamedTuple):
     """One side of a coupling: `at` int64 [n] lists the axis's indices in step with the other ends' (None: all, in
@@ -63,6 +69,12 @@ class Reader(NamedTuple):
     node: int
     slot: int
     axis: int
+
+    def of(self, graph: Graph) -> Node:
+        """The node, in the graph or in a copy of it."""
+        item = graph.item(self.node)
+        assert isinstance(item, Node)
+        return item
 
 
 class Couplings:
@@ -147,8 +159,7 @@ class Couplings:
         for axis in list(self.net):
             if axis in self._fixed:
                 continue
-            value = self.graph.item(axis.value)
-            assert isinstance(value, Value)
+            value = axis.of(self.graph)
             if self.graph.is_output(value):
                 self._pin(axis, None, f"'{value.name}' is an output of the graph")
             for node in self.graph.consumers(value):

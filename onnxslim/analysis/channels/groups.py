@@ -138,7 +138,7 @@ class _Component:
     def _units(self) -> tuple[dict[Axis, Array], int]:
         """The unit of each index of each axis, numbered through the component, and how many there are."""
         graph, starts, total = self.couplings.graph, {}, 0
-        sizes = {axis: self.couplings.size(_value(graph, axis), axis.axis) or 0 for axis in self.axes}
+        sizes = {axis: self.couplings.size(axis.of(graph), axis.axis) or 0 for axis in self.axes}
         for axis, size in sizes.items():
             starts[axis], total = total, total + size
         atoms = {axis: np.arange(starts[axis], starts[axis] + size) for axis, size in sizes.items()}
@@ -175,16 +175,10 @@ class _Component:
             places = np.flatnonzero(ranks >= 0)
             places = places[np.argsort(ranks[places], kind="stable")]
             index = places.reshape(len(chosen), -1)
-            members.append(Member(_value(graph, axis), axis.axis, index, axis in self.makers))
+            members.append(Member(axis.of(graph), axis.axis, index, axis in self.makers))
         ids = dict.fromkeys(node for axis in axes for node in self.makers.get(axis, ()))
         makers = [item for id in ids if isinstance(item := graph.item(id), Node)]
         return Group(label(graph, makers[0]), len(chosen), tuple(members), tuple(makers), tuple(dict.fromkeys(why)))
-
-
-def _value(graph: Graph, axis: Axis) -> Value:
-    item = graph.item(axis.value)
-    assert isinstance(item, Value)
-    return item
 
 
 def _refined(kind: Array, mark: Array) -> Array:

@@ -18,14 +18,24 @@ from onnxslim.ops import axes_of
 __all__ = ["ENDING", "PINNING", "RULES"]
 
 
+def _with_known_filters(rule: Callable[[Couplings, Node], None]) -> Callable[[Couplings, Node], None]:
+    """A rule of convolutions, for weights whose channels are counted."""
+
+    def guarded(couplings: Couplings, node: Node) -> None:
+        w = couplings.graph.operand(node, 1)
+        if None in (couplings.size(w, 0), couplings.size(w, 1)):
+            couplings.pin_all(node, "has a weight of unknown size")
+        else:
+            rule(couplings, node)
+
+    return guarded
+
+
 def _convolution(couplings: Couplings, node: Node) -> None:
     """y[o] = Σ_i w[o, i] · x[i] + b[o], within each of `group` groups."""
     graph = couplings.graph
     x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
     bias = [End(b, 0)] if (b := graph.input(node, 2)) is not None else []
-    if w.shape is None or not all(isinstance(d, int) for d in w.shape[:2]):
-        couplings.pin_all(node, "has a weight of unknown size")
-        return
     outputs, inner = w.static_shape[:2]
     groups = int(node.attr("group", 1))
     if inner == 1 and groups > 1:  # depthwise: each input channel makes its own outputs
@@ -46,9 +56,6 @@ def _transposed(couplings: Couplings, node: Node) -> None:
     graph = couplings.graph
     x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
     bias = [End(b, 0)] if (b := graph.input(node, 2)) is not None else []
-    if w.shape is None or not all(isinstance(d, int) for d in w.shape[:2]):
-        couplings.pin_all(node, "has a weight of unknown size")
-        return
     inputs, outer = w.static_shape[:2]
     groups = int(node.attr("group", 1))
     if inputs == groups and groups > 1:
@@ -197,8 +204,8 @@ _OTHERS = ("ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "Reduce
 _Rules: TypeAlias = Mapping[tuple[str, str], Callable[[Couplings, Node], None]]
 
 ENDING: _Rules = {
-    ("", "Conv"): _convolution,
-    ("", "ConvTranspose"): _transposed,
+    ("", "Conv"): _with_known_filters(_convolution),
+    ("", "ConvTranspose"): _with_known_filters(_transposed),
     ("", "Einsum"): _einsum,
     ("", "GRU"): _recurrent,
     ("", "Gemm"): _gemm,

@@ -68,27 +68,24 @@ def _tile(couplings: Couplings, node: Node) -> None:
 
 def _depth_to_space(couplings: Couplings, node: Node) -> None:
     """A channel of the result is blocksize² of the input."""
-    graph = couplings.graph
-    x, y = graph.operand(node, 0), graph.result(node)
-    size, inner = couplings.size(x, 1), couplings.size(y, 1)
-    if size is None or inner is None:
-        couplings.pin(node, x, 1, "has channels of unknown number")
-        return
-    channel = np.arange(size)
-    to = channel % inner if node.attr("mode", "DCR") == "DCR" else channel // int(node.attr("blocksize")) ** 2
-    couplings.join(node, [End(x, 1), End(y, 1, to)])
-    join_axes(couplings, node, [(0, 0)])
+    graph, depth = couplings.graph, int(node.attr("blocksize")) ** 2
+    shared = node.attr("mode", "DCR") == "DCR"
+    _pixels(couplings, node, graph.operand(node, 0), graph.result(node), 1 if shared else depth)
 
 
 def _space_to_depth(couplings: Couplings, node: Node) -> None:
     """A channel of the input is blocksize² of the result."""
     graph = couplings.graph
-    x, y = graph.operand(node, 0), graph.result(node)
-    size, outer = couplings.size(x, 1), couplings.size(y, 1)
-    if size is None or outer is None:
-        couplings.pin(node, x, 1, "has channels of unknown number")
+    _pixels(couplings, node, graph.result(node), graph.operand(node, 0), 1)
+
+
+def _pixels(couplings: Couplings, node: Node, deep: Value, shallow: Value, run: int) -> None:
+    """Channels of a deep image with the one that they are in a shallow one: the next comes after `run` of them."""
+    size, inner = couplings.size(deep, 1), couplings.size(shallow, 1)
+    if size is None or inner is None:
+        couplings.pin(node, couplings.graph.operand(node, 0), 1, "has channels of unknown number")
         return
-    couplings.join(node, [End(y, 1), End(x, 1, np.arange(outer) % size)])
+    couplings.join(node, [End(deep, 1), End(shallow, 1, np.arange(size) // run % inner)])
     join_axes(couplings, node, [(0, 0)])
 
 
