@@ -135,9 +135,7 @@ def _jobs(folder: Path, seed: int, epochs: int) -> list[tuple[str, str, dict[str
     first, again = _training(epochs, 0.1), _training(epochs, 0.02)
     distilled = {**again, "distill": {"soft_label": {"weight": 0.9}}, "task_loss": {"weight": 0.1}}
     target = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x64"
-    # The demo is measured here: without VNNI, kernels add two products in 16 bits, which 8-bit weights saturate.
-    bits = 7 if target == "x64" and capabilities().vnni is False else 8
-    quantize: dict[str, Any] = {"quantize": {"target": target, "weight_bits": bits}}
+    quantize: dict[str, Any] = {"quantize": {"target": target, "weight_bits": capabilities().exact_weight_bits}}
     export: dict[str, Any] = {"export": {}}
     return [
         ("teacher, float", "teacher", {"model": teacher, "stages": [{"train": _training(2 * epochs, 0.1)}, export]}),

@@ -81,6 +81,12 @@ class Capabilities:
         return not self.problems
 
     @property
+    def exact_weight_bits(self) -> int:
+        """Bits of weights up to which this CPU's int8 kernels are exact: without VNNI they add two products in 16 bits,
+        which 8-bit weights saturate."""
+        return 7 if self.vnni is False else 8
+
+    @property
     def message(self) -> str:
         """The problems as `doctor` prints them; empty where there is none."""
         if self.sound:

@@ -89,11 +89,12 @@ class Quantize(Stage):
     @property
     def note(self) -> str | None:
         """What a user should know of int8 figures that are measured on this machine."""
-        if capabilities().vnni is not False or (self.weight_bits or load_target(self.target).weight_bits) < 8:
+        exact = capabilities().exact_weight_bits
+        if (self.weight_bits or load_target(self.target).weight_bits) <= exact:
             return None
         return (
             "This CPU has no VNNI: its int8 kernels add two products in 16 bits, which 8-bit weights saturate, so "
-            "accuracy measured here is lower than where they do not. For CPUs like this one: weight_bits: 7"
+            f"accuracy measured here is lower than where they do not. For CPUs like this one: weight_bits: {exact}"
         )
 
     def _insert(self) -> InsertFakeQuant:

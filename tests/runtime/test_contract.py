@@ -22,8 +22,7 @@ from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
 from passes.simplify import canonicalize
 
-INSERT = InsertFakeQuant(weight_bits=7 if capabilities().vnni is False else 8)
-"""Without VNNI the kernels add two products in 16 bits, which larger weights would saturate."""
+INSERT = InsertFakeQuant(weight_bits=capabilities().exact_weight_bits)
 
 
 def calibrated(graph: Graph, images: Array, target: str) -> Context:

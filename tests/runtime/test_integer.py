@@ -17,8 +17,8 @@ from onnxslim.runtime.integer import IntegerEvaluator, run_integer
 from onnxslim.runtime.integer_ops import Ints, conv
 from onnxslim.runtime.session import Session
 
-LARGEST = 63 if capabilities().vnni is False else 127
-"""Of a weight: without VNNI the kernels add two products in 16 bits, which larger weights would saturate."""
+LARGEST = 2 ** (capabilities().exact_weight_bits - 1) - 1
+"""Of a weight."""
 
 
 class Qdq:

@@ -32,8 +32,7 @@ def dataset() -> ArrayDataset:
 @pytest.fixture(scope="module")
 def quantized(dataset: ArrayDataset) -> Graph:
     graph = small_cnn((8, 16), classes=6)
-    bits = 7 if capabilities().vnni is False else 8  # without VNNI the kernels add two products in 16 bits
-    return Quantize(samples=60, weight_bits=bits).apply(graph, dataset, PREPROCESS).graph
+    return Quantize(samples=60, weight_bits=capabilities().exact_weight_bits).apply(graph, dataset, PREPROCESS).graph
 
 
 def context(folder: Path, dataset: ArrayDataset) -> RunContext:
