@@ -20,9 +20,9 @@ from rich.text import Text
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess, ProgressCallback, open_dataset
-from onnxslim.errors import InstallationError, OutputError
+from onnxslim.errors import InstallationError
 from onnxslim.evaluation import compare
-from onnxslim.files import write_atomic
+from onnxslim.files import make_folder, write_atomic
 from onnxslim.graph import Array, Graph
 from onnxslim.report import ModelRow, model_rows
 from onnxslim.report.tables import int8_path, rows_table
@@ -78,10 +78,7 @@ def train_models(
     """
     started = time.perf_counter()
     arrays: dict[str, Any] = {**load_digits_arrays(seed)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot make the folder '{folder}' for the demo: {error.strerror or error}") from error
+    make_folder(folder)
     data = folder / "digits.npz"
     write_atomic(data, lambda file: np.savez(file, **arrays))
 

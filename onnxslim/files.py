@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeAlias
 
 from onnxslim.errors import OutputError
 
-__all__ = ["Content", "write_atomic", "write_together"]
+__all__ = ["Content", "make_folder", "write_atomic", "write_together"]
 
 Content: TypeAlias = "bytes | Callable[[BinaryIO], None]"
 """The bytes of a file, or a function that writes them to an open binary file."""
@@ -29,6 +29,14 @@ _ADVICE = {
     errno.EISDIR: "a folder of that name is in the way: choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+def make_folder(path: Path) -> None:
+    """With those above it; it may be there. Raises OutputError where the system refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot make the folder '{path}': {error.strerror or error}") from error
 
 
 def write_atomic(path: str | Path, content: Content) -> None:

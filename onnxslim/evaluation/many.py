@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError
@@ -59,23 +59,21 @@ def evaluate_many(
     store: a JSON file, written atomically after every point and read first; points are found again
     by the digest of the graph's content, whatever their key. context: what else a result depends on
     (digest of the data, settings); results under another context are kept and not used.
-    finished: called with each point as it comes, from one thread, for a caller with a file of its own.
+    finished: called with each point as it comes, one at a time, for a caller with a file of its own.
 
-    The first error of a variant is raised once running ones have ended; finished points are stored.
+    The first error of a variant, and Ctrl-C, are raised once running variants have ended: what they found is stored,
+    and given to `finished`, like all before.
     Raises DataError where the store is no store of this kind or a result is nothing JSON holds.
     """
     if workers < 1:
         raise DataError(f"workers is at least 1: got {workers}")
-    desk = _Desk(evaluate, _Store(store, context))
+    desk = _Desk[K](evaluate, _Store(store, context), finished)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="variant")
     try:
-        jobs = {key: pool.submit(desk.work, variant) for key, variant in variants.items()}
-        keys = {job: key for key, job in jobs.items()}
-        for done, job in enumerate(as_completed(keys), 1):
+        jobs = {key: pool.submit(desk.work, key, variant) for key, variant in variants.items()}
+        for done, job in enumerate(as_completed(jobs.values()), 1):
             if job.exception() is not None:
                 break
-            if finished is not None:
-                finished(keys[job], job.result())
             if progress is not None:
                 progress("evaluating variants", done, len(jobs))
     finally:
@@ -86,11 +84,13 @@ def evaluate_many(
     return {key: job.result() for key, job in jobs.items()}
 
 
-class _Desk:
+class _Desk(Generic[K]):
     """Where workers take a variant to a result. Nothing is begun after the first error."""
 
-    def __init__(self, evaluate: Callable[[Graph], Result], store: _Store) -> None:
-        self._evaluate, self._store = evaluate, store
+    def __init__(
+        self, evaluate: Callable[[Graph], Result], store: _Store, finished: Callable[[K, Point], None] | None
+    ) -> None:
+        self._evaluate, self._store, self._finished = evaluate, store, finished
         self._running: dict[str, Future[Point]] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -99,11 +99,15 @@ class _Desk:
     def close(self) -> None:
         self._closed = True
 
-    def work(self, variant: Variant) -> Point:
+    def work(self, key: K, variant: Variant) -> Point:
         if self._closed:
             raise CancelledError
         try:
-            return self._point(variant)
+            point = self._point(variant)
+            if self._finished is not None:
+                with self._lock:
+                    self._finished(key, point)
+            return point
         except BaseException as error:
             self.errors.append(error)
             self._closed = True

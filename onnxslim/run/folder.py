@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from onnxslim.errors import CheckpointError, OutputError, RecipeError
-from onnxslim.files import write_atomic
+from onnxslim.files import make_folder, write_atomic
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read, to_bytes
 from onnxslim.report import Accuracy, StageRow
@@ -50,16 +53,38 @@ class RunFolder:
         """Whether there is anything that a run would overwrite."""
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
+    @contextlib.contextmanager
+    def held(self) -> Generator[None, None, None]:
+        """No other process can work on this run meanwhile. The lock is a file beside the folder, which the system
+        lets go of when its process ends, however it ends."""
+        make_folder(self.path.parent)
+        lock = FileLock(self.path.parent / f".{self.path.name}.lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"The run '{self.path}' is under way in another process: wait for it, stop it, or give this one "
+                "another name (--set run.name=…)"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"Cannot write '{lock.lock_file}': {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def create(self, *, replace_old: bool) -> None:
-        """Makes an empty folder. An old one is removed only where it is a run's."""
-        if self.exists and replace_old:
+        """Makes an empty folder. An old one is removed only where that is wanted, and where it is a run's."""
+        if self.exists and not replace_old:
+            raise OutputError(
+                f"The run '{self.path}' exists already: continue it (--resume), replace it (--force), or give this "
+                "one another name (--set run.name=…)"
+            )
+        if self.exists:
             if not self._record_path.is_file():
                 raise OutputError(f"'{self.path}' is not a run's folder: it is not replaced, remove it yourself")
             shutil.rmtree(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"Cannot make the folder '{self.path}': {error.strerror or error}") from error
+        make_folder(self.path)
 
     def write_recipe(self, text: str, fixed: Mapping[str, Any]) -> None:
         """Notes the resolved recipe, and what a resumed run must have unchanged."""
@@ -106,7 +131,7 @@ class RunFolder:
 
     def begin(self, number: int, stage: Stage) -> None:
         """Notes that a stage runs, with which options."""
-        self._make(self._begun(number).parent)
+        make_folder(self._begun(number).parent)
         write_atomic(self._begun(number), json.dumps({"stage": _declared(stage)}, indent=1).encode())
 
     def finish(self, number: int, stage: Stage, before: Graph, after: Graph, row: StageRow) -> Finished:
@@ -114,7 +139,7 @@ class RunFolder:
 
         Gives what a resumed run would read, so that both go on from the same.
         """
-        self._make(self._json(number).parent)
+        make_folder(self._json(number).parent)
         digest = ""
         if after is not before:
             data = to_bytes(after)
@@ -154,12 +179,6 @@ class RunFolder:
 
     def _begun(self, number: int) -> Path:
         return self.path / "stages" / f"{number}.begun.json"
-
-    def _make(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"Cannot make the folder '{folder}': {error.strerror or error}") from error
 
     def _record(self) -> dict[str, Any]:
         return _load(self._record_path) if self._record_path.is_file() else {}

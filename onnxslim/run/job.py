@@ -24,7 +24,7 @@ import numpy as np
 
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, check_fits, open_dataset
 from onnxslim.data.dataset import ArrayDataset, input_array
-from onnxslim.errors import DataError, OnnxSlimError, OutputError, RecipeError
+from onnxslim.errors import DataError, OnnxSlimError, RecipeError
 from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
 from onnxslim.graph import DType, Graph
 from onnxslim.onnx_io import read
@@ -69,19 +69,15 @@ def compress(
     folder = RunFolder(Path(recipe.run.folder) / str(recipe.run.name))
     recipe = with_workers(recipe, folder.stored("run", "workers") if resume else None)
     job = _Job.prepare(recipe, progress)
-    if resume and folder.exists:
-        folder.require_same(job.fixed, [entry.stage for entry in recipe.stages])
-        if folder.report_path.is_file():
-            return Report.read(folder.report_path)
-    elif folder.exists and not force:
-        raise OutputError(
-            f"The run '{folder.path}' exists already: continue it (--resume), replace it (--force), or give this "
-            "one another name (--set run.name=…)"
-        )
-    else:
-        folder.create(replace_old=force)
-    folder.write_recipe(dump_recipe(recipe, {**machine(), "digests": job.fixed["digests"]}), job.fixed)
-    return job.run(folder, resume)
+    with folder.held():
+        if resume and folder.exists:
+            folder.require_same(job.fixed, [entry.stage for entry in recipe.stages])
+            if folder.report_path.is_file():
+                return Report.read(folder.report_path)
+        else:
+            folder.create(replace_old=force)
+        folder.write_recipe(dump_recipe(recipe, {**machine(), "digests": job.fixed["digests"]}), job.fixed)
+        return job.run(folder, resume)
 
 
 def open_data(source: SourceOptions, role: str, recipe: Recipe, progress: ProgressCallback | None = None) -> Dataset:

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from onnxslim.data import Preprocess
-from onnxslim.errors import OutputError
 from onnxslim.evaluation.models import has_fake_quant
-from onnxslim.files import write_atomic, write_together
+from onnxslim.files import make_folder, write_atomic, write_together
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import to_bytes
 from onnxslim.rewrite import Context, Outcome, Refusal
@@ -113,19 +112,12 @@ def export_model(
     refused, precision = (outcome.refused, "int8") if is_int8 else ((), "float")
     path = folder / f"{name}.onnx"
     if not ort:
-        _make(folder)
+        make_folder(folder)
         write_atomic(path, data)
         return Exported(target, precision, path, None, None, refused)
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as scratch:
         made = write_ort(data, scratch, load_target(target).ort_platform, name=name)
         model, config = folder / made.model.name, folder / made.config.name
-        _make(folder)
+        make_folder(folder)
         write_together({path: data, model: made.model.read_bytes(), config: made.config.read_bytes()})
     return Exported(target, precision, path, model, config, refused)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot make the folder '{folder}': {error.strerror or error}") from error

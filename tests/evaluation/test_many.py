@@ -92,6 +92,36 @@ def test_interrupted_evaluation_keeps_its_points(make_model: Make, tmp_path: Pat
     assert len(json.loads((tmp_path / "p.json").read_text())["contexts"][""]) == 2
 
 
+def test_what_runs_at_ctrl_c_is_not_lost(make_model: Make) -> None:
+    slow_runs, interrupted = threading.Event(), threading.Event()
+    seen: dict[int, object] = {}
+
+    def evaluate(graph: Graph) -> float:
+        array = graph.value("w").array
+        assert array is not None
+        which = float(array.sum())
+        if which == 0.0:
+            assert slow_runs.wait(10)
+        else:  # these end well after the interruption
+            slow_runs.set()
+            assert interrupted.wait(10)
+            time.sleep(0.1)
+        return which
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    variants = {i: make_model(np.full((8, 8), i / 64)) for i in range(9)}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_many(
+            variants, evaluate, workers=2, progress=interrupt, finished=lambda key, p: seen.update({key: p.result})
+        )
+    assert seen[0] == 0.0
+    assert seen[1] == 1.0
+    assert len(seen) < 9
+
+
 def test_structured_results(make_model: Make, tmp_path: Path) -> None:
     result = {"top1": 0.5, "layers": [1, 2], "note": None}
     for _ in range(2):

@@ -17,6 +17,7 @@ from onnxslim.onnx_io import read, write
 from onnxslim.recipe import load_recipe, parse_recipe
 from onnxslim.report import Report
 from onnxslim.run import compress
+from onnxslim.run.folder import RunFolder
 from onnxslim.run.job import open_data
 from onnxslim.stages import Export, Quantize
 
@@ -104,6 +105,15 @@ def test_an_existing_run_is_not_overwritten(job: Path) -> None:
     assert replaced.stages[0].summary["samples"] == 16
     with pytest.raises(RecipeError, match="give one of them"):
         compress("r.yaml", force=True, resume=True)
+
+
+def test_a_run_under_way_is_left_alone(job: Path) -> None:
+    with RunFolder(Path("runs/mine")).held():
+        for options in ({}, {"resume": True}, {"force": True}):
+            with pytest.raises(OutputError, match="'runs/mine' is under way in another process: wait for it"):
+                compress("r.yaml", **options)
+        assert not (job / "runs" / "mine").exists()
+    assert compress("r.yaml").rows
 
 
 def test_resuming_a_finished_run_only_reports(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

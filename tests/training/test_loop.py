@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from onnxslim.builders import small_cnn
-from onnxslim.data import ArrayDataset, Loader, Preprocess
-from onnxslim.errors import DataError, RecipeError, TrainingError
+from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
+from onnxslim.errors import CheckpointError, DataError, RecipeError, TrainingError
 from onnxslim.graph import Array, Graph
 from onnxslim.runtime.capabilities import capabilities
+from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared
 from onnxslim.training.loop import Interrupted
 from onnxslim.training.optimizers import AdamW
@@ -148,6 +149,43 @@ def test_a_teacher_in_the_graph_is_as_good_as_its_cached_outputs(trainer: Callab
     cached = replace(made, loader=loader, cache=cache).run()
     for name, array in weights(merged.graph).items():
         np.testing.assert_allclose(weights(cached.graph)[name], array, rtol=0, atol=1e-4 * np.abs(array).max() + 1e-6)
+
+
+def test_a_teachers_outputs_are_kept_view_by_view(trainer: Callable, tmp_path: Path) -> None:
+    teacher = prepared(small_cnn((8,), classes=6, seed=2))
+    made = trainer()
+    loaders = {
+        k: Loader(made.loader.dataset, "image", made.loader.preprocess, Augment(1), 16, 5, views=k) for k in (2, 3)
+    }
+    samples = len(made.loader.dataset)
+
+    def interrupt(_: str, done: int, total: int) -> None:
+        assert total == 3 * samples
+        if done > samples:
+            raise KeyboardInterrupt
+
+    cache = TeacherCache(teacher, loaders[3], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache.prepare(interrupt)
+    assert [path.name for path in cache.folder.iterdir()] == ["view-0.safetensors"]
+    totals: list[int] = []
+    cache.prepare(lambda _, done, total: totals.append(total))
+    assert set(totals) == {2 * samples}  # the first view was there
+    fewer = TeacherCache(teacher, loaders[2], tmp_path)
+    fewer.prepare(lambda *_: pytest.fail("ran again"))
+    images = np.arange(samples)
+    session = Session(teacher)
+    for view in range(3):
+        feeds = loaders[3].make(images, view, np.full(samples, view)).feeds
+        expected = next(iter(session.run(feeds).values()))
+        views = np.full(samples, view)
+        np.testing.assert_allclose(cache.outputs(images, views), expected, rtol=0, atol=1e-5)
+        if view < 2:
+            np.testing.assert_array_equal(fewer.outputs(images, views), cache.outputs(images, views))
+    damaged = cache.folder / "view-1.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"view-1\.safetensors cannot be read .*: remove it"):
+        cache.prepare()
 
 
 def test_unlabelled_data_are_enough_for_distillation(trainer: Callable) -> None:
