@@ -24,6 +24,8 @@ __all__ = ["TYPES", "Types", "has_rule", "infer_shapes", "inferred_types", "know
 TYPES = "types"
 """Under which `known_types` notes what it found. A pass that knows it to be true after its edits notes it again."""
 _LONGEST = 1 << 20
+_LIKE_FIRST = {("onnxslim", "FakeQuant"), ("", "GroupNormalization")}
+"""What onnx infers nothing for, though it is as simple as can be: type and shape of the first input."""
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
 """Ops whose result is as large as a number in an input says."""
 _REFUSALS = (
@@ -302,12 +304,8 @@ def _reshape_target(source: Value | None, target: Array) -> Array:
     return elements
 
 
-def _is_fake_quant(node: Node) -> bool:
-    return node.op == "FakeQuant" and node.domain == "onnxslim"
-
-
 def _rule_node(graph: Graph, node: Node) -> onnx.NodeProto:
-    if _is_fake_quant(node):  # same type and shape as its first input
+    if (node.domain, node.op) in _LIKE_FIRST:
         names = [graph.operand(node, 0).name], [graph.result(node).name]
         return onnx.NodeProto(op_type="Identity", input=names[0], output=names[1])
     return node_proto(graph, node)
@@ -321,7 +319,7 @@ def has_rule(graph: Graph, node: Node) -> bool:
 def _has_rule(graph: Graph, node: Node) -> bool:
     """Of its own: a local function is gone into instead."""
     local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
-    return not local and (_is_fake_quant(node) or _is_defined(node.op, node.domain))
+    return not local and ((node.domain, node.op) in _LIKE_FIRST or _is_defined(node.op, node.domain))
 
 
 @lru_cache(4096)

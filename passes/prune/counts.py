@@ -50,6 +50,15 @@ def _depthwise(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
     return [Count(node, "group", len(kept))]
 
 
+def _group_norm(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
+    """Whole groups are left."""
+    kept = survivors.on(graph.operand(node, 0), 1)
+    if kept is None:
+        return []
+    width = known_size(graph.operand(node, 0), 1) // int(node.attr("num_groups"))
+    return [Count(node, "num_groups", len(kept) // width)]
+
+
 def _split(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
     x = graph.operand(node, 0)
     axis = int(node.attr("axis", 0)) % len(x.shape or (1,))
@@ -200,6 +209,7 @@ _RULES: Mapping[str, Callable[[Graph, Node, Survivors], Sequence[Count]]] = {
     "Conv": _depthwise,
     "ConvTranspose": _depthwise,
     "Gather": _gather,
+    "GroupNormalization": _group_norm,
     "Pad": _pad,
     "Slice": _slice,
     "Split": _split,

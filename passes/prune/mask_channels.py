@@ -62,6 +62,7 @@ _FACTORS: Mapping[str, Sequence[int]] = {
     "FakeQuant": (0,),
     "GRU": (1,),
     "Gemm": (0, 1, 2),
+    "GroupNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
     "LSTM": (1,),
     "MatMul": (0, 1),

@@ -51,7 +51,6 @@ PINNING = {
     "LpNormalization": ({"axis": 1}, [], "normalises over it"),
     "MeanVarianceNormalization": ({"axes": [1, 2, 3]}, [], "normalises over it"),
     "LRN": ({"size": 3}, [], "normalises over neighbouring channels"),
-    "GroupNormalization": ({"num_groups": 2}, [("s", (2,)), ("b", (2,))], "normalises over neighbouring channels"),
 }
 
 
@@ -62,6 +61,43 @@ def test_what_mixes_channels_pins_them(op: str) -> None:
     y = net.op(op, net.conv(net.x, 4, "a"), *(net.weight(n, *s) for n, s in weights), name="n", **attributes)
     (group,) = groups_of(net.finish(y)).groups
     assert group.pinned == (f"node 'n' ({op}) {why}",)
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_a_group_norm_keeps_or_loses_whole_groups(opset: int) -> None:
+    net = Net("N", 3, 5, 5)
+    net.graph.opsets[""] = opset
+    size = 2 if opset == 18 else 6
+    y = net.op(
+        "GroupNormalization",
+        net.conv(net.x, 6, "a"),
+        net.weight("s", size),
+        net.weight("b", size),
+        name="n",
+        num_groups=2,
+    )
+    (group,) = groups_of(net.finish(net.conv(y, 2, "c"))).free
+    vector = each(2, size // 2)
+    assert index(group) == {
+        "a.w:0": each(2, 3), "a:1": each(2, 3), "n:1": each(2, 3), "s:0": vector, "b:0": vector, "c.w:1": each(2, 3),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_group_norm_of_reshapes_and_an_instance_norm(dynamic: bool) -> None:
+    """As exporters write it where the opset has none."""
+    net = Net("N", 3, *("HW" if dynamic else (5, 4)))
+    a = net.conv(net.x, 6, "a")
+    flat = net.op("Reshape", a, net.constant("to", np.array([0, 2, -1])), name="flat")
+    norm = net.op("InstanceNormalization", flat, net.weight("s", 2), net.weight("b", 2), name="n")
+    y = net.op("Reshape", norm, net.op("Shape", a), name="back")
+    y = net.op("Mul", y, net.weight("scale", 6, 1, 1))
+    (group,) = groups_of(net.finish(net.conv(y, 2, "c"))).free
+    found = index(group)
+    for name in ("a.w:0", "a:1", "back:1", "scale:0", "c.w:1"):
+        assert found[name] == each(2, 3)
+    for name in ("flat:1", "n:1", "s:0", "b:0"):
+        assert found[name] == each(2)
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "MeanVarianceNormalization"])

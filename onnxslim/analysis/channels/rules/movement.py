@@ -97,46 +97,54 @@ class _Block(NamedTuple):
 
 
 def _reshape(couplings: Couplings, node: Node) -> None:
-    """Axes that merge take each channel's elements along; of axes that one splits into, one is cut (`_cut_axis`)."""
+    """Axes that merge take each channel's elements along; of axes that one splits into, one is cut (`_cut_axis`).
+    Where several become several, whole runs of the outermost are followed, as groups of channels are for a norm."""
     graph = couplings.graph
     x, y = graph.operand(node, 0), graph.result(node)
     if x.shape is None or y.shape is None:
         couplings.pin_all(node, "has a result of unknown rank")
         return
-    told: set[int] = set()
     for block in _blocks(x.shape, y.shape):
-        told.update(block.before)
         _follow(couplings, node, x, y, block)
-    for axis in range(len(x.shape)):
-        if axis not in told and x.shape[axis] != 1:
-            couplings.pin(node, x, axis, "gives its elements to axes of unknown size")
 
 
 def _follow(couplings: Couplings, node: Node, x: Value, y: Value, block: _Block) -> None:
     live = [axis for axis in block.before if couplings.is_live(x, axis)]
     if not live:
         return
-    if block.before and len(block.before) == len(block.after) == 1:
-        couplings.join(node, [End(x, block.before[0]), End(y, block.after[0])])
-        return
     before = [couplings.size(x, a) or 0 for a in block.before]
     after = [couplings.size(y, a) or 0 for a in block.after]
-    flat = np.arange(math.prod(before))
-    if len(block.after) == 1:
+    known = 0 not in before and 0 not in after
+    if len(before) == len(after) == 1:
+        couplings.join(node, [End(x, block.before[0]), End(y, block.after[0])])
+    elif known and len(after) == 1:
         for axis in live:
-            place = block.before.index(axis)
-            couplings.join(node, [End(y, block.after[0]), End(x, axis, _along(flat, before, place))])
-    elif len(block.before) == 1:
+            places = _along(before, block.before.index(axis))
+            couplings.join(node, [End(y, block.after[0]), End(x, axis, places)])
+    elif known and len(before) == 1:
         place = _cut_axis(y, block.after)
-        couplings.join(node, [End(x, block.before[0]), End(y, block.after[place], _along(flat, after, place))])
+        couplings.join(node, [End(x, block.before[0]), End(y, block.after[place], _along(after, place))])
     else:
-        for axis in live:
-            couplings.pin(node, x, axis, "merges and splits it at once")
+        followed = bool(block.after) and _runs(couplings, node, End(x, block.before[0]), End(y, block.after[0]))
+        why = "merges and splits it at once" if known else "gives its elements to axes of unknown size"
+        for axis in live[1:] if followed else live:
+            couplings.pin(node, x, axis, why)
 
 
-def _along(flat: Array, sizes: list[int], place: int) -> Array:
+def _runs(couplings: Couplings, node: Node, x: End, y: End) -> bool:
+    """Couples the outermost axes of a block where the shorter one divides the longer, so that an index of the one is
+    a run of the other; whether it does."""
+    a, b = couplings.size(x.value, x.axis), couplings.size(y.value, y.axis)
+    if not a or not b or not couplings.is_live(x.value, x.axis) or max(a, b) % min(a, b):
+        return False
+    index = np.arange(max(a, b))
+    ends = [End(e.value, e.axis, index * size // len(index)) for e, size in ((x, a), (y, b))]
+    return couplings.join(node, ends)
+
+
+def _along(sizes: list[int], place: int) -> Array:
     """The index on one of several axes, by the number of the element."""
-    return flat // math.prod(sizes[place + 1 :]) % sizes[place]
+    return np.arange(math.prod(sizes)) // math.prod(sizes[place + 1 :]) % sizes[place]
 
 
 def _cut_axis(y: Value, axes: tuple[int, ...]) -> int:
@@ -155,11 +163,13 @@ def _cut_axis(y: Value, axes: tuple[int, ...]) -> int:
 
 def _blocks(x: Shape, y: Shape) -> list[_Block]:
     """Pairs of runs of axes of equal volume, axes of 1 left out; found from the front and from the back, up to where
-    sizes are not known."""
+    sizes are not known. What is left between is a pair too."""
     before = [(a, d) for a, d in enumerate(x) if d != 1]
     after = [(a, d) for a, d in enumerate(y) if d != 1]
     front, before, after = _matched(before, after)
-    back, _, _ = _matched(before[::-1], after[::-1])
+    back, before, after = _matched(before[::-1], after[::-1])
+    if before or after:
+        back.append(_Block(tuple(a for a, _ in before), tuple(a for a, _ in after)))
     return [*front, *(_Block(b.before[::-1], b.after[::-1]) for b in reversed(back))]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import numpy as np
+
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import join_axes
 from onnxslim.graph import Node
@@ -76,8 +78,27 @@ def _mean_variance(couplings: Couplings, node: Node) -> None:
             join_axes(couplings, node, [(axis, axis)])
 
 
-def _groups_of_channels(couplings: Couplings, node: Node) -> None:
+def _neighbours(couplings: Couplings, node: Node) -> None:
     couplings.pin(node, couplings.graph.operand(node, 0), 1, "normalises over neighbouring channels")
+    join_axes(couplings, node, [(0, 0)])
+
+
+def _group_norm(couplings: Couplings, node: Node) -> None:
+    """Channels that are normalised over together come and go together: a unit is a whole group. Scale and shift have
+    an element a group until opset 20, a channel from then on."""
+    graph = couplings.graph
+    x = graph.operand(node, 0)
+    size = couplings.size(x, 1)
+    if size is None:
+        couplings.pin(node, x, 1, "has channels of unknown number")
+        return
+    width = size // int(node.attr("num_groups"))
+    channel = np.arange(size)
+    ends = [End(x, 1), End(graph.result(node), 1), End(x, 1, channel // width * width)]
+    for slot in (1, 2):
+        vector = graph.operand(node, slot)
+        ends.append(End(vector, 0, None if couplings.size(vector, 0) == size else channel // width))
+    couplings.join(node, ends)
     join_axes(couplings, node, [(0, 0)])
 
 
@@ -104,9 +125,8 @@ _CHANNELWISE = [
 _Rules: TypeAlias = Mapping[tuple[str, str], Callable[[Couplings, Node], None]]
 
 PINNING: _Rules = {
-    ("", "GroupNormalization"): _groups_of_channels,
     ("", "Hardmax"): _one_axis(-1),
-    ("", "LRN"): _groups_of_channels,
+    ("", "LRN"): _neighbours,
     ("", "LayerNormalization"): _from_axis(-1),
     ("", "LogSoftmax"): _one_axis(-1),
     ("", "LpNormalization"): _one_axis(-1),
@@ -119,6 +139,7 @@ SILENT: _Rules = {("", op): _nothing for op in ("Constant", "ConstantOfShape", "
 RULES: _Rules = {
     **{("", op): _channelwise for op in _CHANNELWISE},
     ("", "BatchNormalization"): _batchnorm,
+    ("", "GroupNormalization"): _group_norm,
     ("", "InstanceNormalization"): _instance,
     **PINNING,
     **SILENT,
