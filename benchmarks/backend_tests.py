@@ -28,7 +28,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from onnxslim import simplify
-from onnxslim.data import ProgressBar
+from onnxslim.cli.options import progress_bar
 from onnxslim.errors import OnnxSlimError
 from onnxslim.onnx_io import from_proto, to_proto
 
@@ -160,7 +160,7 @@ def main() -> None:
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     wrong: list[str] = []
     listed = list(cases(arguments.only))
-    with ProgressBar() as progress:
+    with progress_bar() as progress:
         for done, (kind, case) in enumerate(listed, 1):
             progress("backend tests", done, len(listed))
             counts[kind]["tests"] += 1

@@ -17,7 +17,8 @@ import time
 
 import numpy as np
 
-from onnxslim.data import ArrayDataset, Augment, Dataset, Loader, Preprocess, ProgressBar, open_dataset
+from onnxslim.cli.options import progress_bar
+from onnxslim.data import ArrayDataset, Augment, Dataset, Loader, Preprocess, open_dataset
 
 FULL = Augment(pad=4, crop=True, flip=True, cutout=8)
 AUGMENTS = {
@@ -68,7 +69,7 @@ def dataset(arguments: argparse.Namespace) -> Dataset:
         images = np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3)).astype(np.uint8)
         return ArrayDataset({"image": images, "label": np.arange(20_000) % 10})
     start = time.perf_counter()
-    with ProgressBar() as progress:
+    with progress_bar() as progress:
         data = open_dataset(arguments.data, arguments.split, progress=progress)
     seconds = time.perf_counter() - start
     print(f"opened and decoded {len(data):,} images in {seconds:.1f} s ({len(data) / seconds:,.0f} a second)")

@@ -35,7 +35,7 @@ from mutations import STRUCTURAL
 from nesting import nested_bodies
 
 from onnxslim import simplify
-from onnxslim.data import ProgressBar
+from onnxslim.cli.options import progress_bar
 from onnxslim.errors import OnnxSlimError
 from onnxslim.onnx_io import read, write
 from onnxslim.verify import verify
@@ -244,7 +244,7 @@ def keep(folder: Path, case: Case, number: int) -> Path:
 
 
 def outcomes(child: Child, numbers: range) -> Iterator[tuple[int, str, str]]:
-    with ProgressBar() as progress:
+    with progress_bar() as progress:
         for done, number in enumerate(numbers, 1):
             yield number, *child.ask(number)
             progress("damaged models", done, len(numbers))

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxslim.data import Dataset, Preprocess, ProgressBar, evaluation_batches, open_dataset
+from onnxslim.cli.options import progress_bar
+from onnxslim.data import Dataset, Preprocess, evaluation_batches, open_dataset
 from onnxslim.data.dataset import Subset
 from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import read
@@ -50,7 +51,7 @@ def graphs(path: Path, calibration: Dataset, preprocess: Preprocess, target: str
 
 
 def batches(data: Dataset, name: str, preprocess: Preprocess, batch: int) -> Iterator[Mapping[str, Array]]:
-    with ProgressBar() as progress:
+    with progress_bar() as progress:
         for number, made in enumerate(evaluation_batches(data, name, preprocess, batch)):
             yield made.feeds
             progress("comparing", min(len(data), (number + 1) * batch), len(data))

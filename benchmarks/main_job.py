@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import onnxslim
-from onnxslim.data import ProgressBar
+from onnxslim.cli.options import progress_bar
 from onnxslim.report import ModelRow, Report
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -95,7 +95,7 @@ def main() -> None:
         known = []
         if "sensitivity" in path.read_text():
             known = [f"stages.0.prune.sensitivities={options.folder}/{options.network}-sensitivities.json"]
-        with ProgressBar() as progress:
+        with progress_bar() as progress:
             reports[arm] = onnxslim.compress(path, overrides=[*sets, *known], resume=True, progress=progress)
     print(table(reports, arms))
 

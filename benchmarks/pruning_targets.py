@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 import onnxslim
-from onnxslim.data import ProgressBar, Subset
+from onnxslim.cli.options import progress_bar
+from onnxslim.data import Subset
 
 _EVERY = 10  # validation images that sensitivity is measured on
 NORMALIZE = {"mean": [125.3, 123.0, 113.9], "std": [63.0, 62.1, 66.7]}
@@ -39,7 +40,7 @@ def main() -> int:
     strategies = ("uniform", "global", "sensitivity")
     print("| model | multiple | " + " | ".join(strategies) + " |\n|---|---|" + "---|" * len(strategies))
     missed = False
-    with TemporaryDirectory() as folder, ProgressBar() as progress:
+    with TemporaryDirectory() as folder, progress_bar() as progress:
         for path in options.models:
             whole = onnxslim.cost(onnxslim.read(path)).macs
             measured = {"sensitivities": f"{folder}/{path.stem}.json", "ratios": [0.3, 0.6, 0.9], "samples": 256}
