@@ -498,7 +498,11 @@ class Graph:
         self._touch(node)
 
     def set_input(self, node: Node, slot: int, value: Value | None) -> None:
-        """Rewires one input slot, appending empty slots where needed; a captured value's slot too."""
+        """Rewires one input slot, appending empty slots where needed; a captured value's slot too.
+
+        Emptied slots at the end go: ONNX Runtime takes a convolution whose bias is there but empty for one that it
+        can neither fuse nor run in its blocked layout.
+        """
         capture = None
         for source in list(self._net.predecessors(node.id)):
             edge = self._edges(source, node.id).get(slot)
@@ -508,6 +512,10 @@ class Graph:
         if slot < CAPTURE:
             node.arity = (max(node.arity[0], slot + 1), node.arity[1])
             self._forget(node.id)
+            if value is None:
+                filled = [place for place, item in enumerate(self.node_inputs(node), 1) if item is not None]
+                node.arity = (max(filled, default=0), node.arity[1])
+                self._forget(node.id)
         if value is not None:
             self._link(value.id, node.id, slot, capture)
         self._touch(node)

@@ -122,9 +122,13 @@ def test_slots() -> None:
     assert graph.node_inputs(node) == [x, None, a]
     graph.set_input(node, 1, a)
     graph.set_input(node, 2, None)
-    assert graph.node_inputs(node) == [x, a, None]
+    assert graph.node_inputs(node) == [x, a]
     graph.set_input(node, 4, x)
     assert graph.node_inputs(node) == [x, a, None, None, x]
+    graph.set_input(node, 1, None)
+    assert graph.node_inputs(node) == [x, None, None, None, x]
+    graph.set_input(node, 4, None)
+    assert graph.node_inputs(node) == [x]
     mask = graph.add_value("mask")
     graph.set_output(node, 2, mask)
     assert [v and v.name for v in graph.node_outputs(node)] == ["clipped", None, "mask"]
@@ -239,7 +243,7 @@ def test_a_node_is_written_as_it_is_now() -> None:
         lambda: graph.set_attribute(node, "alpha", None),
         lambda: graph.set_op(node, "LeakyRelu"),
         lambda: graph.set_name(node, "leaky", "what it is for"),
-        lambda: graph.set_input(node, 2, None),
+        lambda: graph.set_input(node, 2, x),
         lambda: graph.set_input(node, 0, x),
     ):
         before = node_proto(graph, node)
@@ -247,7 +251,7 @@ def test_a_node_is_written_as_it_is_now() -> None:
         edit()
         assert node_proto(graph, node) != before
     assert node_proto(graph, node) == helper.make_node(
-        "LeakyRelu", ["x", "", ""], ["result"], "leaky", doc_string="what it is for"
+        "LeakyRelu", ["x", "", "x"], ["result"], "leaky", doc_string="what it is for"
     )
 
 
