@@ -23,7 +23,7 @@ class ProgressBar:
     """
 
     def __init__(self, console: Console | None = None, delay_s: float = 2.0) -> None:
-        self._bars = Progress(console=console, transient=True)
+        self._bars = Progress(console=console, transient=True, refresh_per_second=2)
         self._delay_s = delay_s
         self._started: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}

@@ -25,13 +25,14 @@ from onnxslim.training.step import LAYOUTS, Layout, Step
 __all__ = ["Plan", "choose_layout"]
 
 _ROUNDS = 5
-_TOLERANCE = 1e-3  # of the gradients' norm: what reordering float32 sums may change
+_TOLERANCE = 5e-3
+"""Of the gradients' norm: what reordering float32 sums may change, by ReLUs that turn over with them. A batch's own
+noise is a hundred times that; a wrong layout is off by as much as the gradients themselves."""
 _FACTOR, _MOST = 10, 0.3
 """A step may be more sensitive than that: deep networks whose ReLUs stand near zero, fake-quant that rounds to the next
 number. It is measured: so many times the change that the last bits of the images make, and never more than _MOST."""
 _TRIALS = 3
-"""Batches that are compared. One ReLU that turns over changes a batch's gradients by a thousandth, now here, now
-there; a wrong layout is wrong on all of them. So what counts is the median."""
+"""Batches that are compared, by the median: a ReLU turns over now here, now there; a wrong layout is wrong on all."""
 
 
 @dataclass(frozen=True)
