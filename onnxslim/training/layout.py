@@ -30,7 +30,8 @@ _TOLERANCE = 5e-3
 noise is a hundred times that; a wrong layout is off by as much as the gradients themselves."""
 _FACTOR, _MOST = 10, 0.3
 """A step may be more sensitive than that: deep networks whose ReLUs stand near zero, fake-quant that rounds to the next
-number. It is measured: so many times the change that the last bits of the images make, and never more than _MOST."""
+number. It is measured: so many times the change that the last bits of images and parameters make (a layer's own
+fake-quant may swallow what the images bring), and never more than _MOST."""
 _TRIALS = 3
 """Batches that are compared, by the median: a ReLU turns over now here, now there; a wrong layout is wrong on all."""
 
@@ -115,7 +116,7 @@ def choose_layout(build: Callable[[Layout], Step], state: Mapping[str, Array], w
         outputs = [session.run(trial | inputs) for trial in trials]
         if name == "plain":
             expected = outputs
-            nudged = [session.run(_nudged(trial) | inputs) for trial in trials]
+            nudged = [session.run(_nudged(trial | inputs)) for trial in trials]
             sensitivity = statistics.median(map(_difference, expected, nudged))
             tolerance = min(max(_TOLERANCE, _FACTOR * sensitivity), _MOST)
         error = statistics.median(map(_difference, expected, outputs))
@@ -153,7 +154,7 @@ def _nudged(feeds: Mapping[str, Array]) -> dict[str, Array]:
     rng = np.random.default_rng(1)
     nudge = np.finfo(np.float32).eps
     return {
-        name: array * (1 + nudge * rng.choice([-1, 1], array.shape)).astype(array.dtype)
+        name: np.asarray(array * (1 + nudge * rng.choice([-1, 1], array.shape)), array.dtype)
         if array.dtype.kind == "f"
         else array
         for name, array in feeds.items()
