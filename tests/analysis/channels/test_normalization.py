@@ -50,6 +50,7 @@ PINNING = {
     "Hardmax": ({"axis": 1}, [], "normalises over it"),
     "LpNormalization": ({"axis": 1}, [], "normalises over it"),
     "MeanVarianceNormalization": ({"axes": [1, 2, 3]}, [], "normalises over it"),
+    "GroupNormalization": ({"num_groups": 1}, [("s", (1,)), ("b", (1,))], "normalises over all channels"),
     "LRN": ({"size": 3}, [], "normalises over neighbouring channels"),
 }
 

@@ -88,11 +88,11 @@ def _group_norm(couplings: Couplings, node: Node) -> None:
     an element a group until opset 20, a channel from then on."""
     graph = couplings.graph
     x = graph.operand(node, 0)
-    size = couplings.size(x, 1)
-    if size is None:
-        couplings.pin(node, x, 1, "has channels of unknown number")
+    size, groups = couplings.size(x, 1), int(node.attr("num_groups", 1))
+    if size is None or groups < 2 or size % groups:
+        couplings.pin(node, x, 1, "normalises over all channels" if groups == 1 else "has groups of unknown size")
         return
-    width = size // int(node.attr("num_groups"))
+    width = size // groups
     channel = np.arange(size)
     ends = [End(x, 1), End(graph.result(node), 1), End(x, 1, channel // width * width)]
     for slot in (1, 2):
