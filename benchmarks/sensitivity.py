@@ -11,13 +11,12 @@ was measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import onnxslim
 from onnxslim.data import Dataset, Preprocess
 from onnxslim.graph import Graph
 from onnxslim.pruning.metric import top1
+from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.runtime.capabilities import capabilities
 
 CALLS = "ONNXSLIM_BENCHMARK_CALLS"
@@ -43,10 +43,8 @@ def work(model: str, data: dict[str, Any], path: Path, cores: Sequence[int], rat
     onnxslim.sensitivity(model, data, path, workers=len(cores), ratios=ratios, metric="sensitivity:counted")
 
 
-def points(path: Path) -> dict[str, dict[str, float]]:
-    if not path.exists():
-        return {}
-    return {name: group["metric"] for name, group in json.loads(path.read_text("utf-8"))["groups"].items()}
+def points(path: Path) -> Mapping[str, Mapping[float, float]]:
+    return Sensitivities.load(path).metrics if path.exists() else {}
 
 
 def count(path: Path) -> int:

@@ -110,12 +110,12 @@ def measure_sensitivities(
     if path is not None and path.exists():
         found = Sensitivities.load(path)
         found.check_context(plan.context, path)
-        found = replace(found, units=plan.units, pinned=plan.pinned)
+        found = replace(found, units={**found.units, **plan.units}, pinned=plan.pinned)
     else:
         found = replace(plan, baseline=baseline())
     if not found.baseline > 0:
         raise DataError(f"The model's metric is {found.baseline:g}; losses are relative to it, so it must be above 0")
-    metrics = {name: dict(found.metrics.get(name, {})) for name in plan.units}
+    metrics = {name: dict(found.metrics.get(name, {})) for name in found.units}  # those out of scope stay in the file
     found = replace(found, metrics=metrics)
     if path is not None:
         found.save(path)
@@ -126,7 +126,7 @@ def measure_sensitivities(
         if path is not None:
             found.save(path)
 
-    open_points = [(name, ratio) for name in metrics for ratio in ratios if ratio not in metrics[name]]
+    open_points = [(name, ratio) for name in plan.units for ratio in ratios if ratio not in metrics[name]]
     variants: dict[tuple[str, float], Variant] = {key: _made(variant, *key) for key in open_points}
     evaluate_many(variants, metric, workers=workers, progress=progress, finished=store)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,15 @@ def test_nothing_that_is_stored_is_measured_again(tmp_path: Path, stop_after: in
     assert not set(first.asked) & set(second.asked)
     assert len(first.asked) + len(second.asked) == 4
     assert found == Bench().measure(None)
+
+
+def test_a_narrower_scope_keeps_what_is_stored_of_others(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    whole = Bench().measure(path)
+    narrow = Bench()
+    narrow.measure(path, plan=replace(PLAN, units={"a": 4}))
+    assert narrow.asked == []
+    assert Sensitivities.load(path) == whole
 
 
 def test_another_model_is_refused_and_the_file_kept(tmp_path: Path) -> None:
