@@ -95,16 +95,16 @@ def _check_signature(graph: Graph, node: Node) -> None:
             f"its definition there is from opset {signature} on"
         )
     inputs, (count, parts) = graph.node_inputs(node), node.arity
+    if count < signature.inputs[0] or None in inputs:
+        for slot, name in signature.single.items():
+            if slot >= count or inputs[slot] is None:
+                raise VerifyError(f"{_where(graph, node)} lacks its input {slot} ({name})")
     if not signature.inputs[0] <= count <= signature.inputs[1]:
         wanted = _range(*signature.inputs)
         raise VerifyError(f"{_where(graph, node)} has {count} inputs; expected {wanted} in opset {graph.opset}")
     if not signature.outputs[0] <= parts <= signature.outputs[1]:
         wanted = _range(*signature.outputs)
         raise VerifyError(f"{_where(graph, node)} has {parts} outputs; expected {wanted} in opset {graph.opset}")
-    if None in inputs:
-        for slot, name in signature.single.items():
-            if slot < count and inputs[slot] is None:
-                raise VerifyError(f"{_where(graph, node)} lacks its input {slot} ({name})")
     for name, attribute in node.attributes.items():
         declared, got = signature.attributes.get(name), attribute.type
         if declared is None:

@@ -70,11 +70,11 @@ def _two_sources(graph: Graph) -> None:
 
 
 def _missing_input(graph: Graph) -> None:
-    graph.set_input(graph.node_named("conv"), 0, None)
-
-
-def _too_few_inputs(graph: Graph) -> None:
     graph.set_input(graph.node_named("conv"), 1, None)
+
+
+def _missing_first_input(graph: Graph) -> None:
+    graph.set_input(graph.node_named("conv"), 0, None)
 
 
 def _too_many_inputs(graph: Graph) -> None:
@@ -123,8 +123,8 @@ _BROKEN: dict[str, tuple[Callable[[Graph], None], str]] = {
         r"'w' is declared as FLOAT\[4, 3, 5, 5\], but its array is FLOAT\[4, 3, 3, 3\]",
     ),
     "two_sources": (_two_sources, r"'conv' has two sources: it is an initialiser, and node 'conv' \(Conv\)"),
-    "missing_input": (_missing_input, r"node 'conv' \(Conv\) lacks its input 0 \(X\)"),
-    "too_few_inputs": (_too_few_inputs, r"node 'conv' \(Conv\) has 1 inputs; expected 2 to 3 in opset 18"),
+    "missing_input": (_missing_input, r"node 'conv' \(Conv\) lacks its input 1 \(W\)"),
+    "missing_first_input": (_missing_first_input, r"node 'conv' \(Conv\) lacks its input 0 \(X\)"),
     "too_many_inputs": (_too_many_inputs, r"node 'relu' \(Relu\) has 2 inputs; expected 1 in opset 18"),
     "unknown_attribute": (
         _unknown_attribute,
