@@ -12,172 +12,19 @@ pass touched instead of everything.
 
 from __future__ import annotations
 
-import dataclasses
-import heapq
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import Enum, IntEnum
-from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
 
 from onnxslim.errors import ModelError
+from onnxslim.graph.items import CAPTURE, Array, Dim, DType, Node, Role, Use, Value, attribute
+from onnxslim.graph.network import Network
 
-__all__ = ["CAPTURE", "Array", "DType", "Dim", "Graph", "Node", "Role", "Shape", "Use", "Value"]
-
-Array: TypeAlias = npt.NDArray[Any]
-Dim: TypeAlias = int | str | None
-Shape: TypeAlias = tuple[Dim, ...]
-
-CAPTURE = 1 << 20
-"""First slot of the values that an If/Loop/Scan body captures from outside."""
-
-
-class DType(IntEnum):
-    """ONNX element types (TensorProto.DataType)."""
-
-    UNDEFINED = 0
-    FLOAT = 1
-    UINT8 = 2
-    INT8 = 3
-    UINT16 = 4
-    INT16 = 5
-    INT32 = 6
-    INT64 = 7
-    STRING = 8
-    BOOL = 9
-    FLOAT16 = 10
-    DOUBLE = 11
-    UINT32 = 12
-    UINT64 = 13
-    COMPLEX64 = 14
-    COMPLEX128 = 15
-    BFLOAT16 = 16
-    FLOAT8E4M3FN = 17
-    FLOAT8E4M3FNUZ = 18
-    FLOAT8E5M2 = 19
-    FLOAT8E5M2FNUZ = 20
-    UINT4 = 21
-    INT4 = 22
-    FLOAT4E2M1 = 23
-    FLOAT8E8M0 = 24
-    UINT2 = 25
-    INT2 = 26
-
-    @classmethod
-    def of(cls, array: Array) -> DType:
-        """The ONNX type of a numpy array (object arrays are strings)."""
-        return _code(array.dtype)
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        """The numpy type that holds this one (ml_dtypes for bfloat16, float8 and sub-byte types)."""
-        return _numpy(self)
-
-    @property
-    def is_float(self) -> bool:
-        return self in (DType.FLOAT, DType.FLOAT16, DType.DOUBLE, DType.BFLOAT16)
-
-
-@cache
-def _code(dtype: np.dtype[Any]) -> DType:
-    return DType.STRING if dtype.kind in "OSU" else DType(helper.np_dtype_to_tensor_dtype(dtype))
-
-
-@cache
-def _numpy(dtype: DType) -> np.dtype[Any]:
-    return np.dtype(helper.tensor_dtype_to_np_dtype(int(dtype)))
-
-
-class Role(Enum):
-    """What a value is for; state that follows a parameter also names it as `owner`."""
-
-    ACTIVATION = "activation"
-    CONSTANT = "constant"
-    PARAMETER = "parameter"
-    STATISTIC = "statistic"
-    SCALE = "scale"
-    MOMENT = "moment"
-    GRADIENT = "gradient"
-
-
-@dataclass(slots=True, eq=False)
-class Value:
-    """A tensor: `shape` has ints, symbols or None per axis, and is None where the rank is unknown.
-
-    `array` is the payload of an initialiser (read-only, possibly memory-mapped), `sparse` that of a
-    sparse one, which is only carried through.
-    """
-
-    id: int
-    name: str
-    dtype: DType = DType.UNDEFINED
-    shape: Shape | None = None
-    array: Array | None = None
-    role: Role = Role.ACTIVATION
-    owner: str = ""
-    type_proto: onnx.TypeProto | None = None  # kept for sequences, optionals and maps
-    doc: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    sparse: onnx.SparseTensorProto | None = None
-    extra: onnx.TensorProto | None = None  # an initialiser's own doc string and metadata, carried through
-
-    @property
-    def static_shape(self) -> tuple[int, ...]:
-        """The shape, every axis known; raises ModelError naming the value otherwise."""
-        if self.shape is None or not all(isinstance(d, int) for d in self.shape):
-            raise ModelError(f"Value '{self.name}' needs a static shape, but has {self.shape}")
-        return tuple(d for d in self.shape if isinstance(d, int))
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """One application of an op. `inputs` and `outputs` are found through the graph."""
-
-    id: int
-    op: str
-    name: str = ""
-    domain: str = ""
-    attributes: dict[str, onnx.AttributeProto] = field(default_factory=dict)
-    arity: tuple[int, int] = (0, 0)  # slots, empty ones included
-    doc: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    overload: str = ""
-    extra: onnx.NodeProto | None = None  # fields that have no place here, carried through
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        """The attribute as a Python value (bytes decoded to str where they are text)."""
-        proto = self.attributes.get(name)
-        if proto is None:
-            return default
-        value = helper.get_attribute_value(proto)
-        if isinstance(value, bytes):
-            return value.decode("utf-8", "surrogateescape")
-        if isinstance(value, list) or type(value).__name__ == "RepeatedScalarContainer":
-            return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in value]
-        return value
-
-    def __str__(self) -> str:
-        kind = f"{self.domain}.{self.op}" if self.domain else self.op
-        return f"node '{self.name}' ({kind})"
-
-
-class Use(NamedTuple):
-    """A place that reads a value."""
-
-    node: Node
-    slot: int
-
-
-def _attribute(name: str, value: Any) -> onnx.AttributeProto:
-    if isinstance(value, onnx.AttributeProto):
-        return value
-    return helper.make_attribute(name, value)
+__all__ = ["Graph"]
 
 
 class Graph:
@@ -192,20 +39,16 @@ class Graph:
         self.functions: list[onnx.FunctionProto] = []
         self.header = onnx.ModelProto()  # producer, version, training info: carried through untouched
         self.annotations: list[tuple[int, tuple[tuple[str, int], ...]]] = []  # quantisation parameters, by ids
-        self._net: nx.MultiDiGraph[int] = nx.MultiDiGraph()
-        self._items: dict[int, Node | Value] = {}
+        self._network = Network()
         self._by_name: dict[str, int] = {}
         self._inputs: dict[int, None] = {}
         self._outputs: list[int] = []
         self._output_ids: set[int] = set()  # the same, to be asked for membership
         self._next_id = 0
         self._reserved: dict[str, None] = {}  # names inside subgraph bodies
-        self._capturing: dict[int, None] = {}  # nodes whose bodies have captured something
         self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
         self._journal: list[int] = []
         self._notes: dict[str, tuple[Hashable, Any]] = {}
-        self._order: list[Node] | None = None
-        self._forget_all()
 
     # ------------------------------------------------------------------ reading
 
@@ -217,29 +60,30 @@ class Graph:
     @property
     def view(self) -> nx.MultiDiGraph[int]:
         """The structure as a frozen networkx graph over ids; look items up with `item`."""
-        frozen: nx.MultiDiGraph[int] = nx.freeze(self._net.copy(as_view=True))
+        frozen: nx.MultiDiGraph[int] = nx.freeze(self._network.net.copy(as_view=True))
         return frozen
 
     def item(self, id: int) -> Node | Value:
-        return self._items[id]
+        return self._network.items[id]
 
     @property
     def inputs(self) -> list[Value]:
-        return [self._value(i) for i in self._inputs]
+        return [self._network.value(i) for i in self._inputs]
 
     @property
     def outputs(self) -> list[Value]:
-        return [self._value(i) for i in self._outputs]
+        return [self._network.value(i) for i in self._outputs]
 
     def nodes(self) -> list[Node]:
         """All nodes, in topological order, original file order where that is possible."""
-        if self._order is None:
-            self._order = self._sorted()
-        return list(self._order)
+        try:
+            return list(self._network.ordered())
+        except nx.NetworkXUnfeasible as cycle:
+            raise ModelError(f"The graph '{self.name}' has a cycle: {cycle}") from None
 
     def values(self) -> list[Value]:
         """All values, by id."""
-        return [v for v in self._items.values() if isinstance(v, Value)]
+        return [v for v in self._network.items.values() if isinstance(v, Value)]
 
     def initializers(self) -> list[Value]:
         """All values that carry an array, by id."""
@@ -247,11 +91,11 @@ class Graph:
 
     def value(self, name: str) -> Value:
         """The value of that name; KeyError otherwise."""
-        return self._value(self._by_name[name])
+        return self._network.value(self._by_name[name])
 
     def find(self, name: str) -> Value | None:
         id = self._by_name.get(name)
-        return None if id is None else self._value(id)
+        return None if id is None else self._network.value(id)
 
     def node_named(self, name: str) -> Node:
         """The first node of that name; KeyError otherwise."""
@@ -261,38 +105,31 @@ class Graph:
         raise KeyError(name)
 
     def producer(self, value: Value) -> Node | None:
-        try:
-            return self._sources[value.id]
-        except KeyError:
-            source = next(iter(self._net.predecessors(value.id)), None)
-            found = self._sources[value.id] = None if source is None else self._node(source)
-            return found
+        return self._network.producer(value)
 
     def uses(self, value: Value) -> list[Use]:
         """Every node and slot that reads the value, in node order (graph outputs not included)."""
-        return list(self._uses_of(value))
+        return list(self._network.uses(value))
 
     def consumers(self, value: Value) -> list[Node]:
         """The distinct nodes that read the value."""
-        return list({use.node.id: use.node for use in self._uses_of(value)}.values())
+        return list({use.node.id: use.node for use in self._network.uses(value)}.values())
 
     def node_inputs(self, node: Node) -> list[Value | None]:
         """One entry a slot; None where an optional input is left out."""
-        kept = self._reads.get(node.id)
-        return list(self._reads_of(node) if kept is None else kept)
+        return list(self._network.reads(node))
 
     def node_outputs(self, node: Node) -> list[Value | None]:
-        kept = self._makes.get(node.id)
-        return list(self._makes_of(node) if kept is None else kept)
+        return list(self._network.makes(node))
 
     def reads(self, node: Node) -> list[Value]:
         """What is in its input slots, and what its bodies capture."""
-        found = [value for value in self._reads_of(node) if value is not None]
-        return [*found, *self.captures(node).values()] if node.id in self._capturing else found
+        found = [value for value in self._network.reads(node) if value is not None]
+        return [*found, *self._network.captures(node).values()]
 
     def input(self, node: Node, slot: int) -> Value | None:
         """The value in an input slot; None where there is none."""
-        return self._reads_of(node)[slot] if slot < node.arity[0] else None
+        return self._network.reads(node)[slot] if slot < node.arity[0] else None
 
     def operand(self, node: Node, slot: int) -> Value:
         """The value in an input slot that must be there."""
@@ -303,18 +140,14 @@ class Graph:
 
     def result(self, node: Node, slot: int = 0) -> Value:
         """The value of an output slot that must be there."""
-        value = self._makes_of(node)[slot] if slot < node.arity[1] else None
+        value = self._network.makes(node)[slot] if slot < node.arity[1] else None
         if value is None:
             raise ModelError(f"{node} has no output {slot}")
         return value
 
     def captures(self, node: Node) -> dict[str, Value]:
         """Values that the node's subgraph bodies read from outside, by the name the bodies use."""
-        if node.id not in self._capturing:
-            return {}
-        edges: Any = self._net.in_edges(node.id, keys=True, data="name")
-        found = [(slot, name, source) for source, _, slot, name in edges if slot >= CAPTURE]
-        return {name: self._value(source) for _, name, source in sorted(found)}
+        return self._network.captures(node)
 
     def is_input(self, value: Value) -> bool:
         return value.id in self._inputs
@@ -323,7 +156,7 @@ class Graph:
         return value.id in self._output_ids
 
     def is_used(self, value: Value) -> bool:
-        return value.id in self._output_ids or any(True for _ in self._net.successors(value.id))
+        return value.id in self._output_ids or self._network.is_read(value)
 
     def has_source(self, value: Value) -> bool:
         """Whether something gives the value: a node, an initialiser or the caller."""
@@ -368,7 +201,6 @@ class Graph:
         value = Value(self._id(), name, dtype, None if shape is None else tuple(shape), role=role, owner=owner)
         self._insert(value)
         self._by_name[name] = value.id
-        self._sources[value.id] = None
         return value
 
     def add_input(self, name: str, dtype: DType, shape: Iterable[Dim] | None, *, role: Role = Role.ACTIVATION) -> Value:
@@ -441,25 +273,18 @@ class Graph:
         self.opsets.setdefault(domain, 1)
         for key, value in (attributes or {}).items():
             if value is not None:
-                node.attributes[key] = _attribute(key, value)
+                node.attributes[key] = attribute(key, value)
         self._insert(node)
-        for slot, source in enumerate(inputs):
-            if source is not None:
-                self._net.add_edge(source.id, node.id, slot)
-                self._uses.pop(source.id, None)
+        self._network.feed(node, tuple(inputs))
         base = name or op
         wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
         node.arity = (len(inputs), len(wanted))
-        made: list[Value | None] = []
         for slot, target in enumerate(wanted):
             if isinstance(target, str):
                 target = self.add_value(self.fresh_name(target))
             if target is not None:
                 self._claim(target, node)
-                self._net.add_edge(node.id, target.id, slot)
-                self._sources[target.id] = node
-            made.append(target)
-        self._reads[node.id], self._makes[node.id] = tuple(inputs), tuple(made)
+                self._network.fill(node, slot, target)
         return node
 
     def op(
@@ -474,25 +299,25 @@ class Graph:
 
     def add_capture(self, node: Node, value: Value, name: str) -> None:
         """Declares that a body of `node` reads `value`, under `name`."""
-        taken = [slot for _, _, slot in self._net.in_edges(node.id, keys=True)]
-        self._link(value.id, node.id, max([CAPTURE - 1, *taken]) + 1, name)
+        taken = [slot for source in self._network.sources(node.id) for slot in self._network.edges(source, node.id)]
+        self._network.link(value.id, node.id, max([CAPTURE - 1, *taken]) + 1, name)
         self._touch(node)
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
         """Sets an attribute, or removes it where `value` is None."""
-        self._protos.pop(node.id, None)
+        self._network.written.pop(node.id, None)
         node.attributes.pop(name, None)
         if value is not None:
-            node.attributes[name] = _attribute(name, value)
+            node.attributes[name] = attribute(name, value)
         self._touch(node)
 
     def set_name(self, node: Node, name: str, doc: str = "") -> None:
-        self._protos.pop(node.id, None)
+        self._network.written.pop(node.id, None)
         node.name, node.doc = name, doc
         self._touch(node)
 
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
-        self._protos.pop(node.id, None)
+        self._network.written.pop(node.id, None)
         node.op, node.domain = op, domain
         self.opsets.setdefault(domain, 1)
         self._touch(node)
@@ -504,30 +329,30 @@ class Graph:
         can neither fuse nor run in its blocked layout.
         """
         capture = None
-        for source in list(self._net.predecessors(node.id)):
-            edge = self._edges(source, node.id).get(slot)
+        for source in self._network.sources(node.id):
+            edge = self._network.edges(source, node.id).get(slot)
             if edge is not None:
                 capture = edge.get("name")
-                self._unlink(source, node.id, slot)
+                self._network.unlink(source, node.id, slot)
         if slot < CAPTURE:
             node.arity = (max(node.arity[0], slot + 1), node.arity[1])
-            self._forget(node.id)
+            self._network.forget(node.id)
             if value is None:
                 filled = [place for place, item in enumerate(self.node_inputs(node), 1) if item is not None]
                 node.arity = (max(filled, default=0), node.arity[1])
-                self._forget(node.id)
+                self._network.forget(node.id)
         if value is not None:
-            self._link(value.id, node.id, slot, capture)
+            self._network.link(value.id, node.id, slot, capture)
         self._touch(node)
 
     def set_output(self, node: Node, slot: int, value: Value) -> None:
         """Puts an existing value without a producer into an output slot."""
         self._claim(value, node)
-        for _, target, key in list(self._net.out_edges(node.id, keys=True)):
-            if key == slot:
-                self._unlink(node.id, target, key)
+        for target in self._network.targets(node.id):
+            if slot in self._network.edges(node.id, target):
+                self._network.unlink(node.id, target, slot)
         node.arity = (node.arity[0], max(node.arity[1], slot + 1))
-        self._link(node.id, value.id, slot)
+        self._network.link(node.id, value.id, slot)
         self._touch(node)
 
     def replace_uses(self, old: Value, new: Value, *, only: Iterable[Use] | None = None) -> None:
@@ -537,14 +362,16 @@ class Graph:
         input, an initialiser or an output itself), an Identity node stands between.
         """
         moved = [
-            (n, slot, e.get("name")) for n in self._net.successors(old.id) for slot, e in self._edges(old.id, n).items()
+            (reader, slot, edge.get("name"))
+            for reader in self._network.targets(old.id)
+            for slot, edge in self._network.edges(old.id, reader).items()
         ]
         chosen = None if only is None else {(use.node.id, use.slot) for use in only}
         for node, slot, capture in moved:
             if chosen is None or (node, slot) in chosen:
-                self._unlink(old.id, node, slot)
-                self._link(new.id, node, slot, capture)
-                self._touch(self._items[node])
+                self._network.unlink(old.id, node, slot)
+                self._network.link(new.id, node, slot, capture)
+                self._touch(self.item(node))
         if only is None and old.id in self._output_ids:
             place = self._outputs.index(old.id)
             if new.array is not None or self.is_input(new) or self.is_output(new) or self.producer(new) is None:
@@ -568,8 +395,8 @@ class Graph:
         del self._by_name[value.name]
         self._by_name[name] = value.id
         value.name = name
-        for id in (*self._net.predecessors(value.id), *self._net.successors(value.id)):
-            self._protos.pop(id, None)
+        for id in (*self._network.sources(value.id), *self._network.targets(value.id)):
+            self._network.written.pop(id, None)
         self._touch(value)
 
     def remove_node(self, node: Node) -> None:
@@ -580,16 +407,15 @@ class Graph:
             if self.is_used(value):
                 raise ModelError(f"Cannot remove {node}: its output '{value.name}' is still read")
             self._drop(value)
-        for source in list(self._net.predecessors(node.id)):
-            self._touch(self._items[source])
-        self._drop(node)
+        self._touch(*map(self.item, self._network.sources(node.id)))
+        self._network.drop(node)
 
     def detach(self, node: Node) -> None:
         """Removes a node but keeps its outputs, now without a producer."""
         for value in self.node_outputs(node):
             if value is not None:
                 self._touch(value)
-        self._drop(node)
+        self._network.drop(node)
 
     def remove_value(self, value: Value) -> None:
         """Removes a value that nothing produces or reads (it may be an input)."""
@@ -604,19 +430,11 @@ class Graph:
         twin.__dict__.update(self.__dict__)
         twin.opsets, twin.metadata, twin.functions = dict(self.opsets), dict(self.metadata), list(self.functions)
         twin.annotations = list(self.annotations)
-        twin._net = self._net.copy()
-        twin._items = {
-            id: dataclasses.replace(item, attributes=dict(item.attributes), metadata=dict(item.metadata))
-            if isinstance(item, Node)
-            else dataclasses.replace(item, metadata=dict(item.metadata))
-            for id, item in self._items.items()
-        }
+        twin._network = self._network.copy()
         twin._reserved, twin._counts = dict(self._reserved), dict(self._counts)
         twin._by_name = dict(self._by_name)
         twin._inputs, twin._outputs, twin._output_ids = dict(self._inputs), list(self._outputs), set(self._output_ids)
-        twin._capturing, twin._journal, twin._notes = dict(self._capturing), [], {}
-        twin._forget_all()
-        twin._protos = dict(self._protos)
+        twin._journal, twin._notes = [], {}
         return twin
 
     def merge(self, other: Graph, prefix: str, feeds: Mapping[str, Value]) -> dict[str, Value]:
@@ -658,16 +476,16 @@ class Graph:
         self.reserve_names(other._reserved)
         known = {(f.domain, f.name, f.overload) for f in self.functions}
         self.functions += [f for f in other.functions if (f.domain, f.name, f.overload) not in known]
-        return {other._value(id).name: value for id, value in mapped.items()}
+        return {other._network.value(id).name: value for id, value in mapped.items()}
 
     # ------------------------------------------------------------------ what others keep here
 
     def written(self, node: Node) -> onnx.NodeProto | None:
         """The node as ONNX, where `keep_written` left it and no edit has changed it since. Not to be edited."""
-        return self._protos.get(node.id)
+        return self._network.written.get(node.id)
 
     def keep_written(self, node: Node, proto: onnx.NodeProto) -> None:
-        self._protos[node.id] = proto
+        self._network.written[node.id] = proto
 
     def note(self, what: str, found: Any) -> None:
         """Keeps what was worked out of the graph as it is, until the next edit."""
@@ -687,14 +505,14 @@ class Graph:
     def touched(self, mark: int = 0) -> Iterator[Node | Value]:
         """Each item edited since `mark` that still exists, once, in order of first edit."""
         for id in dict.fromkeys(self._journal[mark:]):
-            if id in self._items:
-                yield self._items[id]
+            if id in self._network.items:
+                yield self.item(id)
 
     def affected(self, mark: int) -> list[Node]:
         """The nodes that were edited since `mark`, or make or read a value that was; in topological order."""
-        ids = {id for id in self._journal[mark:] if id in self._items}
-        for id in [id for id in ids if isinstance(self._items[id], Value)]:
-            ids.update(self._net.predecessors(id), self._net.successors(id))
+        ids = {id for id in self._journal[mark:] if id in self._network.items}
+        for id in [id for id in ids if isinstance(self.item(id), Value)]:
+            ids.update(self._network.sources(id), self._network.targets(id))
         return [node for node in self.nodes() if node.id in ids]
 
     # ------------------------------------------------------------------ private
@@ -709,133 +527,13 @@ class Graph:
     def _taken(self, name: str) -> bool:
         return name in self._by_name or name in self._reserved
 
-    def _value(self, id: int) -> Value:
-        item = self._items[id]
-        assert isinstance(item, Value)
-        return item
-
-    def _node(self, id: int) -> Node:
-        item = self._items[id]
-        assert isinstance(item, Node)
-        return item
-
     def _insert(self, item: Node | Value) -> None:
-        self._items[item.id] = item
-        self._net.add_node(item.id)
+        self._network.insert(item)
         self._touch(item)
-        if isinstance(item, Node):
-            self._order = None
 
-    def _drop(self, item: Node | Value) -> None:
-        self._forget(*self._net.predecessors(item.id), *self._net.successors(item.id), item.id)
-        self._net.remove_node(item.id)
-        del self._items[item.id]
-        if isinstance(item, Value):
-            del self._by_name[item.name]
-
-    def _link(self, source: int, target: int, slot: int, capture: str | None = None) -> None:
-        if capture is None:
-            self._net.add_edge(source, target, key=slot)
-        else:
-            self._net.add_edge(source, target, key=slot, name=capture)
-            self._capturing[target] = None
-        self._forget_edge(source, target)
-
-    def _edges(self, source: int, target: int) -> dict[int, dict[str, str]]:
-        """By slot, the edges between two vertices that have some, and under which name a body captures."""
-        edges: Any = self._net.get_edge_data(source, target)  # much faster than networkx's views
-        found: dict[int, dict[str, str]] = edges
-        return found
-
-    def _unlink(self, source: int, target: int, slot: int) -> None:
-        self._net.remove_edge(source, target, slot)
-        self._forget_edge(source, target)
-
-    # What the network says, kept until an edge changes there: a pass asks much oftener than it edits.
-
-    def _forget_all(self) -> None:
-        self._order = None
-        self._reads: dict[int, tuple[Value | None, ...]] = {}
-        self._makes: dict[int, tuple[Value | None, ...]] = {}
-        self._uses: dict[int, tuple[Use, ...]] = {}
-        self._sources: dict[int, Node | None] = {}
-        self._protos: dict[int, onnx.NodeProto] = {}
-
-    def _forget(self, *ids: int) -> None:
-        self._order = None
-        for kept in (self._reads, self._makes, self._uses, self._sources, self._protos):
-            for id in ids:
-                kept.pop(id, None)
-
-    def _forget_edge(self, source: int, target: int) -> None:
-        self._order = None
-        self._makes.pop(source, None)
-        self._uses.pop(source, None)
-        self._protos.pop(source, None)
-        self._reads.pop(target, None)
-        self._sources.pop(target, None)
-        self._protos.pop(target, None)
-
-    def _reads_of(self, node: Node) -> tuple[Value | None, ...]:
-        kept = self._reads.get(node.id)
-        if kept is None:
-            slots: list[Value | None] = [None] * node.arity[0]
-            for source in self._net.predecessors(node.id):
-                for slot in self._edges(source, node.id):
-                    if slot < CAPTURE:
-                        slots[slot] = self._value(source)
-            kept = self._reads[node.id] = tuple(slots)
-        return kept
-
-    def _makes_of(self, node: Node) -> tuple[Value | None, ...]:
-        kept = self._makes.get(node.id)
-        if kept is None:
-            slots: list[Value | None] = [None] * node.arity[1]
-            for target in self._net.successors(node.id):
-                for slot in self._edges(node.id, target):
-                    slots[slot] = self._value(target)
-            kept = self._makes[node.id] = tuple(slots)
-        return kept
-
-    def _uses_of(self, value: Value) -> tuple[Use, ...]:
-        kept = self._uses.get(value.id)
-        if kept is None:
-            readers = sorted(self._net.successors(value.id))
-            edges = [(node, slot) for node in readers for slot in sorted(self._edges(value.id, node))]
-            kept = self._uses[value.id] = tuple(Use(self._node(node), slot) for node, slot in edges)
-        return kept
-
-    def _sorted(self) -> list[Node]:
-        """The nodes by id, each after those that it reads from."""
-        nodes = [item for item in self._items.values() if isinstance(item, Node)]
-        before = {node.id: self._before(node) for node in nodes}
-        if all(not sources or max(sources) < id for id, sources in before.items()):
-            return nodes
-        after: dict[int, list[int]] = {}
-        for id, sources in before.items():
-            for source in sources:
-                after.setdefault(source, []).append(id)
-        waiting = {id: len(sources) for id, sources in before.items()}
-        ready = [id for id, count in waiting.items() if not count]  # sorted, and so a heap
-        order: list[Node] = []
-        while ready:
-            id = heapq.heappop(ready)
-            order.append(self._node(id))
-            for reader in after.get(id, ()):
-                waiting[reader] -= 1
-                if not waiting[reader]:
-                    heapq.heappush(ready, reader)
-        if len(order) < len(nodes):
-            cycle = [self._items[a] for a, *_ in nx.find_cycle(self._net)]
-            names = " → ".join(str(n) for n in cycle if isinstance(n, Node))
-            raise ModelError(f"The graph '{self.name}' has a cycle: {names}")
-        return order
-
-    def _before(self, node: Node) -> set[int]:
-        """Ids of the nodes whose results the node reads, those that its bodies capture too."""
-        read = (*self._reads_of(node), *(self.captures(node).values() if node.id in self._capturing else ()))
-        sources = (self.producer(value) for value in read if value is not None)
-        return {source.id for source in sources if source is not None}
+    def _drop(self, value: Value) -> None:
+        self._network.drop(value)
+        del self._by_name[value.name]
 
     def _claim(self, value: Value, node: Node) -> None:
         other = self.producer(value)
