@@ -1,0 +1,79 @@
+"""ONNX Runtime's fused ops, as what they were fused from."""
+
+from __future__ import annotations
+
+import math
+
+from onnxslim.errors import GradientError
+from onnxslim.graph import Value
+from passes.gradient.decompose.table import Outputs, Table
+from passes.gradient.tape import Tape
+
+__all__ = ["RULES"]
+
+
+def _activated(t: Tape, y: Value) -> Value:
+    name = t.node.attr("activation", "")
+    numbers = [float(v) for v in t.node.attr("activation_params") or []]
+    if name in ("Relu", "Tanh", "Sigmoid"):
+        return t.op(name, y)
+    if name == "LeakyRelu":
+        return t.op(name, y, alpha=numbers[0] if numbers else float(t.node.attr("activation_alpha", 0.01)))
+    if name == "Clip":
+        return t.op(name, y, t.const(numbers[0]), t.const(numbers[1]))
+    if name == "HardSigmoid":
+        return t.op(name, y, alpha=numbers[0], beta=numbers[1])
+    if name:
+        raise GradientError(f"{t.node}: its activation {name} has no gradient rule")
+    return y
+
+
+def _fused_conv(t: Tape) -> Outputs:
+    keys = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+    attributes = {k: t.node.attr(k) for k in keys if t.node.attr(k) is not None}
+    y = t.op("Conv", t.x(), t.x(1), t.x(2) if t.has(2) else None, **attributes)
+    return [_activated(t, t.add(y, t.x(3)) if t.has(3) else y)]
+
+
+def _fused_gemm(t: Tape) -> Outputs:
+    attributes = {k: t.node.attr(k) for k in ("alpha", "beta", "transA", "transB") if t.node.attr(k) is not None}
+    return [_activated(t, t.op("Gemm", t.x(), t.x(1), t.x(2) if t.has(2) else None, **attributes))]
+
+
+def _fused_matmul(t: Tape) -> Outputs:
+    """α·A'·B', where ' exchanges the last two axes if asked."""
+    if t.node.attr("transBatchA", 0) or t.node.attr("transBatchB", 0):
+        raise GradientError(f"{t.node}: transBatchA and transBatchB have no gradient rule")
+    sides = []
+    for slot, key in ((0, "transA"), (1, "transB")):
+        rank = len(t.shape(slot))
+        flip = t.node.attr(key, 0) and rank > 1
+        sides.append(t.op("Transpose", t.x(slot), perm=[*range(rank - 2), rank - 1, rank - 2]) if flip else t.x(slot))
+    return [t.scale(t.op("MatMul", *sides), float(t.node.attr("alpha", 1.0)))]
+
+
+def _attention(t: Tape) -> Outputs:
+    """Self-attention of [B, S, I] with merged weights [I, 3·H·D] and bias, softmax(QKᵀ/√D)·V; no mask, no past."""
+    if any(t.has(slot) for slot in range(3, len(t.inputs))) or t.node.attr("unidirectional", 0):
+        raise GradientError(f"{t.node}: Attention has a gradient rule without mask, past and unidirectional only")
+    (batch, length, _), heads = t.shape(), int(t.node.attr("num_heads"))
+    if t.node.attr("qkv_hidden_sizes"):
+        raise GradientError(f"{t.node}: qkv_hidden_sizes has no gradient rule")
+    width = t.shape(1)[1] // 3
+    merged = t.op("MatMul", t.x(), t.x(1))
+    merged = t.add(merged, t.x(2)) if t.has(2) else merged
+    size = width // heads
+    parts = [t.op("Transpose", t.reshape(p, [batch, length, heads, size]), perm=[0, 2, 1, 3])
+             for p in t.split(merged, 3, width, 2)]  # fmt: skip
+    scale = float(t.node.attr("scale", 0.0)) or 1 / math.sqrt(size)
+    scores = t.scale(t.op("MatMul", parts[0], t.op("Transpose", parts[1], perm=[0, 1, 3, 2])), scale)
+    context = t.op("MatMul", t.op("Softmax", scores, axis=-1), parts[2])
+    return [t.reshape(t.op("Transpose", context, perm=[0, 2, 1, 3]), [batch, length, width])]
+
+
+RULES: Table = {
+    ("com.microsoft", "Attention"): _attention,
+    ("com.microsoft", "FusedConv"): _fused_conv,
+    ("com.microsoft", "FusedGemm"): _fused_gemm,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+}
