@@ -105,8 +105,10 @@ class Facts:
     training_platform: bool = True
 
 
+@lru_cache(maxsize=1)
 def capabilities() -> Capabilities:
-    """Looks at the installation. The first call runs a few tiny models; they are remembered."""
+    """Looks at the installation, once a process: it reads what every installed distribution holds, and runs a few
+    tiny models."""
     facts, runtime = _observe()
     problems = list(diagnose(facts))
     shadow = passes_problem()
@@ -261,7 +263,12 @@ def _import_runtime() -> Any:
 
 def _distributions(package: str) -> list[str]:
     """The distributions that provide an import name, each once, sorted."""
-    return sorted(dict.fromkeys(metadata.packages_distributions().get(package, [])))
+    return sorted(dict.fromkeys(_packages().get(package, [])))
+
+
+@lru_cache(maxsize=1)
+def _packages() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()  # every distribution's list of files is read: half a second
 
 
 def _version(distribution: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -106,11 +107,31 @@ def test_broken_installations(facts: Facts, what: str, command: str) -> None:
     assert str(problem) == f"{problem.what}\n  repair: {problem.command}"
 
 
+@pytest.fixture(autouse=True)
+def looked_at_anew() -> Iterator[None]:
+    """What an installation is, is remembered; here it changes."""
+    for remembered in (room.capabilities, room._packages):
+        remembered.cache_clear()
+    yield
+    for remembered in (room.capabilities, room._packages):
+        remembered.cache_clear()
+
+
 def providers(monkeypatch: pytest.MonkeyPatch, **packages: list[str]) -> None:
     """importlib.metadata says that these distributions provide the packages."""
     known = {"onnxruntime": ["onnxruntime-training-cpu"], "passes": ["onnxslim", "onnxslim"], **packages}
     monkeypatch.setattr(room.metadata, "packages_distributions", lambda: known)
     monkeypatch.setattr(room.metadata, "version", lambda name: {**PLAIN, **TRAINING}.get(name, "1.0"))
+
+
+def test_the_distributions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes half a second, and a training step asks for its capabilities again and again."""
+    calls: list[None] = []
+    real = room.metadata.packages_distributions
+    monkeypatch.setattr(room.metadata, "packages_distributions", lambda: (calls.append(None), real())[1])
+    assert require_sound() == capabilities()
+    assert passes_problem() is None
+    assert len(calls) == 1
 
 
 def test_two_distributions_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
