@@ -74,7 +74,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the run is put.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of data, weights and training.")] = 0,
 ) -> None:
-    """Train, distil, quantise and export a small model on scikit-learn's digits: no download, a minute or two."""
+    """Train, distil, quantise and export a small model on scikit-learn's digits: no download, less than a minute."""
     from onnxslim.demo import run_demo
 
     with progress_bar() as progress:
