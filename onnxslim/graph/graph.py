@@ -125,7 +125,8 @@ class Graph:
     def reads(self, node: Node) -> list[Value]:
         """What is in its input slots, and what its bodies capture."""
         found = [value for value in self._network.reads(node) if value is not None]
-        return [*found, *self._network.captures(node).values()]
+        captured = self._network.captures(node)
+        return [*found, *captured.values()] if captured else found
 
     def input(self, node: Node, slot: int) -> Value | None:
         """The value in an input slot; None where there is none."""
@@ -279,12 +280,12 @@ class Graph:
         base = name or op
         wanted = [base if i == 0 else f"{base}_o{i}" for i in range(outputs)] if isinstance(outputs, int) else outputs
         node.arity = (len(inputs), len(wanted))
-        for slot, target in enumerate(wanted):
+        for target in wanted:
             if isinstance(target, str):
                 target = self.add_value(self.fresh_name(target))
             if target is not None:
                 self._claim(target, node)
-                self._network.fill(node, slot, target)
+            self._network.make(node, target)
         return node
 
     def op(

@@ -152,11 +152,13 @@ class Network:
                 self._uses.pop(source.id, None)
         self._reads[node.id] = inputs
 
-    def fill(self, node: Node, slot: int, made: Value) -> None:
-        """An output slot of a node that has no output yet in it."""
-        self.net.add_edge(node.id, made.id, slot)
-        self._makes.pop(node.id, None)
-        self._producers[made.id] = node
+    def make(self, node: Node, made: Value | None) -> None:
+        """The next output slot of a node that is being added."""
+        slots = self._makes.get(node.id, ())
+        self._makes[node.id] = (*slots, made)
+        if made is not None:
+            self.net.add_edge(node.id, made.id, len(slots))
+            self._producers[made.id] = node
 
     def link(self, source: int, target: int, slot: int, capture: str | None = None) -> None:
         if capture is None:
