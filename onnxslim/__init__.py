@@ -81,7 +81,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            import_module("onnxslim.runtime.capabilities").require_own_passes()
+            import_module("onnxslim.runtime.installation").require_own_passes()
             found = globals()[name] = getattr(import_module(home), name)
             return found
     raise AttributeError(f"module 'onnxslim' has no attribute '{name}'")

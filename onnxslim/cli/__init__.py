@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from onnxslim.cli import looks, models, pruning, runs
 from onnxslim.errors import OnnxSlimError
-from onnxslim.runtime.capabilities import require_own_passes
+from onnxslim.runtime.installation import require_own_passes
 
 __all__ = ["app", "main"]
 

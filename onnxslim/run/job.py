@@ -32,7 +32,8 @@ from onnxslim.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from onnxslim.recipe.schema import SourceOptions
 from onnxslim.report import Report, StageRow, accuracy_of, model_rows
 from onnxslim.run.folder import Finished, RunFolder, machine
-from onnxslim.runtime.capabilities import require_own_passes, require_sound
+from onnxslim.runtime.capabilities import require_sound
+from onnxslim.runtime.installation import require_own_passes
 from onnxslim.stages import Quantize
 from onnxslim.stages.base import Data, Log, RunContext, Stage, only_data_input
 

@@ -16,7 +16,7 @@ import onnx
 from onnxslim.errors import DataError, ModelError, ModelFormatError, OnnxSlimError, UnsupportedError
 from onnxslim.graph import Array, DType, Graph, Shape, Value
 from onnxslim.onnx_io import to_bytes, to_proto
-from onnxslim.runtime.capabilities import load_runtime
+from onnxslim.runtime.installation import load_runtime
 
 __all__ = ["Model", "Port", "Session", "run_batches"]
 

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from onnxslim.graph import Array
-from onnxslim.runtime.capabilities import load_runtime
 from onnxslim.runtime.denormals import flush_denormals
+from onnxslim.runtime.installation import load_runtime
 from onnxslim.runtime.session import Session
 from onnxslim.training.rows import Arena, Rows, plans, rows_of
 from onnxslim.training.step import Step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Graph
-from onnxslim.runtime.capabilities import newest_read
+from onnxslim.runtime.probe import newest_read
 from passes.simplify.convert_opset import ConvertOpset
 from passes.simplify.inline_functions import InlineFunctions
 

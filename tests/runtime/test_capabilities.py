@@ -13,19 +13,20 @@ import pytest
 
 from onnxslim.errors import InstallationError
 from onnxslim.runtime import capabilities as room
-from onnxslim.runtime.capabilities import (
+from onnxslim.runtime import installation, probe
+from onnxslim.runtime.capabilities import capabilities, require_sound, require_training
+from onnxslim.runtime.installation import (
     Facts,
-    capabilities,
     diagnose,
     load_runtime,
+    no_training,
     passes_problem,
     require_own_passes,
-    require_sound,
-    require_training,
 )
 
 TRAINING = {"onnxruntime-training-cpu": "1.19.2"}
 PLAIN = {"onnxruntime": "1.24.1"}
+REMEMBERED = (capabilities, installation._packages, probe.newest_read, probe.block_lanes)
 PIP = f"{shlex.quote(sys.executable)} -m pip"
 INSTALL = f"{PIP} install --force-reinstall --no-deps"
 
@@ -44,9 +45,9 @@ def test_this_installation_is_sound() -> None:
 
 def test_versions_are_those_that_load() -> None:
     found = capabilities()
-    assert room._loads(room._identity(found.max_opset, 9))
-    assert not room._loads(room._identity(found.max_opset + 1, 9))
-    assert not room._loads(room._identity(13, found.max_ir + 1))
+    assert probe._loads(probe._identity(found.max_opset, 9))
+    assert not probe._loads(probe._identity(found.max_opset + 1, 9))
+    assert not probe._loads(probe._identity(13, found.max_ir + 1))
 
 
 @pytest.mark.parametrize(
@@ -110,25 +111,25 @@ def test_broken_installations(facts: Facts, what: str, command: str) -> None:
 @pytest.fixture(autouse=True)
 def looked_at_anew() -> Iterator[None]:
     """What an installation is, is remembered; here it changes."""
-    for remembered in (room.capabilities, room._packages):
+    for remembered in REMEMBERED:
         remembered.cache_clear()
     yield
-    for remembered in (room.capabilities, room._packages):
+    for remembered in REMEMBERED:
         remembered.cache_clear()
 
 
 def providers(monkeypatch: pytest.MonkeyPatch, **packages: list[str]) -> None:
     """importlib.metadata says that these distributions provide the packages."""
     known = {"onnxruntime": ["onnxruntime-training-cpu"], "passes": ["onnxslim", "onnxslim"], **packages}
-    monkeypatch.setattr(room.metadata, "packages_distributions", lambda: known)
-    monkeypatch.setattr(room.metadata, "version", lambda name: {**PLAIN, **TRAINING}.get(name, "1.0"))
+    monkeypatch.setattr(installation.metadata, "packages_distributions", lambda: known)
+    monkeypatch.setattr(installation.metadata, "version", lambda name: {**PLAIN, **TRAINING}.get(name, "1.0"))
 
 
 def test_the_distributions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes half a second, and a training step asks for its capabilities again and again."""
     calls: list[None] = []
-    real = room.metadata.packages_distributions
-    monkeypatch.setattr(room.metadata, "packages_distributions", lambda: (calls.append(None), real())[1])
+    real = installation.metadata.packages_distributions
+    monkeypatch.setattr(installation.metadata, "packages_distributions", lambda: (calls.append(None), real())[1])
     assert require_sound() == capabilities()
     assert passes_problem() is None
     assert len(calls) == 1
@@ -199,7 +200,7 @@ def test_plain_onnxruntime_is_sound_but_cannot_use_the_builder(monkeypatch: pyte
     ],
 )
 def test_what_training_lacks(facts: Facts, what: str) -> None:
-    assert what in room._no_training(facts).what
+    assert what in no_training(facts).what
 
 
 def test_another_distribution_that_owns_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +213,7 @@ def test_another_distribution_that_owns_passes(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_missing_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InstallationError, match="`passes` of onnxslim is not there\n  repair: .*install"):
         require_own_passes()
 
