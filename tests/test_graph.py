@@ -112,7 +112,7 @@ def test_attributes() -> None:
     assert node.attr("other", 7) == 7
     graph.set_attribute(node, "i", 4)
     graph.set_attribute(node, "f", None)
-    assert list(node.attributes) == ["s", "is", "ss", "i"]
+    assert (list(node.attributes), node.attr("i")) == (["i", "s", "is", "ss"], 4)
     assert [v.name for v in graph.node_outputs(node) if v] == ["Op", "Op_o1"]
 
 

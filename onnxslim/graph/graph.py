@@ -306,19 +306,17 @@ class Graph:
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
         """Sets an attribute, or removes it where `value` is None."""
-        self._network.written.pop(node.id, None)
-        node.attributes.pop(name, None)
-        if value is not None:
+        if value is None:
+            node.attributes.pop(name, None)
+        else:
             node.attributes[name] = attribute(name, value)
         self._touch(node)
 
     def set_name(self, node: Node, name: str, doc: str = "") -> None:
-        self._network.written.pop(node.id, None)
         node.name, node.doc = name, doc
         self._touch(node)
 
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
-        self._network.written.pop(node.id, None)
         node.op, node.domain = op, domain
         self.opsets.setdefault(domain, 1)
         self._touch(node)
@@ -543,5 +541,7 @@ class Graph:
             raise ModelError(f"{node} cannot produce '{value.name}': it is {what}")
 
     def _touch(self, *items: Node | Value) -> None:
+        """Notes an edit: the verifier looks at these, and a node is no longer as it was written."""
         for item in items:
             self._journal.append(item.id)
+            self._network.written.pop(item.id, None)
