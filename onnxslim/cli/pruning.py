@@ -211,6 +211,8 @@ def _show(plan: PrunePlan, multiple: int, *, measured: bool) -> None:
     print_view(plan_table(plan))
     kept = {q: getattr(plan.after, q) / getattr(plan.before, q) for q in ("macs", "params", "bytes")}
     left = ", ".join(f"{100 * part:.2f} % of {name}" for name, part in kept.items())
+    if plan.latency is not None:
+        left += f", {100 * plan.latency:.0f} % of latency, as measured"
     typer.echo(f"Left: {left}.")
     if plan.repaired:
         typer.echo(f"Rounding to multiples of {multiple} had cut deeper; {plan.repaired} units were given back.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from onnxslim.pruning.footprint import Footprint, Size
 __all__ = [
     "Allocation",
     "Ideal",
+    "LatencyTarget",
     "Limit",
     "Target",
     "allocate",
@@ -35,6 +36,8 @@ __all__ = [
 Ideal: TypeAlias = Callable[[float], Mapping[str, float]]
 """Units that each group is to lose at a level, before rounding; never less at a higher level."""
 
+T = TypeVar("T")
+
 _HALVINGS, _MEASURED = 40, 7  # bisections where cost is counted, and where it is measured
 
 
@@ -47,6 +50,14 @@ class Target:
 
     def holds(self, size: Size) -> bool:
         return float(getattr(size, self.quantity)) <= self.bound
+
+
+@dataclass(frozen=True)
+class LatencyTarget(Generic[T]):
+    """At most `bound` of the whole model's latency, which `ratio_of` measures of a cut."""
+
+    bound: float
+    ratio_of: Callable[[T], float]
 
 
 @dataclass(frozen=True)
@@ -72,12 +83,13 @@ class Limit:
 @dataclass(frozen=True)
 class Allocation:
     """left: units left by group. size: of the model then. level: of the strategy. repaired: units that were given
-    back after rounding, by group."""
+    back after rounding, by group. latency: of the whole model's, where it was measured."""
 
     left: Mapping[str, int]
     size: Size
     level: float
     repaired: Mapping[str, int]
+    latency: float | None = None
 
 
 def limits_of(groups: Sequence[Group], ratios: Mapping[str, float], multiple: int) -> dict[str, Limit]:
@@ -90,12 +102,12 @@ def allocate(
     ideal: Ideal,
     limits: Mapping[str, Limit],
     targets: Sequence[Target],
-    fits: Callable[[Mapping[str, int]], bool] | None = None,
+    latency: LatencyTarget[Mapping[str, int]] | None = None,
 ) -> Allocation:
     """The least level at which all targets hold, rounded, and repaired greedily: the group that rounding cut
     deepest gets a step back first, as long as the targets hold.
 
-    fits: a further condition, such as a measured latency; it is asked as rarely as can be, and without repair.
+    latency: of units left by group; it is measured as rarely as can be.
     Raises UnsupportedError with the reachable range where even the highest level does not meet a target.
     """
 
@@ -103,26 +115,44 @@ def allocate(
         lost = ideal(level)
         return {name: limit.left(lost.get(name, 0.0)) for name, limit in limits.items()}
 
+    measured: dict[tuple[int, ...], float] = {}
+
+    def in_time(left: Mapping[str, int]) -> bool:
+        if latency is None:
+            return True
+        cut = tuple(left.values())
+        if cut not in measured:
+            measured[cut] = latency.ratio_of(left)
+        return measured[cut] <= latency.bound
+
     def holds(left: Mapping[str, int]) -> bool:
         size = footprint.with_left(left)
-        return all(target.holds(size) for target in targets) and (fits is None or fits(left))
+        return all(target.holds(size) for target in targets) and in_time(left)
 
     whole, deepest = footprint.with_left(left_at(0.0)), left_at(1.0)
     require_reachable(targets, footprint.with_left(deepest), whole)
-    if not holds(deepest):
-        raise UnsupportedError("The latency asked for is not reached even with all that the limits let go")
+    if latency is not None and not in_time(deepest):
+        raise UnsupportedError(
+            f"latency: at most {latency.bound:.3g} of the whole model's cannot be reached: with all that these limits "
+            f"let go, {measured[tuple(deepest.values())]:.2g} was measured. Widen the scope or the limits, lower the "
+            "multiple, or ask for less"
+        )
     low, high = 0.0, 0.0 if holds(left_at(0.0)) else 1.0
     best = left_at(high)
-    for _ in range(_HALVINGS if fits is None else _MEASURED):
+    for _ in range(_HALVINGS if latency is None else _MEASURED):
         middle = (low + high) / 2
         left = left_at(middle)
         if left == best or holds(left):
             high, best = middle, left
         else:
             low = middle
-    repaired = {} if fits is not None else _repair(footprint, ideal(high), best, limits, targets)
+    lost = ideal(high)
+    if latency is None:
+        repaired = _repair(footprint, lost, best, limits, targets)
+    else:
+        repaired = _repair_measured(lost, best, limits, holds)
     best = {name: units + repaired.get(name, 0) for name, units in best.items()}
-    return Allocation(best, footprint.with_left(best), high, repaired)
+    return Allocation(best, footprint.with_left(best), high, repaired, measured.get(tuple(best.values())))
 
 
 def require_reachable(targets: Sequence[Target], smallest: Size, whole: Size) -> None:
@@ -162,6 +192,30 @@ def _repair(
             footprint.set(name, left[name])
             open_groups.pop(0)
     return given
+
+
+def _repair_measured(
+    lost: Mapping[str, float],
+    left: Mapping[str, int],
+    limits: Mapping[str, Limit],
+    holds: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int]:
+    """The same, in few measurements: one step for each group that was cut too deep, as many groups as will do."""
+
+    def excess(name: str) -> float:
+        return left[name] - (limits[name].units - lost.get(name, 0.0))
+
+    deep = sorted((name for name in limits if excess(name) < 0), key=excess)
+    steps = [(name, min(limits[name].step, limits[name].units - left[name])) for name in deep]
+    low, high = 0, len(steps) + 1  # so many can be given back; so many cannot
+    while high - low > 1:
+        middle = (low + high) // 2
+        given = dict(steps[:middle])
+        if holds({name: units + given.get(name, 0) for name, units in left.items()}):
+            low = middle
+        else:
+            high = middle
+    return dict(steps[:low])
 
 
 def uniform(groups: Sequence[Group]) -> Ideal:

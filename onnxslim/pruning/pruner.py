@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -15,6 +15,7 @@ from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.graph import Array, Graph
 from onnxslim.pruning.allocation import (
     Ideal,
+    LatencyTarget,
     Limit,
     Target,
     allocate,
@@ -67,13 +68,15 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """What goes, group by group, and the model's size before and after."""
+    """What goes, group by group, and the model's size before and after; its latency as a fraction of the whole
+    model's, where that was asked for."""
 
     groups: tuple[GroupPlan, ...]
     before: Size
     after: Size
     level: float
     repaired: int
+    latency: float | None = None
 
     @property
     def cuts(self) -> dict[str, tuple[int, ...]]:
@@ -132,24 +135,27 @@ class Pruner:
         self,
         ideal: Ideal,
         targets: Mapping[str, float],
-        fits: Callable[[Graph], bool] | None = None,
+        latency: LatencyTarget[Graph] | None = None,
         whole: Size | None = None,
     ) -> PrunePlan:
         """The least cut that meets all targets.
 
         targets: by quantity (macs, params, bytes), at most so much: up to 1 a fraction of `whole` (default: of this
-        graph), above 1 an absolute number. fits: whether a cut model will do, where that has to be measured.
+        graph), above 1 an absolute number. latency: of a cut model, measured.
         Raises UnsupportedError with the reachable range.
         """
         footprint = Footprint(self.graph, {group.name: group for group in self.chosen})
         before, macs = footprint.size, self._macs(footprint)
-        condition = None if fits is None else lambda left: fits(self._cut(left))
-        found = allocate(footprint, ideal, self.limits, _bounds(targets, whole or before), condition)
+        measured: LatencyTarget[Mapping[str, int]] | None = None
+        if latency is not None:
+            ratio_of = latency.ratio_of
+            measured = LatencyTarget(latency.bound, lambda left: ratio_of(self._cut(left)))
+        found = allocate(footprint, ideal, self.limits, _bounds(targets, whole or before), measured)
         rows = [
             GroupPlan(group, self.lowest(group.name, group.units - found.left[group.name]), (was, now))
             for group, was, now in zip(self.chosen, macs, self._macs(footprint))
         ]
-        return PrunePlan(tuple(rows), before, found.size, found.level, sum(found.repaired.values()))
+        return PrunePlan(tuple(rows), before, found.size, found.level, sum(found.repaired.values()), found.latency)
 
     def require_reachable(self, targets: Mapping[str, float], whole: Size | None = None) -> None:
         """Raises UnsupportedError with the reachable range where a target is out of reach, before anything is

@@ -10,10 +10,11 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
-from onnxslim.data import Dataset, Loader
+from onnxslim.data import Dataset, Loader, ProgressCallback
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.graph import Array, Graph
+from onnxslim.pruning.allocation import LatencyTarget
 from onnxslim.pruning.batchnorm import reestimate
 from onnxslim.pruning.criteria import Criterion
 from onnxslim.pruning.footprint import Size
@@ -160,6 +161,7 @@ class Prune(Stage):
             "mode": self.mode,
             "units": units,
             **left,
+            **({} if plan.latency is None else {"latency_left": round(plan.latency, 4)}),
             "given_back": plan.repaired,
             "before": plan.before._asdict(),
             "after": plan.after._asdict(),
@@ -197,9 +199,9 @@ class Prune(Stage):
             path = own if self.sensitivities is None else Path(self.sensitivities)
             losses = self.measure(work, context, path).losses
         whole = context.whole or graph
-        fits = None if self.latency is None else _latency_check(whole, self.latency)
+        latency = None if self.latency is None else LatencyTarget(self.latency, _ratio_to(whole, context.progress))
         ideal = work.pruner.ideal(self.strategy, losses)
-        return work.pruner.plan(ideal, self.targets, fits, _size(whole)), work
+        return work.pruner.plan(ideal, self.targets, latency, _size(whole)), work
 
     def workspace(self, graph: Graph, context: RunContext, *, dry: bool = False) -> Workspace:
         """The graph prepared for cutting; `dry`: nothing is measured."""
@@ -292,14 +294,14 @@ def _size(graph: Graph) -> Size:
     return Size(whole.macs, whole.params, whole.bytes)
 
 
-def _latency_check(whole: Graph, ratio: float) -> Callable[[Graph], bool]:
-    """Whether a cut model takes at most that part of the whole one's time, the two taking turns."""
+def _ratio_to(whole: Graph, progress: ProgressCallback | None) -> Callable[[Graph], float]:
+    """Measures which part of the whole model's time a cut one takes, the two taking turns."""
 
     whole = prepared(whole)
     FoldBatchnorm()(whole)
 
-    def fits(cut: Graph) -> bool:
+    def ratio(cut: Graph) -> float:
         FoldBatchnorm()(cut)
-        return measure_latency({"whole": whole, "cut": cut})["cut"].ratio <= ratio
+        return measure_latency({"whole": whole, "cut": cut}, progress=progress)["cut"].ratio
 
-    return fits
+    return ratio

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +14,16 @@ from onnxslim.analysis.channels import Group, find_groups
 from onnxslim.builders import small_cnn
 from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.graph import Graph
-from onnxslim.pruning.allocation import Limit, Target, allocate, by_loss, by_threshold, limits_of, uniform
+from onnxslim.pruning.allocation import (
+    LatencyTarget,
+    Limit,
+    Target,
+    allocate,
+    by_loss,
+    by_threshold,
+    limits_of,
+    uniform,
+)
 from onnxslim.pruning.footprint import Footprint
 from onnxslim.stages.base import prepared
 
@@ -66,20 +75,35 @@ def test_several_targets_hold_at_once(network: Callable[..., Graph]) -> None:
     assert 0.27 * whole.bytes <= found.size.bytes <= 0.3 * whole.bytes
 
 
-def test_a_measured_condition_is_met_and_asked_rarely(network: Callable[..., Graph]) -> None:
+def test_a_latency_is_met_and_measured_rarely(network: Callable[..., Graph]) -> None:
     groups, footprint, limits = set_up(network((16, 32, 64)))
-    asked = []
+    measured = []
 
-    def fits(left: object) -> bool:
-        assert isinstance(left, dict)
-        asked.append(left)
-        return bool(left["conv2"] <= 20)
+    def ratio_of(left: Mapping[str, int]) -> float:
+        measured.append(left)
+        return left["conv2"] / 32
 
-    found = allocate(footprint, uniform(groups), limits, [], fits)
+    found = allocate(footprint, uniform(groups), limits, [], LatencyTarget(20 / 32, ratio_of))
     assert 18 <= found.left["conv2"] <= 20
-    assert len(asked) <= 10
-    with pytest.raises(UnsupportedError, match="latency"):
-        allocate(footprint, uniform(groups), limits, [], lambda left: False)
+    assert found.latency == found.left["conv2"] / 32
+    assert len(measured) == len({tuple(left.values()) for left in measured}) <= 11
+    with pytest.raises(UnsupportedError, match=r"latency: at most 0.1 of the whole .* let go, 0.12 was measured"):
+        allocate(footprint, uniform(groups), limits, [], LatencyTarget(0.1, ratio_of))
+
+
+def test_what_rounding_took_too_much_of_is_given_back_in_few_measurements() -> None:
+    groups, footprint, limits = set_up(prepared(small_cnn([16] * 12, classes=3)), multiple=8)
+    measured = []
+
+    def ratio_of(left: Mapping[str, int]) -> float:
+        measured.append(left)
+        return sum(left.values()) / sum(g.units for g in groups)
+
+    found = allocate(footprint, uniform(groups), limits, [], LatencyTarget(0.8, ratio_of))
+    assert found.latency is not None
+    assert 0.8 - 8 / 192 < found.latency <= 0.8
+    assert sum(found.repaired.values()) == 8 * sum(left == 16 for left in found.left.values())
+    assert len(measured) <= 8
 
 
 def test_out_of_reach_says_the_range(network: Callable[..., Graph]) -> None:

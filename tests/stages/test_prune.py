@@ -92,6 +92,9 @@ def test_a_latency_target_is_measured(trained: Graph, dataset: ArrayDataset, tmp
     wide = small_cnn((64, 128), classes=6, batchnorm=False)
     result = Prune(latency=0.8, multiple=8).run(wide, context(dataset, tmp_path))
     assert result.summary["macs_left"] < 1
+    assert 0 < result.summary["latency_left"] <= 0.8
+    with pytest.raises(UnsupportedError, match=r"latency: at most 0.001 of .* let go, 0\.\d+ was measured"):
+        Prune(latency=0.001, multiple=8).run(wide, context(dataset, tmp_path))
 
 
 def test_multiples_scope_and_limits(trained: Graph, dataset: ArrayDataset, tmp_path: Path) -> None:
