@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
 from onnxslim.data import Dataset, Preprocess
-from onnxslim.errors import DataError, RecipeError
+from onnxslim.errors import DataError, OnnxSlimError, RecipeError
 from onnxslim.evaluation import evaluate
 from onnxslim.graph import Graph
 
@@ -43,7 +45,8 @@ def require_trained(graph: Graph, dataset: Dataset, preprocess: Preprocess, thre
 def load_metric(path: str) -> Metric:
     """The callable named "package.module:function"; modules of the current folder are found too.
 
-    Raises RecipeError saying what is missing.
+    Raises RecipeError saying what is missing. The metric raises DataError, with the place, where the function fails
+    or returns anything but a finite number.
     """
     module_name, colon, name = path.partition(":")
     if not colon or not module_name or not name:
@@ -53,10 +56,31 @@ def load_metric(path: str) -> Metric:
         sys.path.insert(0, here)
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(f"metric: cannot import '{module_name}' (looked in {here} too): {error}") from error
+    except Exception as error:  # whatever a user's module raises
+        raise RecipeError(f"metric: cannot import '{module_name}' (looked in {here} too): {_said(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise RecipeError(f"metric: module '{module_name}' has no function '{name}'")
-    metric: Metric = found
+
+    def metric(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
+        try:
+            value = found(graph, dataset, preprocess)
+        except OnnxSlimError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}, line {place.lineno}"
+            raise DataError(f"metric '{path}' failed: {_said(error)} ({where})") from error
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(f"metric '{path}' returned {value!r}: expected a finite number")
+        return number
+
     return metric
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

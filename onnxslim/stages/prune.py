@@ -249,11 +249,11 @@ class Prune(Stage):
         def baseline() -> float:
             if self.metric is None:
                 return require_trained(work.graph, val, preprocess, context.workers)
-            return float(metric(work.graph, val, preprocess))
+            return metric(work.graph, val, preprocess)
 
         return measure_sensitivities(
             variant,
-            lambda graph: float(metric(graph, val, preprocess)),
+            lambda graph: metric(graph, val, preprocess),
             baseline,
             plan,
             self.ratios,
