@@ -143,7 +143,7 @@ def test_golden() -> None:
         "init c.w: FLOAT[2, 2, 1, 1] parameter {1, 3, 4, 6}\n"
         "node a: FLOAT[N, 2, 2, 2] = Conv(x, a.w, a.b) pads=[0, 0, 0, 0] # a\n"
         "node relu: FLOAT[N, 2, 2, 2] = Relu(a) # relu\n"
-        "node b: FLOAT[N, 2, 2, 2] = Conv(relu, b.w) pads=[0, 0, 0, 0] group=2 # b\n"
+        "node b: FLOAT[N, 2, 2, 2] = Conv(relu, b.w) group=2 pads=[0, 0, 0, 0] # b\n"
         "node c: FLOAT[N, 2, 2, 2] = Conv(b, c.w) pads=[0, 0, 0, 0] # c\n"
         "out  c: FLOAT[N, 2, 2, 2]\n"
     )
