@@ -161,11 +161,11 @@ def sliced(graph: Graph, node: Node) -> dict[int, Array | None] | None:
 
 
 def padding(graph: Graph, node: Node) -> list[tuple[int, int]] | None:
-    """What a Pad adds before and after each axis of its input; None where that is computed."""
-    rank = len(graph.operand(node, 0).shape or ())
-    given = graph.input(node, 3)
+    """What a Pad adds before and after each axis of its input; None where that is computed, or the axes are unknown."""
+    shape, given = graph.operand(node, 0).shape, graph.input(node, 3)
+    rank = len(shape or ())
     pads, axes = graph.constant_of(graph.input(node, 1)), graph.constant_of(given)
-    if pads is None or (given is not None and axes is None):
+    if shape is None or pads is None or (given is not None and axes is None):
         return None
     places = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
     added = [(0, 0)] * rank

@@ -209,8 +209,7 @@ def _show(plan: PrunePlan, multiple: int, *, measured: bool) -> None:
     from onnxslim.report import plan_table
 
     print_view(plan_table(plan))
-    kept = {q: getattr(plan.after, q) / getattr(plan.before, q) for q in ("macs", "params", "bytes")}
-    left = ", ".join(f"{100 * part:.2f} % of {name}" for name, part in kept.items())
+    left = ", ".join(f"{100 * part:.2f} % of {name}" for name, part in plan.left.items())
     if plan.latency is not None:
         left += f", {100 * plan.latency:.0f} % of latency, as measured"
     typer.echo(f"Left: {left}.")

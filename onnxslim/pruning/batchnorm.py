@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from onnxslim.errors import DataError
-from onnxslim.graph import Array, Graph
+from onnxslim.graph import Array, Graph, Node, Role, Value
 from onnxslim.runtime.session import Session
 from passes.gradient.train_batchnorm import TrainBatchnorm
 
@@ -29,7 +29,7 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
     TrainBatchnorm()(twin)
     for value in twin.outputs:
         twin.remove_output(value)
-    measured = [node for node in twin.nodes() if node.op == "BatchNormalization" and node.arity[1] > 1]
+    measured = [node for node in map(twin.item, (norm.id for norm in norms)) if isinstance(node, Node)]
     for node in measured:
         for slot in (1, 2):
             twin.add_output(twin.result(node, slot))
@@ -47,6 +47,16 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
         raise DataError("Batch norm's statistics need at least one batch of data, got none")
     for node, (mean, square) in zip(norms, (sums / total for sums in moments)):
         for slot, array in ((3, mean), (4, np.maximum(square - np.square(mean), 0))):
-            value = graph.operand(node, slot)
+            value = _own(graph, node, slot)
             graph.set_array(value, array.astype(value.dtype.numpy))
     return len(norms)
+
+
+def _own(graph: Graph, node: Node, slot: int) -> Value:
+    """A statistic that no other node reads: equal ones may be stored once until they are measured apart."""
+    value = graph.operand(node, slot)
+    if len(graph.uses(value)) == 1 and value.array is not None:
+        return value
+    own = graph.add_constant(value.name, np.zeros(value.static_shape, value.dtype.numpy), role=Role.STATISTIC)
+    graph.set_input(node, slot, own)
+    return own

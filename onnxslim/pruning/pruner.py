@@ -79,6 +79,12 @@ class PrunePlan:
     latency: float | None = None
 
     @property
+    def left(self) -> dict[str, float]:
+        """Parts of macs, params and bytes that are left, where the model has any that can be counted."""
+        sizes = zip(Size._fields, self.before, self.after)
+        return {quantity: after / before for quantity, before, after in sizes if before}
+
+    @property
     def cuts(self) -> dict[str, tuple[int, ...]]:
         """Units to take away by group, as the passes want them."""
         return {plan.group.name: plan.gone for plan in self.groups if plan.gone}
@@ -176,7 +182,13 @@ class Pruner:
 
 
 def _bounds(targets: Mapping[str, float], whole: Size) -> list[Target]:
-    """What up to 1 is a fraction of `whole`, as numbers."""
+    """What up to 1 is a fraction of `whole`, as numbers. Raises UnsupportedError where there is nothing to count."""
+    for quantity in targets:
+        if not getattr(whole, quantity):
+            raise UnsupportedError(
+                f"{quantity}: the model has none that can be counted (sizes that are free but for the batch, or ops of "
+                "unknown cost): give another target, such as params or bytes"
+            )
     return [Target(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
 
 

@@ -154,7 +154,9 @@ class Prune(Stage):
         plan, work = self.plan(graph, context)
         cut, units = self.cut(plan, work)
         whole = _size(context.whole or graph)
-        left = {f"{q}_left": round(getattr(plan.after, q) / getattr(whole, q), 4) for q in _QUANTITIES}
+        left = {
+            f"{q}_left": round(getattr(plan.after, q) / getattr(whole, q), 4) for q in _QUANTITIES if getattr(whole, q)
+        }
         summary = {
             "strategy": self.strategy,
             "criterion": self.criterion,

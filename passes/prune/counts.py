@@ -114,6 +114,14 @@ def _gather(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
     return [Count(node, 1, moved[moved >= 0] if indices.ndim == 1 else moved)]
 
 
+def _squeeze(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
+    """Without axes it would take away those too that are down to one channel: which it takes is written out."""
+    x = graph.operand(node, 0)
+    if not survivors.axes(x) or node.attr("axes") or graph.input(node, 1) is not None:
+        return []
+    return [Count(node, 1, np.array([axis for axis, size in enumerate(x.shape or ()) if size == 1], np.int64))]
+
+
 def keep_shapes(graph: Graph, survivors: Survivors) -> None:
     """Makes Shape nodes tell the sizes that were before, so that what is computed from them stays as it is; but for
     those of which only sizes that have not changed are read. The graph is still whole."""
@@ -126,11 +134,12 @@ def keep_shapes(graph: Graph, survivors: Survivors) -> None:
             lost[axis] = known_size(x, axis) - len(kept)
         lost = lost[node.attr("start", 0) : node.attr("end", len(lost))]
         if any(_reads_any(graph, use, lost) for use in graph.uses(shape)) or (lost.any() and graph.is_output(shape)):
-            whole = graph.op("Add", shape, graph.add_constant(f"{shape.name}/lost", lost), name=f"{shape.name}/whole")
-            graph.set_type(whole, DType.INT64, shape.shape)
-            added = graph.producer(whole)
-            assert added is not None
-            graph.replace_uses(shape, whole, only=[use for use in graph.uses(shape) if use.node is not added])
+            told = graph.op("Shape", x, name=f"{shape.name}/left", **node.attributes)
+            whole = graph.op("Add", told, graph.add_constant(f"{shape.name}/lost", lost), name=f"{shape.name}/whole")
+            for value in (told, whole):
+                graph.set_type(value, DType.INT64, shape.shape)
+            graph.replace_uses(shape, whole)
+            graph.remove_node(node)
 
 
 def _reads_any(graph: Graph, use: Use, lost: Array) -> bool:
@@ -213,4 +222,5 @@ _RULES: Mapping[str, Callable[[Graph, Node, Survivors], Sequence[Count]]] = {
     "Pad": _pad,
     "Slice": _slice,
     "Split": _split,
+    "Squeeze": _squeeze,
 }

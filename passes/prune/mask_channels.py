@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim.analysis.channels import Axis, Group, find_groups
 from onnxslim.analysis.channels.couplings import Reader
-from onnxslim.graph import Array, Graph
+from onnxslim.graph import Array, Graph, Node
 from onnxslim.rewrite import Context, Outcome, Pass
 from passes.prune.selection import chosen_units, known_size
 
@@ -51,8 +51,19 @@ class MaskChannels(Pass):
         return Outcome(sum(len(units) for _, units in chosen))
 
 
-_NOT_AT_ZERO = ("Acosh", "Div", "Log", "LpNormalization", "MeanVarianceNormalization", "Pow", "Reciprocal")
+_NOT_AT_ZERO = (
+    "Acosh",
+    "Div",
+    "Log",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "Pow",
+    "Reciprocal",
+    "ReduceLogSum",
+)
 """Ops that may give no number where a channel is zero. Groups that go through one are masked where they are read."""
+_DIVIDES_BY_SPREAD = ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
+"""Those too, where no epsilon is added to a spread of zero."""
 _FACTORS: Mapping[str, Sequence[int]] = {
     "Add": (0, 1),
     "BatchNormalization": (1, 2),
@@ -73,11 +84,15 @@ _FACTORS: Mapping[str, Sequence[int]] = {
 """Where ops have their weights, factors and summands: zero is a number like others there, unlike in a divisor."""
 
 
+def _fails_at_zero(node: Node) -> bool:
+    return node.op in _NOT_AT_ZERO or (node.op in _DIVIDES_BY_SPREAD and node.attr("epsilon", 1e-5) == 0)
+
+
 def _zero_constants(graph: Graph, group: Group, units: Array) -> set[int]:
     """Makes the units zero in weights and the like; the ids of these values."""
     zeroed: set[int] = set()
     producers = (graph.producer(member.value) for member in group.members)
-    if any(node is not None and node.op in _NOT_AT_ZERO for node in producers):
+    if any(node is not None and _fails_at_zero(node) for node in producers):
         return zeroed
     for member in group.members:
         value = member.value

@@ -44,3 +44,30 @@ def test_without_batch_norm_or_without_data(network: Callable[..., Graph]) -> No
     assert reestimate(network((4,), batchnorm=False), []) == 0
     with pytest.raises(DataError, match="at least one batch"):
         reestimate(network((4,)), [])
+
+
+def test_statistics_that_are_stored_once_are_measured_apart(
+    network: Callable[..., Graph], rng: np.random.Generator
+) -> None:
+    images = (3 + 2 * rng.standard_normal((64, 1, 8, 8))).astype(np.float32)
+    apart, shared = network((4, 4), batchnorm=True), network((4, 4), batchnorm=True)
+    first, second = (n for n in shared.nodes() if n.op == "BatchNormalization")
+    for slot in (3, 4):
+        shared.set_input(second, slot, shared.operand(first, slot))
+    for graph in (apart, shared):
+        assert reestimate(graph, [{"image": images}]) == 2
+    outputs = [Session(graph).run({"image": images}) for graph in (apart, shared)]
+    for a, b in zip(*(found.values() for found in outputs)):
+        assert np.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norms_in_training_already_are_left(network: Callable[..., Graph], rng: np.random.Generator) -> None:
+    images = rng.standard_normal((16, 1, 8, 8)).astype(np.float32)
+    graph = network((4, 6), batchnorm=True)
+    first = next(n for n in graph.nodes() if n.op == "BatchNormalization")
+    graph.set_attribute(first, "training_mode", 1)
+    for slot, name in ((1, "mean"), (2, "var")):
+        graph.set_output(first, slot, graph.add_value(name, graph.operand(first, 3).dtype, (4,)))
+    before = np.array(graph.operand(first, 3).array)
+    assert reestimate(graph, [{"image": images}]) == 1
+    assert np.array_equal(before, np.asarray(graph.operand(first, 3).array))

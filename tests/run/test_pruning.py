@@ -12,6 +12,7 @@ import onnxslim
 from onnxslim.analysis.cost import cost
 from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.evaluation import open_session
+from onnxslim.graph import DType, Graph, Role
 from onnxslim.onnx_io import read, to_bytes, write
 
 DATA = {"train": {"path": "data.npz", "split": "train"}, "normalize": {"mean": [100.0], "std": [50.0]}}
@@ -95,3 +96,18 @@ def test_prune_train_prune_quantize_train_export(job: Path) -> None:
     stored = json.loads((job / "runs" / "pruned" / "report.json").read_text())
     assert stored["stages"][0]["summary"]["groups"][0]["name"] == "conv1"
     assert onnxslim.compress("p.yaml", resume=True) == report
+
+
+def test_a_quantity_that_cannot_be_counted_is_no_target() -> None:
+    """A free axis beside the batch: nobody knows how many products there are."""
+    graph = Graph("tokens")
+    x = graph.add_input("x", DType.FLOAT, ("n", "t", 8))
+    rng = np.random.default_rng(0)
+    w, v = (graph.add_constant("w", rng.random(s, np.float32), role=Role.PARAMETER) for s in ((8, 32), (32, 3)))
+    graph.add_output(graph.op("MatMul", graph.op("Relu", graph.op("MatMul", x, w, name="a")), v, name="b"))
+    with pytest.raises(UnsupportedError, match="macs: the model has none that can be counted .* params or bytes"):
+        onnxslim.plan_pruning(graph, macs=0.5)
+    plan = onnxslim.plan_pruning(graph, params=0.5)
+    assert set(plan.left) == {"params", "bytes"}
+    assert 0.4 <= plan.left["params"] <= 0.5
+    assert onnxslim.prune(graph, params=0.5).graph.value("w").static_shape == (8, 16)

@@ -152,3 +152,20 @@ def test_scales_of_blocks_pin() -> None:
     w = net.op("DequantizeLinear", whole, scale, zero, name="w", axis=0, block_size=2)
     (group, _) = groups_of(net.finish(net.conv(net.op("Conv", net.x, w, name="a"), 2, "b"))).groups
     assert group.pinned == ("node 'a' (Conv) meets 'w' there, whose axis cannot be cut",)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (4, 4)])
+def test_one_channel_meets_an_operand_of_lower_rank(shape: tuple[int, ...]) -> None:
+    """An attention gate: one channel, computed with, which scales all of another group."""
+    net = Net(2, 3, 4, 4)
+    a = net.conv(net.x, 8, "a")
+    gate = net.op("Mul", net.op("Sigmoid", net.conv(a, 1, "g")), net.constant("k", np.full(shape, 2, np.float32)))
+    found = groups_of(net.finish(net.conv(net.op("Mul", a, gate, name="m"), 2, "o")))
+    assert [group.name for group in found.free] == ["a"]
+
+
+def test_weights_that_are_computed_with_a_number() -> None:
+    net = Net(2, 3, 4, 4)
+    w = net.op("Mul", net.weight("w", 6, 3, 1, 1), net.constant("k", np.float32(0.5)), name="scaled")
+    y = net.op("Conv", net.x, w, name="a")
+    assert groups_of(net.finish(net.conv(y, 2, "b"))).free

@@ -28,6 +28,38 @@ def test_a_batch_norm_hands_on_other_axes() -> None:
     assert index(group)["n:2"] == each(4)
 
 
+def test_a_batch_norm_in_training_mixes_other_axes() -> None:
+    net = Net("N", 3, 5)
+    a = net.op("MatMul", net.x, net.weight("a.w", 5, 4), name="a")
+    vectors = [net.constant(f"n.{k}", net.rng.uniform(0.5, 2, 3).astype(np.float32)) for k in "sbmv"]
+    y = net.op("BatchNormalization", a, *vectors, name="n", outputs=3, training_mode=1)
+    (group,) = groups_of(net.finish(net.op("MatMul", y, net.weight("b.w", 4, 2)))).groups[:1]
+    assert group.pinned == ("node 'n' (BatchNormalization) normalises over it",)
+
+
+@pytest.mark.parametrize(("used", "free"), [(True, 0), (False, 1)])
+def test_places_of_maxima_are_counted_over_all_channels(used: bool, free: int) -> None:
+    net = Net("N", 3, 4, 4)
+    p = net.op("MaxPool", net.conv(net.x, 8, "a"), name="p", outputs=2, kernel_shape=[2, 2])
+    node = net.graph.producer(p)
+    assert node is not None
+    places = net.op("Cast", net.graph.result(node, 1), to=1) if used else p
+    found = groups_of(net.finish(net.conv(p, 2, "b"), net.conv(places, 2, "c")))
+    assert len(found.free) == free
+    if not used:
+        assert {"p:1", "p_o1:1"} < set(index(found.free[0]))
+    else:
+        assert found.groups[0].pinned[0] == "node 'p' (MaxPool) counts places over all channels"
+
+
+@pytest.mark.parametrize(("scale", "free"), [(1.1, 0), (1.0, 1)])
+def test_a_scale_of_channels_mixes_them(scale: float, free: int) -> None:
+    net = Net(2, 3, 4, 4)
+    scales = net.constant("scales", np.array([1, scale, 2, 2], np.float32))
+    y = net.op("Resize", net.conv(net.x, 8, "a"), None, scales, name="r", mode="linear")
+    assert len(groups_of(net.finish(net.conv(y, 2, "b"))).free) == free
+
+
 def test_an_instance_norm_is_each_channels_own() -> None:
     net = Net("N", 3, 5, 5)
     y = net.op("InstanceNormalization", net.conv(net.x, 4, "a"), net.weight("s", 4), net.weight("b", 4), name="n")
@@ -136,14 +168,6 @@ def test_pools_hand_channels_on(op: str) -> None:
     assert index(group)["p:1"] == each(4)
 
 
-def test_the_places_of_maxima_are_handed_on_too() -> None:
-    net = Net("N", 3, 5, 5)
-    y, at = net.results("MaxPool", net.conv(net.x, 4, "a"), outputs=2, kernel_shape=[2, 2])
-    y = net.op("Add", y, net.op("Cast", net.op("Mod", at, net.constant("rows", np.int64(5))), to=1))
-    (group,) = groups_of(net.finish(net.conv(y, 2, "b"))).free
-    assert {"maxpool:1", "maxpool_o1:1"} < set(index(group))
-
-
 def test_a_pool_over_channels_pins_them() -> None:
     net = Net("N", 3, 5, 5)
     turned = net.op("Transpose", net.conv(net.x, 4, "a"), perm=[0, 3, 1, 2])
@@ -172,7 +196,7 @@ def test_resizing_channels_pins_them() -> None:
     net = Net("N", 3, 5, 5)
     y = resized(net, net.conv(net.x, 4, "a"), net.constant("scales", np.array([1, 2, 1, 1], np.float32)))
     found = groups_of(net.finish(net.conv(y, 2, "b"))).by_name
-    assert found["a"].pinned == ("node 'r' (Resize) makes of it an axis of another size",)
+    assert found["a"].pinned[0] == "node 'r' (Resize) resizes it"
 
 
 def test_a_grid_to_sample_at_is_no_channel() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxslim.analysis.channels import find_groups
 from onnxslim.graph import DType
 from tests.analysis.channels.conftest import Net, each, groups_of, index
 
@@ -228,3 +229,11 @@ def test_computed_pads_pin() -> None:
     net.graph.set_type(y, DType.FLOAT, ("N", 4, 4, 4))
     found = groups_of(net.finish(net.conv(y, 2, "b"))).by_name
     assert found["a"].pinned == ("node 'p' (Pad) has computed pads",)
+
+
+def test_a_pad_of_unknown_rank_does_not_stop_others() -> None:
+    net = Net(2, 3, 4, 4)
+    unknown = net.graph.add_input("u", DType.FLOAT, None)
+    padded = net.op("Pad", unknown, net.constant("pads", [1, 1]), None, net.constant("axes", [-1]))
+    found = find_groups(net.finish(net.conv(net.conv(net.x, 8, "a"), 2, "b"), padded))
+    assert [group.name for group in found.free] == ["a"]

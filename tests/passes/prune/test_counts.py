@@ -8,6 +8,7 @@ import pytest
 from onnxslim.analysis.channels import find_groups
 from onnxslim.graph import DType, Graph, Value
 from onnxslim.runtime.checker import random_feeds
+from onnxslim.runtime.session import Session
 from onnxslim.verify import verify
 from passes.prune import CutChannels
 from tests.passes.prune.conftest import Net, cut_errors
@@ -220,3 +221,19 @@ def test_a_grouped_convolution_may_become_a_depthwise_one_and_be_cut_again() -> 
     (group,) = find_groups(graph).free
     assert [node.name for node in group.makers] == ["a", "b"]
     assert cut(graph, a=[0, 2]).node_named("b").attr("group") == 1
+
+
+def test_squeeze_says_its_axes_once_a_channel_may_be_the_last() -> None:
+    n = Net(2, 3, 4, 4)
+    s = n.op("Squeeze", n.op("GlobalAveragePool", n.conv(n.x, 8, "a")))
+    graph = n.finish(n.gemm(s, 3, "o"))
+    assert max(cut_errors(graph, {"a": list(range(7))})) <= 1e-5
+
+
+def test_a_shape_that_is_an_output_tells_what_was() -> None:
+    n = Net("N", 3, 4, 4)
+    a = n.conv(n.x, 8, "a")
+    graph = n.finish(n.conv(a, 2, "o"), n.op("Shape", a, name="told", start=1))
+    less = cut(graph, a=[0, 5])
+    assert [value.name for value in less.outputs] == ["o", "told"]
+    assert Session(less).run({"x": np.zeros((2, 3, 4, 4), np.float32)})["told"].tolist() == [8, 4, 4]

@@ -19,7 +19,7 @@ from passes.prune import CutChannels, MaskChannels
 from passes.quantize import InsertFakeQuant
 from passes.simplify import canonicalize, simplify
 from tests.conftest import SHARED, model_files
-from tests.passes.prune.conftest import Net, cut_errors, masked, session, some_units
+from tests.passes.prune.conftest import Net, check_cuts, cut_errors, masked, session, some_units
 from tests.passes.quantize.conftest import ranges, residual_net
 
 FEW = 8
@@ -185,6 +185,19 @@ def test_both_axes_that_a_sum_ends_are_masked() -> None:
     graph = net.finish(net.op("ReduceSum", b, net.constant("axes", [0, 1])))
     assert {g.name: g.units for g in find_groups(graph).free} == {"a": 6, "b": 7}
     assert max(cut_errors(graph, {"a": [0, 3], "b": [1, 6]})) <= 1e-5
+
+
+@pytest.mark.parametrize("op", ["ReduceLogSum", "InstanceNormalization", "LayerNormalization"])
+def test_a_mask_leaves_numbers_where_zero_gives_none(op: str) -> None:
+    net = Net(2, 3, 4, 4)
+    a = net.conv(net.x, 8, "a", 3)
+    if op == "ReduceLogSum":
+        y = net.op(op, net.op("Exp", a), net.constant("axes", [2, 3]))
+    elif op == "InstanceNormalization":
+        y = net.op(op, a, net.weight("s", 8), net.weight("b", 8), epsilon=0.0)
+    else:
+        y = net.op(op, a, net.weight("s", 4), axis=-1, epsilon=0.0)
+    assert max(check_cuts(net.finish(net.conv(y, 2, "o")))) <= 1e-5
 
 
 def test_survivors_say_what_stayed_of_each_constant() -> None:

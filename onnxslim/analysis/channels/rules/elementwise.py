@@ -15,15 +15,17 @@ def broadcast(couplings: Couplings, node: Node, values: list[Value], result: Val
 
     Where all operands are constants, every axis may be one of channels, as a later node tells.
     """
-    if result.shape is None:
-        couplings.pin_all(node, "has a result of unknown rank")
+    if result.shape is None or any(value.shape is None for value in values):
+        couplings.pin_all(node, "has operands or a result of unknown rank")
         return
     constant = all(couplings.graph.constant_of(v) is not None for v in values)
     for axis, size in enumerate(result.shape):
         ends = [End(result, axis)]
         for value in values:
             place = axis - len(result.shape) + len(value.shape or ())
-            dim = value.shape[place] if value.shape is not None and place >= 0 else 1
+            if place < 0:  # an operand of lower rank: the same for all along this axis
+                continue
+            dim = value.shape[place] if value.shape is not None else 1
             if dim == size or not isinstance(dim, int):
                 ends.append(End(value, place))
             else:

@@ -20,6 +20,28 @@ def _channelwise(couplings: Couplings, node: Node) -> None:
         join_axes(couplings, node, [(0, 0), (1, 1)], output=output)
 
 
+def _max_pool(couplings: Couplings, node: Node) -> None:
+    """Its second output says where a maximum stood among all channels."""
+    graph = couplings.graph
+    places = graph.node_outputs(node)[1] if node.arity[1] > 1 else None
+    if places is not None and (graph.is_used(places) or graph.is_output(places)):
+        for axis in (0, 1):
+            couplings.pin(node, graph.operand(node, 0), axis, "counts places over all channels")
+    _channelwise(couplings, node)
+
+
+def _resize(couplings: Couplings, node: Node) -> None:
+    """A scale other than 1 mixes channels, even where their number stays."""
+    graph = couplings.graph
+    x = graph.operand(node, 0)
+    scales = graph.constant_of(graph.input(node, 2 if node.op == "Resize" else 1))
+    axes = node.attr("axes") or range(len(x.shape or ()))
+    for axis, scale in zip(axes, () if scales is None else scales.tolist()):
+        if scale != 1:
+            couplings.pin(node, x, axis % max(len(x.shape or ()), 1), "resizes it")
+    _channelwise(couplings, node)
+
+
 def _batchnorm(couplings: Couplings, node: Node) -> None:
     """One scale, shift, mean and variance a channel; its training outputs are statistics."""
     graph = couplings.graph
@@ -28,7 +50,9 @@ def _batchnorm(couplings: Couplings, node: Node) -> None:
     vectors = [End(graph.operand(node, slot), 0) for slot in range(1, node.arity[0])]
     couplings.join(node, [End(x, 1), End(y, 1), *vectors, *(End(s, 0) for s in statistics if s is not None)])
     for axis in range(len(x.shape or ())):
-        if axis != 1:
+        if axis != 1 and node.attr("training_mode", 0):
+            couplings.pin(node, x, axis, "normalises over it")
+        elif axis != 1:
             couplings.join(node, [End(x, axis), End(y, axis)])
 
 
@@ -117,9 +141,6 @@ _CHANNELWISE = [
     "GlobalMaxPool",
     "GridSample",
     "LpPool",
-    "MaxPool",
-    "Resize",
-    "Upsample",
 ]
 
 _Rules: TypeAlias = Mapping[tuple[str, str], Callable[[Couplings, Node], None]]
@@ -141,6 +162,9 @@ RULES: _Rules = {
     ("", "BatchNormalization"): _batchnorm,
     ("", "GroupNormalization"): _group_norm,
     ("", "InstanceNormalization"): _instance,
+    ("", "MaxPool"): _max_pool,
+    ("", "Resize"): _resize,
+    ("", "Upsample"): _resize,
     **PINNING,
     **SILENT,
 }
