@@ -6,13 +6,15 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from filelock import FileLock, Timeout
+
 from onnxslim.errors import OutputError
 
-__all__ = ["Content", "make_folder", "write_atomic", "write_together"]
+__all__ = ["Content", "held", "make_folder", "require_place", "write_atomic", "write_together"]
 
 Content: TypeAlias = "bytes | Callable[[BinaryIO], None]"
 """The bytes of a file, or a function that writes them to an open binary file."""
@@ -37,6 +39,33 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot make the folder '{path}': {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """No other process can hold the same path meanwhile; OutputError with what is `busy` where one does.
+
+    The lock is a file beside it, which the system lets go of when its process ends, however it ends.
+    """
+    lock = FileLock(path.parent / f".{path.name}.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputError(busy) from None
+    except OSError as error:
+        raise OutputError(f"Cannot write '{lock.lock_file}': {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_place(path: Path) -> None:
+    """Raises OutputError where a file cannot be put there, before any work is done for it."""
+    if path.is_dir():
+        raise OutputError(f"Cannot write '{path}': it is a folder; {_ADVICE[errno.EISDIR]}")
+    if not path.parent.is_dir():
+        raise OutputError(f"Cannot write '{path}': there is no folder '{path.parent}'; {_ADVICE[errno.ENOENT]}")
 
 
 def write_atomic(path: str | Path, content: Content) -> None:

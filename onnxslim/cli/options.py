@@ -94,4 +94,4 @@ def numbers_of(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
-        raise DataError(f"{option}: expected numbers such as 125.3,123,113.9, got '{text}'") from None
+        raise DataError(f"{option}: expected numbers with commas between, got '{text}'") from None

@@ -33,10 +33,10 @@ CriterionOption = Annotated[
 ]
 Calibration = Annotated[
     str | None,
-    typer.Option("--split", help="Part of the data that batch norm's statistics come from; labels are not used."),
+    typer.Option("--split", help="Part of the data that batch norm's statistics come from (labels: for taylor alone)."),
 ]
 ValSplit = Annotated[str | None, typer.Option("--val-split", help="Labelled part that top-1 is measured on.")]
-Samples = Annotated[int, typer.Option(help="Images for batch norm's statistics.")]
+Samples = Annotated[int, typer.Option(help="Images for batch norm's statistics and for taylor.")]
 Seed = Annotated[int, typer.Option(help="That draws them.")]
 RestoreBatchnorm = Annotated[
     bool, typer.Option(help="Put batch norms back before a cut, and measure them anew after it; needs --data.")
@@ -78,7 +78,7 @@ def prune(
     samples: Samples = 512,
     restore_batchnorm: RestoreBatchnorm = True,
     seed: Seed = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be cut, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be cut, and write no model.")] = False,
 ) -> None:
     """Cut channels out of a model until it is as small as asked for, wherever the network couples them.
 
@@ -96,12 +96,21 @@ def prune(
     """
     from onnxslim.errors import RecipeError
     from onnxslim.evaluation import size_of
-    from onnxslim.onnx_io import write
+    from onnxslim.files import require_place
+    from onnxslim.onnx_io import read, write
     from onnxslim.run import plan_pruning
     from onnxslim.run import prune as run
+    from onnxslim.stages.base import half_precision_note
 
     if out is None and not dry_run:
         raise RecipeError("Give the file to write (-o OUT), or --dry-run to see what would be cut")
+    if out is not None:
+        require_place(out)
+    if data is None and any(option is not None for option in (split, val_split, mean, std, layout)):
+        raise RecipeError("--split, --val-split, --mean, --std and --layout say how --data is read: give --data too")
+    if strategy == "sensitivity" and (data is None or val_split is None):
+        raise RecipeError("--strategy sensitivity measures on labelled images: give --data and --val-split")
+    graph, before = read(model), size_of(model)
     options: dict[str, Any] = {
         "macs": macs,
         "params": params,
@@ -123,14 +132,19 @@ def prune(
     given = None if data is None else _data(model, data, split, val_split, mean, std, layout)
     with progress_bar() as progress:
         if dry_run:
-            plan = plan_pruning(model, given, seed=seed, progress=progress, **options)
+            plan = plan_pruning(graph, given, seed=seed, progress=progress, **options)
         else:
-            result = run(model, given, seed=seed, progress=progress, **options)
+            result = run(graph, given, seed=seed, progress=progress, **options)
             plan = result.plan
-    _show(plan, multiple, measured=data is not None)
+    _show(plan, multiple, masked)
+    if (data is None or not restore_batchnorm) and any(node.op == "Conv" for node in graph.nodes()):
+        typer.echo("Batch norm was not measured anew (needs --data), which costs accuracy.")
+    note = half_precision_note(graph, "pruned")
+    if note is not None:
+        typer.echo(f"note: {note}")
     if out is not None and not dry_run:
         write(result.graph, out)
-        typer.echo(f"{out}: {size_of(out):,} bytes of {size_of(model):,}")
+        typer.echo(f"{out}: {size_of(out):,} bytes of {before:,}")
 
 
 def sensitivity(
@@ -174,12 +188,18 @@ def sensitivity(
         onnxslim sensitivity model.onnx --data cifar10.zip --split train --val-split val -o s.json --plot s.png
     """
     from onnxslim.cli.options import numbers_of
+    from onnxslim.errors import RecipeError
+    from onnxslim.files import require_place
     from onnxslim.report import sensitivity_table
     from onnxslim.report.plots import plot_sensitivities, require_plotting
     from onnxslim.run import sensitivity as run
 
+    require_place(out)
     if plot is not None:
         require_plotting(plot)
+        require_place(plot)
+        if plot.resolve() == out.resolve():
+            raise RecipeError(f"--plot and -o both name '{plot}': the picture needs a file of its own")
     options: dict[str, Any] = {
         "criterion": criterion,
         "ratios": list(numbers_of("--ratios", ratios)),
@@ -196,15 +216,19 @@ def sensitivity(
         try:
             found = run(model, given, out, seed=seed, workers=workers, progress=progress, **options)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"Interrupted. {out} has what was measured; the same command goes on.") from None
+            kept = (
+                f"{out} has what was measured; the same command goes on." if out.exists() else "Nothing was measured."
+            )
+            raise KeyboardInterrupt(f"Interrupted. {kept}.") from None
     print_view(sensitivity_table(found))
-    typer.echo(f"{out}: {sum(len(p) for p in found.metrics.values())} points, baseline {100 * found.baseline:.2f} %")
+    baseline = f"{100 * found.baseline:.2f} %" if metric is None else f"{found.baseline:.6g}"
+    typer.echo(f"{out}: {sum(len(p) for p in found.metrics.values())} points, baseline {baseline}")
     if plot is not None:
         plot_sensitivities(found, plot)
         typer.echo(f"{plot}: the curves")
 
 
-def _show(plan: PrunePlan, multiple: int, *, measured: bool) -> None:
+def _show(plan: PrunePlan, multiple: int, masked: bool) -> None:
     """What goes, group by group, and what is left."""
     from onnxslim.report import plan_table
 
@@ -212,11 +236,9 @@ def _show(plan: PrunePlan, multiple: int, *, measured: bool) -> None:
     left = ", ".join(f"{100 * part:.2f} % of {name}" for name, part in plan.left.items())
     if plan.latency is not None:
         left += f", {100 * plan.latency:.0f} % of latency, as measured"
-    typer.echo(f"Left: {left}.")
+    typer.echo(f"Masked, all shapes kept; cut, there would be left: {left}." if masked else f"Left: {left}.")
     if plan.repaired:
         typer.echo(f"Rounding to multiples of {multiple} had cut deeper; {plan.repaired} units were given back.")
-    if not measured:
-        typer.echo("Without --data batch norm was not measured anew, which costs accuracy.")
 
 
 def _data(

@@ -71,6 +71,8 @@ def evaluate_many(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="variant")
     try:
         jobs = {key: pool.submit(desk.work, key, variant) for key, variant in variants.items()}
+        if progress is not None and jobs:
+            progress("evaluating variants", 0, len(jobs))
         for done, job in enumerate(as_completed(jobs.values()), 1):
             if job.exception() is not None:
                 break

@@ -10,6 +10,7 @@ from onnxslim.errors import DataError
 from onnxslim.graph import Array, Graph, Node, Role, Value
 from onnxslim.runtime.session import Session
 from passes.gradient.train_batchnorm import TrainBatchnorm
+from passes.quantize import ExpandFakeQuant
 
 __all__ = ["reestimate"]
 
@@ -18,7 +19,7 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
     """Gives every batch norm the mean and biased variance of what it reads, in place; how many there are.
 
     Each is measured behind batch norms that use the batch's own statistics, as in training, so that one run serves
-    all; batches should be large (256 and more). Raises DataError where there is no batch.
+    all; batches should be large (256 and more). Raises DataError where there is no batch, or a statistic is no number.
     """
     norms = [
         n for n in graph.nodes() if n.op == "BatchNormalization" and not n.domain and not n.attr("training_mode", 0)
@@ -33,6 +34,7 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
     for node in measured:
         for slot in (1, 2):
             twin.add_output(twin.result(node, slot))
+    ExpandFakeQuant()(twin)
     session = Session(twin, threads=threads, fuse_qdq=False)
     moments = [np.zeros((2, graph.operand(n, 3).static_shape[0])) for n in norms]  # sums of x and of x²
     total = 0
@@ -46,6 +48,8 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
     if not total:
         raise DataError("Batch norm's statistics need at least one batch of data, got none")
     for node, (mean, square) in zip(norms, (sums / total for sums in moments)):
+        if not np.isfinite([mean, square]).all():
+            raise DataError(f"Batch norm's statistics at {node} are NaN or infinite: look for such numbers in the data")
         for slot, array in ((3, mean), (4, np.maximum(square - np.square(mean), 0))):
             value = _own(graph, node, slot)
             graph.set_array(value, array.astype(value.dtype.numpy))

@@ -138,6 +138,9 @@ def _batchnorm_scale(graph: Graph, group: Group) -> Array:
 
 def _averaged(parts: Sequence[Array], group: Group) -> Array:
     if not parts:
-        raise UnsupportedError(f"Channel group '{group.name}' has no weight to be judged by: choose random")
+        arrays = (member.value.array for member in group.members)
+        whole = any(array is not None and array.ndim > 1 and array.dtype.kind in "iu" for array in arrays)
+        way_out = "its weights are integers: prune the float model that it was made from" if whole else "choose random"
+        raise UnsupportedError(f"Channel group '{group.name}' has no weight to be judged by: {way_out}")
     means = [(part, part.mean()) for part in parts]
     return np.asarray(np.mean([part / mean if mean > 0 else part for part, mean in means], axis=0))

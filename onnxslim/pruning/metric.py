@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
-from onnxslim.data import Dataset, Preprocess
+from onnxslim.data import Dataset, Preprocess, ProgressCallback
 from onnxslim.errors import DataError, OnnxSlimError, RecipeError
 from onnxslim.evaluation import evaluate
 from onnxslim.graph import Graph
@@ -28,10 +28,16 @@ def top1(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
     return evaluate(graph, dataset, preprocess, threads=1).top1
 
 
-def require_trained(graph: Graph, dataset: Dataset, preprocess: Preprocess, threads: int) -> float:
+def require_trained(
+    graph: Graph,
+    dataset: Dataset,
+    preprocess: Preprocess,
+    threads: int,
+    progress: ProgressCallback | None = None,
+) -> float:
     """Top-1 of the whole model. Raises DataError where it is near chance: sensitivities of an untrained model say
     nothing."""
-    found = evaluate(graph, dataset, preprocess, threads=threads)
+    found = evaluate(graph, dataset, preprocess, threads=threads, progress=progress)
     chance = 1 / found.classes
     if found.top1 < _ABOVE_CHANCE * chance or found.interval[0] <= chance:
         raise DataError(

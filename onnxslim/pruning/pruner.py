@@ -216,7 +216,8 @@ def _in_scope(graph: Graph, groups: Groups, scope: Scope) -> list[Group]:
     found = [g for g in groups.groups if g.name in chosen and g.name not in left_out and not g.pinned]
     if not found:
         why = [f"'{g.name}': {g.pinned[0]}" for g in groups.groups if g.name in chosen and g.pinned]
+        why += [f"{len(left_out)} are excluded"] if left_out else []
         if not groups.groups:
             raise UnsupportedError(f"Graph '{graph.name}' has no channels that a weight makes")
-        raise RecipeError(f"scope: no channel group is left to be cut ({'; '.join(why) or 'all are excluded'})")
+        raise RecipeError(f"scope: no channel group is left to be cut ({'; '.join(why)})")
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from onnxslim.data import ProgressCallback
 from onnxslim.errors import DataError
 from onnxslim.evaluation import Point, Variant, evaluate_many
-from onnxslim.files import write_atomic
+from onnxslim.files import held, write_atomic
 from onnxslim.graph import Graph
 
 __all__ = ["Sensitivities", "measure_sensitivities"]
@@ -44,7 +46,7 @@ class Sensitivities:
     def save(self, path: Path) -> None:
         """Written atomically, as JSON."""
         groups = {
-            name: {"units": self.units[name], "metric": {f"{r:g}": m for r, m in sorted(points.items())}}
+            name: {"units": self.units[name], "metric": {str(r): m for r, m in sorted(points.items())}}
             for name, points in self.metrics.items()
         }
         content = {
@@ -64,13 +66,18 @@ class Sensitivities:
             if content["version"] != _VERSION:
                 raise DataError(f"{path}: sensitivities of version {content['version']}, expected {_VERSION}")
             groups = content["groups"]
-            return cls(
-                content["context"],
+            found = cls(
+                dict(content["context"]),
                 float(content["baseline"]),
                 {name: {float(r): float(m) for r, m in g["metric"].items()} for name, g in groups.items()},
                 {name: int(g["units"]) for name, g in groups.items()},
                 dict(content["pinned"]),
             )
+            for name, points in found.metrics.items():
+                for ratio, metric in points.items():
+                    if not (0 < ratio < 1 and math.isfinite(metric)):
+                        raise ValueError(f"group '{name}' has the metric {metric} at the ratio {ratio}")
+            return found
         except FileNotFoundError:
             raise DataError(f"Sensitivities not found: {path}; `onnxslim sensitivity` measures them") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -106,30 +113,37 @@ def measure_sensitivities(
 
     Raises DataError where the baseline is not above 0, which no loss can be relative to.
     """
-    found = plan
-    if path is not None and path.exists():
-        found = Sensitivities.load(path)
-        found.check_context(plan.context, path)
-        found = replace(found, units={**found.units, **plan.units}, pinned=plan.pinned)
-    else:
-        found = replace(plan, baseline=baseline())
+    found = _begun(plan, path, baseline)
     if not found.baseline > 0:
         raise DataError(f"The model's metric is {found.baseline:g}; losses are relative to it, so it must be above 0")
-    metrics = {name: dict(found.metrics.get(name, {})) for name in found.units}  # those out of scope stay in the file
-    found = replace(found, metrics=metrics)
-    if path is not None:
-        found.save(path)
-
-    def store(key: tuple[str, float], point: Point) -> None:
-        assert isinstance(point.result, float)
-        metrics[key[0]][key[1]] = point.result
+    busy = f"{path} is being measured into by another process: wait for it, or name another file"
+    with nullcontext() if path is None else held(path, busy):
+        whole = found.baseline
+        found = _begun(plan, path, lambda: whole)  # with what others have added meanwhile
+        metrics = {name: dict(found.metrics.get(name, {})) for name in found.units}  # those out of scope stay too
+        found = replace(found, metrics=metrics)
         if path is not None:
             found.save(path)
 
-    open_points = [(name, ratio) for name in plan.units for ratio in ratios if ratio not in metrics[name]]
-    variants: dict[tuple[str, float], Variant] = {key: _made(variant, *key) for key in open_points}
-    evaluate_many(variants, metric, workers=workers, progress=progress, finished=store)
+        def store(key: tuple[str, float], point: Point) -> None:
+            assert isinstance(point.result, float)
+            metrics[key[0]][key[1]] = point.result
+            if path is not None:
+                found.save(path)
+
+        open_points = [(name, ratio) for name in plan.units for ratio in ratios if ratio not in metrics[name]]
+        variants: dict[tuple[str, float], Variant] = {key: _made(variant, *key) for key in open_points}
+        evaluate_many(variants, metric, workers=workers, progress=progress, finished=store)
     return found
+
+
+def _begun(plan: Sensitivities, path: Path | None, baseline: Callable[[], float]) -> Sensitivities:
+    """What the file has of this plan; without a file, the plan with its baseline."""
+    if path is None or not path.exists():
+        return replace(plan, baseline=baseline())
+    found = Sensitivities.load(path)
+    found.check_context(plan.context, path)
+    return replace(found, units={**found.units, **plan.units}, pinned=plan.pinned)
 
 
 def _made(variant: Callable[[str, float], Graph], name: str, ratio: float) -> Callable[[], Graph]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from onnxslim.data import ProgressCallback
 from onnxslim.data.dataset import LABEL
-from onnxslim.graph import Array, Graph, Role
+from onnxslim.errors import DataError
+from onnxslim.graph import Array, Graph
 from onnxslim.runtime.session import Session
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.step import StepOptions, build_step
@@ -32,13 +35,15 @@ def gradient_products(
     student = graph.copy()
     mark_parameters(student)
     step = build_step(student, batch, StepOptions((CrossEntropy(),), frozen_batchnorm=True))
-    arrays = {v.name: v.array for v in student.initializers() if v.array is not None and v.role is not Role.CONSTANT}
+    arrays = {v.name: v.array for v in student.initializers() if v.array is not None}
     state = step.fed_from({name: arrays[name] for name in step.state})
     session = Session(step.graph, fuse_qdq=False)
     names = [v.name for v in step.graph.outputs if v.name.startswith(_GRADIENT)]
     found: list[dict[str, Array]] = []
     for feeds, labels in batches:
         gradients = session.run({**feeds, LABEL: labels, **state}, names)
+        if not all(np.isfinite(gradient).all() for gradient in gradients.values()):
+            raise DataError("Criterion taylor: the model gives NaN or infinity on these data; look for it in them")
         own = {name.removeprefix(_GRADIENT): gradient for name, gradient in gradients.items()}
         found.append({name: gradient.reshape(arrays[name].shape) * arrays[name] for name, gradient in own.items()})
         if progress is not None:

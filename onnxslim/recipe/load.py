@@ -95,10 +95,10 @@ def _validated(tree: Entry) -> Recipe:
     tree = _expanded(tree)
     recipe = _model(tree)
     missing = []
-    for loc, text in _paths(recipe, ()):
+    for loc, text, must_exist in _paths(recipe, ()):
         origin = tree.at(loc).origin
         resolved = (origin.folder / Path(text).expanduser()).resolve()
-        if not resolved.exists():
+        if must_exist and not resolved.exists():
             missing.append(f"{origin}: {_dotted(loc)}: file not found: {resolved} does not exist")
         tree = _with(tree, loc, str(resolved))
     if missing:
@@ -223,12 +223,13 @@ def _keys_at(loc: Loc) -> list[str]:
     return [name for name, info in model.model_fields.items() if not info.exclude]
 
 
-def _paths(model: BaseModel, loc: Loc) -> Iterator[tuple[Loc, str]]:
-    """Where input files are named: key and path."""
+def _paths(model: BaseModel, loc: Loc) -> Iterator[tuple[Loc, str, bool]]:
+    """Where input files are named: key, path, and whether it must exist."""
     for name, info in type(model).model_fields.items():
         value, here = getattr(model, name), (*loc, name)
-        if isinstance(value, str) and any(isinstance(m, InputPath) for m in info.metadata):
-            yield here, value
+        marks = [mark for mark in info.metadata if isinstance(mark, InputPath)]
+        if isinstance(value, str) and marks:
+            yield here, value, marks[0].must_exist
         elif isinstance(value, BaseModel):
             yield from _paths(value, here)
         elif isinstance(value, list):

@@ -114,7 +114,7 @@ def from_python(value: Any, origin: Origin) -> Entry:
         return Entry({key: from_python(inner, origin) for key, inner in value.items()}, origin)
     if isinstance(value, list | tuple):
         return Entry([from_python(inner, origin) for inner in value], origin)
-    return Entry(value, origin)
+    return Entry(str(value) if isinstance(value, Path) else value, origin)
 
 
 def apply_set(tree: Entry, assignments: Sequence[str], folder: Path) -> Entry:

@@ -18,7 +18,7 @@ _LINES = 10  # colours that can be told apart
 
 def require_plotting(path: Path) -> None:
     """Raises InstallationError where matplotlib is missing, OutputError for another kind of file than it writes."""
-    if path.suffix not in _FORMATS:
+    if path.suffix.lower() not in _FORMATS:
         raise OutputError(f"A plot is written as {', '.join(_FORMATS)}: got '{path.name}'")
     if find_spec("matplotlib") is None:
         raise InstallationError("Plots need matplotlib: pip install 'onnxslim[plot]', or leave the plot out")
@@ -37,9 +37,9 @@ def plot_sensitivities(found: Sensitivities, path: Path) -> None:
         axes.plot([0, *ratios], [0, *(100 * points[r] for r in ratios)], style, marker=".", label=name)
     axes.set_xlabel("part of the group's channels gone")
     axes.set_ylabel("relative loss, %")
-    axes.set_title(f"Sensitivity of {len(losses)} channel groups, baseline {100 * found.baseline:.2f} %")
+    axes.set_title(f"Sensitivity of {len(losses)} channel groups, baseline {found.baseline:.4g}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="x-small")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=150)
+    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
     write_atomic(path, buffer.getvalue())

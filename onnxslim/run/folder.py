@@ -14,10 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from onnxslim.errors import CheckpointError, OutputError, RecipeError
-from onnxslim.files import make_folder, write_atomic
+from onnxslim.files import held, make_folder, write_atomic
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read, to_bytes
 from onnxslim.report import Accuracy, StageRow
@@ -55,23 +53,14 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Generator[None, None, None]:
-        """No other process can work on this run meanwhile. The lock is a file beside the folder, which the system
-        lets go of when its process ends, however it ends."""
+        """No other process can work on this run meanwhile."""
         make_folder(self.path.parent)
-        lock = FileLock(self.path.parent / f".{self.path.name}.lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise OutputError(
-                f"The run '{self.path}' is under way in another process: wait for it, stop it, or give this one "
-                "another name (--set run.name=…)"
-            ) from None
-        except OSError as error:
-            raise OutputError(f"Cannot write '{lock.lock_file}': {error.strerror or error}") from error
-        try:
+        busy = (
+            f"The run '{self.path}' is under way in another process: wait for it, stop it, or give this one another "
+            "name (--set run.name=…)"
+        )
+        with held(self.path, busy):
             yield
-        finally:
-            lock.release()
 
     def create(self, *, replace_old: bool) -> None:
         """Makes an empty folder. An old one is removed only where that is wanted, and where it is a run's."""

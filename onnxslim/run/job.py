@@ -26,7 +26,7 @@ from onnxslim.data import Dataset, Preprocess, ProgressCallback, check_fits, ope
 from onnxslim.data.dataset import ArrayDataset, input_array
 from onnxslim.errors import DataError, OnnxSlimError, RecipeError
 from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
-from onnxslim.graph import DType, Graph
+from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
 from onnxslim.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from onnxslim.recipe.schema import SourceOptions
@@ -34,8 +34,8 @@ from onnxslim.report import Report, StageRow, accuracy_of, model_rows
 from onnxslim.run.folder import Finished, RunFolder, machine
 from onnxslim.runtime.capabilities import require_sound
 from onnxslim.runtime.installation import require_own_passes
-from onnxslim.stages import Quantize
-from onnxslim.stages.base import Data, Log, RunContext, Stage, only_data_input
+from onnxslim.stages import Prune, Quantize
+from onnxslim.stages.base import Data, Log, RunContext, Stage, classes_of, half_precision_note, only_data_input
 
 __all__ = ["compress", "open_data", "open_roles", "preprocess_in", "with_workers"]
 
@@ -124,7 +124,7 @@ class _Job:
             raise RecipeError("data: expected train, val or test, got none of them")
         open_session(self.student)  # what ONNX Runtime refuses, it refuses now
         source = only_data_input(self.student)
-        classes = _classes(self.student)
+        classes = classes_of(self.student)
         for role in self.data.roles:
             check_fits(self.data.get(role), source, classes, self.data.preprocess)
         if self.recipe.evaluate.test and not self.data.get("test").labelled:
@@ -133,6 +133,18 @@ class _Job:
         for number, entry in enumerate(self.recipe.stages):
             with _Named(f"stages.{number}.{entry.stage.kind}"):
                 entry.stage.check(self.student, context)
+            if isinstance(entry.stage, Prune):
+                context = replace(context, foreseen=False)
+        self.check_order()
+
+    def check_order(self) -> None:
+        """What stands after the last export would be done for nothing."""
+        kinds = [entry.stage.kind for entry in self.recipe.stages]
+        if "export" in kinds and kinds[-1] != "export":
+            raise RecipeError(
+                f"stages.{len(kinds) - 1}.{kinds[-1]} stands behind the last export, whose files would be without it: "
+                "put export last"
+            )
 
     @cached_property
     def fixed(self) -> dict[str, Any]:
@@ -231,12 +243,7 @@ class _Job:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the model as it came, and of figures that are measured on this machine."""
-        found: list[str | None] = []
-        half = (DType.FLOAT16, DType.BFLOAT16)
-        if any(value.dtype in half for value in self.student.values()):
-            found.append(
-                "The model is in float16; it is trained and quantised in float32, and its inputs become float32"
-            )
+        found = [half_precision_note(self.student, "trained and quantised")]
         stages = [entry.stage for entry in self.recipe.stages]
         found += [stage.note for stage in stages if isinstance(stage, Quantize)]
         return tuple(dict.fromkeys(note for note in found if note))
@@ -276,14 +283,6 @@ def open_roles(recipe: Recipe, progress: ProgressCallback | None) -> dict[str, A
 
     sources = {role: getattr(recipe.data, role) for role in _ROLES}
     return {role: opener(role, source) for role, source in sources.items() if source is not None}
-
-
-def _classes(graph: Graph) -> int | None:
-    """How many classes a model's first output tells apart, where its shape says so."""
-    shape = graph.outputs[0].shape if graph.outputs else None
-    if shape is None or len(shape) < 2 or not isinstance(shape[1], int):
-        return None
-    return shape[1]
 
 
 def with_workers(recipe: Recipe, stored: Any = None) -> Recipe:

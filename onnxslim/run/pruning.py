@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxslim.data import ProgressCallback, check_fits
+from onnxslim.errors import RecipeError
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
 from onnxslim.pruning.pruner import PrunePlan
@@ -16,8 +17,12 @@ from onnxslim.recipe import parse_recipe
 from onnxslim.run.job import open_roles, preprocess_in, with_workers
 from onnxslim.stages import Prune
 from onnxslim.stages.base import Data, RunContext, only_data_input
+from onnxslim.stages.preprocessing import note_preprocess
 
 __all__ = ["Pruned", "plan_pruning", "prune", "sensitivity"]
+
+
+_MEASURING = ("ratios", "criterion", "metric", "scope", "exclude", "samples", "restore_batchnorm")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ def prune(
     graph, stage, context = _set_up(model, data, options, seed, progress)
     stage.check(graph, context)
     plan, work = stage.plan(graph, context)
-    return Pruned(stage.cut(plan, work)[0], plan)
+    cut = stage.cut(plan, work)[0]
+    if context.data.roles:
+        note_preprocess(cut, context.data.preprocess)
+    return Pruned(cut, plan)
 
 
 def plan_pruning(
@@ -80,7 +88,12 @@ def sensitivity(
     path: a JSON file, written after every point; what it has is not measured again. options: ratios, criterion,
     metric, scope, exclude, samples, restore_batchnorm of the stage `prune`.
     """
+    for name in options:
+        if name not in _MEASURING:
+            raise RecipeError(f"sensitivity: unknown option '{name}'; it takes {', '.join(_MEASURING)}")
     graph, stage, context = _set_up(model, data, options, seed, progress, workers)
+    stage.check_measured(context)
+    stage.check_criterion(graph, stage.workspace(graph, context, dry=True), context)
     return stage.measure(stage.workspace(graph, context), context, None if path is None else Path(path))
 
 
@@ -93,9 +106,15 @@ def _set_up(
     workers: int | None = None,
 ) -> tuple[Graph, Prune, RunContext]:
     """The model, the stage and what it works with, the data checked."""
+    if data is not None and not isinstance(data, Mapping):
+        raise RecipeError(f"data: expected keys and values such as {{'train': 'photos/'}}, got {data!r}")
     run = {"seed": seed, **({} if workers is None else {"workers": workers})}
     tree = {"model": model, "data": dict(data or {}), "run": run, "stages": [{"prune": dict(options)}]}
-    recipe = with_workers(parse_recipe(tree))
+    try:
+        recipe = with_workers(parse_recipe(tree))
+    except RecipeError as error:  # in the words of who gave options, not a recipe
+        plain = str(error).replace("the recipe: ", "").replace("stages.0.prune.", "").replace(" in stages.0.prune", "")
+        raise RecipeError(plain) from None
     graph = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
     found = Data(open_roles(recipe, progress), preprocess_in(recipe))
     for role in found.roles:

@@ -227,7 +227,9 @@ def _check_array(where: str, port: Port, array: Array) -> None:
     )
     if not fits:
         wanted = ", ".join("?" if d is None else str(d) for d in port.shape)
-        raise DataError(f"Input '{port.name}' of {where}: expected shape ({wanted}), got {array.shape}")
+        batch = port.shape[1:] == array.shape[1:] and isinstance(port.shape[0], int)
+        hint = "; free the batch size first: `onnxslim simplify MODEL -o OUT --batch dynamic`" if batch else ""
+        raise DataError(f"Input '{port.name}' of {where}: expected shape ({wanted}), got {array.shape}{hint}")
 
 
 def _translate(error: Exception, what: str, invalid: type[OnnxSlimError]) -> NoReturn:

@@ -14,16 +14,30 @@ from pydantic import BaseModel, ConfigDict
 from onnxslim.data import Dataset, Preprocess, ProgressCallback
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.files import write_atomic
-from onnxslim.graph import Graph, Value
+from onnxslim.graph import DType, Graph, Value
 from onnxslim.rewrite import Refusal
 from passes.simplify import canonicalize
 
-__all__ = ["Data", "InputPath", "Log", "Options", "RunContext", "Stage", "StageResult", "only_data_input", "prepared"]
+__all__ = [
+    "Data",
+    "InputPath",
+    "Log",
+    "Options",
+    "RunContext",
+    "Stage",
+    "StageResult",
+    "classes_of",
+    "half_precision_note",
+    "only_data_input",
+    "prepared",
+]
 
 
 @dataclass(frozen=True)
 class InputPath:
-    """Marks an option that names a file or folder which must exist; it is made absolute."""
+    """Marks an option that names a file or folder; it is made absolute."""
+
+    must_exist: bool = True
 
 
 class Options(BaseModel):
@@ -53,7 +67,7 @@ class Data:
         """The data set of a role; RecipeError where the recipe names none."""
         if role not in self._openers:
             there = ", ".join(self._openers) or "none"
-            raise RecipeError(f"data.{role} is needed here, but the recipe does not give it (it gives: {there})")
+            raise RecipeError(f"data.{role} is needed here, and is not given (given: {there})")
         if role not in self._opened:
             self._opened[role] = self._openers[role]()
         return self._opened[role]
@@ -80,7 +94,8 @@ class RunContext:
 
     folder: of the run; label: of this stage ("1-train"), for files of its own. teacher: as read from
     its file. whole: the model as the run began, which fractions of its size refer to. resume: whether
-    this stage may continue from checkpoints it finds.
+    this stage may continue from checkpoints it finds. foreseen: whether `check` sees the channels that the stage will,
+    which it does not behind a cut.
     """
 
     folder: Path
@@ -91,6 +106,7 @@ class RunContext:
     teacher: Graph | None = None
     whole: Graph | None = None
     resume: bool = False
+    foreseen: bool = True
     progress: ProgressCallback | None = None
     log: Log = field(default_factory=Log)
 
@@ -127,6 +143,22 @@ def only_data_input(graph: Graph) -> Value:
         names = ", ".join(f"'{v.name}'" for v in inputs) or "none"
         raise DataError(f"Graph '{graph.name}': expected one input to feed images to, got {names}")
     return inputs[0]
+
+
+def classes_of(graph: Graph) -> int | None:
+    """How many classes a model's first output tells apart, where its shape says so."""
+    shape = graph.outputs[0].shape if graph.outputs else None
+    if shape is None or len(shape) < 2 or not isinstance(shape[1], int):
+        return None
+    return shape[1]
+
+
+def half_precision_note(graph: Graph, done: str) -> str | None:
+    """That a model in float16 is worked on in float32; None of others. done: "trained and quantised"."""
+    half = (DType.FLOAT16, DType.BFLOAT16)
+    if not any(value.dtype in half for value in graph.values()):
+        return None
+    return f"The model is in float16; it is {done} in float32, and its inputs become float32"
 
 
 def prepared(graph: Graph) -> Graph:

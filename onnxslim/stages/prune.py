@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
-from onnxslim.data import Dataset, Loader, ProgressCallback
+from onnxslim.data import Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.graph import Array, Graph
@@ -24,9 +25,10 @@ from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
 from onnxslim.pruning.taylor import gradient_products
 from onnxslim.rewrite import Context
 from onnxslim.runtime.statistics import gather
-from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
+from onnxslim.stages.base import InputPath, RunContext, Stage, StageResult, classes_of, only_data_input, prepared
 from onnxslim.stages.quantize import calibration_batches
 from passes.prune import CutChannels
+from passes.quantize import ExpandFakeQuant
 from passes.simplify import FoldBatchnorm, RestoreBatchnorm
 
 __all__ = ["Prune"]
@@ -84,10 +86,13 @@ class Prune(Stage):
     macs: float | None = Field(
         default=None,
         gt=0,
+        allow_inf_nan=False,
         description="At most so many multiply-accumulates are left: up to 1 a fraction of the run's model, or a count.",
     )
-    params: float | None = Field(default=None, gt=0, description="The same for parameters.")
-    bytes: float | None = Field(default=None, gt=0, description="The same for the bytes of weights.")
+    params: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="The same for parameters.")
+    bytes: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="The same for the bytes of weights."
+    )
     latency: Ratio | None = Field(
         default=None, description="At most this fraction of the run's model's latency, measured on one thread."
     )
@@ -115,7 +120,7 @@ class Prune(Stage):
         description="Insert batch norm after folded convolutions before a cut, measure all anew after, fold it back.",
     )
     samples: int = Field(default=512, ge=1, description="Of data.train, for batch norm and the criterion taylor.")
-    sensitivities: str | None = Field(
+    sensitivities: Annotated[str | None, InputPath(must_exist=False)] = Field(
         default=None,
         description="File of measured sensitivities, read and added to. Default: one of this stage, in the run.",
     )
@@ -142,16 +147,28 @@ class Prune(Stage):
             raise RecipeError("prune needs a target: at least one of macs, params, bytes, latency")
         work = self.workspace(graph, context, dry=True)
         if self.strategy == "sensitivity":
-            self._metric()
-            self._labels(context)
-        if self.criterion == "taylor" and not context.data.get("train").labelled:
-            raise RecipeError("criterion taylor needs labels, data.train has none: choose l1")
+            self.check_measured(context)
+        self.check_criterion(graph, work, context)
+        if context.foreseen:
+            work.pruner.require_reachable(self.targets, _size(context.whole or graph))
+
+    def check_measured(self, context: RunContext) -> None:
+        """Finds a metric that is not there, and missing labels."""
+        self._metric()
+        self._labels(context)
+
+    def check_criterion(self, graph: Graph, work: Workspace, context: RunContext) -> None:
+        """Finds what the criterion lacks."""
+        if self.criterion == "taylor":
+            train = context.data.get("train")
+            if not train.labelled:
+                raise RecipeError("criterion taylor needs labels, data.train has none: choose l1")
+            check_fits(train, only_data_input(graph), classes_of(graph), context.data.preprocess)
         if self.criterion == "bn_scale" and work.batches is None:
             _ = work.pruner.scores  # no batch norm will be put back: it says which group has none
-        work.pruner.require_reachable(self.targets, _size(context.whole or graph))
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
-        plan, work = self.plan(graph, context)
+        plan, work = self.plan(graph, context, context.folder / f"{context.label}-sensitivities.json")
         cut, units = self.cut(plan, work)
         whole = _size(context.whole or graph)
         left = {
@@ -192,12 +209,12 @@ class Prune(Stage):
         """The bounds given, by quantity."""
         return {q: bound for q in _QUANTITIES if (bound := getattr(self, q)) is not None}
 
-    def plan(self, graph: Graph, context: RunContext) -> tuple[PrunePlan, Workspace]:
-        """What would go; and the graph that it is to be cut from, batch norms put back."""
+    def plan(self, graph: Graph, context: RunContext, own: Path | None = None) -> tuple[PrunePlan, Workspace]:
+        """What would go; and the graph that it is to be cut from, batch norms put back. own: where sensitivities are
+        kept if the options name no file; None: nowhere."""
         work = self.workspace(graph, context)
         losses = None
         if self.strategy == "sensitivity":
-            own = context.folder / f"{context.label}-sensitivities.json"
             path = own if self.sensitivities is None else Path(self.sensitivities)
             losses = self.measure(work, context, path).losses
         whole = context.whole or graph
@@ -214,7 +231,16 @@ class Prune(Stage):
             batches = _Batches(context, only_data_input(work).name, self.samples)
         if batches is not None and not dry:
             step, blank = RestoreBatchnorm(), Context(seed=context.seed)
-            found = gather(work, step.requests(work, blank), batches(), context.progress, threads=context.workers)
+            runnable = work.copy()
+            ExpandFakeQuant()(runnable)
+            requests = step.requests(work, blank)
+            found = gather(runnable, requests, batches(), context.progress, threads=context.workers)
+            for request, moments in found.items():
+                if not np.isfinite(moments).all():
+                    raise DataError(
+                        f"Statistics of '{request.value}' on data.train are NaN or infinite: look for such numbers in "
+                        "the data"
+                    )
             restored = step(work, Context(statistics=found, seed=context.seed)).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
         products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
@@ -229,6 +255,7 @@ class Prune(Stage):
             {
                 "model": work.digest,
                 "data": val.digest(),
+                "preprocess": f"mean {list(preprocess.mean)} std {list(preprocess.std)} {preprocess.layout}",
                 "metric": self.metric or "top1",
                 "criterion": self.criterion,
                 "calibration": None if work.batches is None else work.batches.digest,
@@ -250,7 +277,7 @@ class Prune(Stage):
 
         def baseline() -> float:
             if self.metric is None:
-                return require_trained(work.graph, val, preprocess, context.workers)
+                return require_trained(work.graph, val, preprocess, context.workers, context.progress)
             return metric(work.graph, val, preprocess)
 
         return measure_sensitivities(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from onnxslim.builders import small_cnn
-from onnxslim.errors import DataError
+from onnxslim.errors import DataError, OutputError
+from onnxslim.files import held
 from onnxslim.graph import Graph
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
 
@@ -110,3 +111,37 @@ def test_a_zero_baseline_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must be above 0"):
         measure_sensitivities(Bench().variant, lambda graph: 0.0, lambda: 0.0, PLAN, RATIOS, path=tmp_path / "s.json")
     assert not list(tmp_path.iterdir())
+
+
+def test_ratios_of_many_digits_are_stored_as_they_are(tmp_path: Path) -> None:
+    path, ratio = tmp_path / "s.json", 1 / 3
+    for expected in (2, 0):
+        bench = Bench()
+        measure_sensitivities(
+            bench.variant, lambda graph: float(graph.metadata["metric"]), lambda: 0.8, PLAN, [ratio], path=path
+        )
+        assert len(bench.asked) == expected
+    assert set(Sensitivities.load(path).metrics["a"]) == {ratio}
+
+
+def test_a_file_that_another_process_measures_into_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    with held(path, "busy"), pytest.raises(OutputError, match=r"s\.json is being measured into by another process"):
+        Bench().measure(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("context", "x"),
+        ("groups", {"a": {"units": 4, "metric": {"0.5": float("nan")}}}),
+        ("groups", {"a": {"units": 4, "metric": {"1.5": 0.5}}}),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "s.json"
+    Bench().measure(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(DataError, match="is not a file of sensitivities"):
+        Bench().measure(path)

@@ -29,7 +29,7 @@ def test_data_are_opened_once_and_only_when_asked_for() -> None:
     assert (data.has("train"), data.has("val"), opened) == (True, False, [])
     assert data.get("train") is data.get("train")
     assert opened == ["train"]
-    with pytest.raises(RecipeError, match=r"data\.val is needed here, .*gives: train"):
+    with pytest.raises(RecipeError, match=r"data\.val is needed here, .*given: train"):
         data.get("val")
 
 

@@ -17,7 +17,7 @@ from onnxslim.evaluation import evaluate, open_session
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import to_bytes
 from onnxslim.pruning.sensitivity import Sensitivities
-from onnxslim.stages import Data, Prune, RunContext, Train
+from onnxslim.stages import Data, Prune, Quantize, RunContext, Train
 
 PREPROCESS = Preprocess((100.0,), (50.0,))
 
@@ -171,3 +171,52 @@ def test_taylor_without_labels(tmp_path: Path) -> None:
     images = ArrayDataset({"image": np.zeros((8, 8, 8, 1), np.uint8)})
     with pytest.raises(RecipeError, match="taylor needs labels"):
         Prune(macs=0.5, criterion="taylor").check(small_cnn((8,), classes=6), context(images, tmp_path, "train"))
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor"])
+@pytest.mark.parametrize("restore", [True, False])
+def test_a_cut_behind_quantize(
+    trained: Graph, dataset: ArrayDataset, tmp_path: Path, criterion: str, restore: bool
+) -> None:
+    where = context(dataset, tmp_path, "train", "val")
+    quantized = Quantize(samples=64).run(trained, where).graph
+    stage = Prune(macs=0.6, multiple=1, criterion=criterion, restore_batchnorm=restore, samples=64)
+    stage.check(quantized, where)
+    cut = stage.run(quantized, where).graph
+    assert sum(n.op == "FakeQuant" for n in cut.nodes()) == sum(n.op == "FakeQuant" for n in quantized.nodes())
+    assert evaluate(cut, dataset, PREPROCESS).top1 > 0.4
+
+
+def test_sensitivities_under_another_preprocessing_are_refused(
+    trained: Graph, dataset: ArrayDataset, tmp_path: Path
+) -> None:
+    stage = Prune(macs=0.5, multiple=1, strategy="sensitivity", ratios=[0.5], samples=32)
+    stage.run(trained, context(dataset, tmp_path, "train", "val"))
+    other = Data({role: lambda: dataset for role in ("train", "val")}, Preprocess((90.0,), (50.0,)))
+    with pytest.raises(DataError, match="measured with another preprocess: expected mean"):
+        stage.run(trained, RunContext(tmp_path, other))
+
+
+def test_numbers_that_are_none_in_the_data_are_an_error(trained: Graph, tmp_path: Path) -> None:
+    images = np.zeros((16, 8, 8, 1), np.float32)
+    images[3, 0, 0, 0] = np.nan
+    broken = ArrayDataset({"image": images, "label": np.arange(16) % 6})
+    with pytest.raises(DataError, match="NaN or infinit"):
+        Prune(macs=0.5, multiple=1).run(trained, context(broken, tmp_path, "train"))
+    with pytest.raises(DataError, match="on data.train are NaN or infinite"):
+        Prune(macs=0.5, multiple=1, criterion="taylor").run(trained, context(broken, tmp_path, "train"))
+
+
+def test_labels_out_of_range_are_an_error_for_taylor(trained: Graph, tmp_path: Path) -> None:
+    wrong = ArrayDataset({"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.arange(16) + 90})
+    with pytest.raises(DataError, match="Labels for a model of 6 classes"):
+        Prune(macs=0.5, criterion="taylor").check(trained, context(wrong, tmp_path, "train"))
+
+
+def test_behind_a_cut_what_is_out_of_reach_is_not_known_in_advance(
+    trained: Graph, dataset: ArrayDataset, tmp_path: Path
+) -> None:
+    stage = Prune(macs=0.1, multiple=1, max_ratio=0.4)
+    with pytest.raises(UnsupportedError, match="cannot be reached"):
+        stage.check(trained, context(dataset, tmp_path, "train"))
+    stage.check(trained, context(dataset, tmp_path, "train", foreseen=False))
