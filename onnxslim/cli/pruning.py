@@ -139,7 +139,7 @@ def prune(
     _show(plan, multiple, masked)
     if (data is None or not restore_batchnorm) and any(node.op == "Conv" for node in graph.nodes()):
         typer.echo("Batch norm was not measured anew (needs --data), which costs accuracy.")
-    note = half_precision_note(graph, "pruned")
+    note = half_precision_note(graph, "pruned and written")
     if note is not None:
         typer.echo(f"note: {note}")
     if out is not None and not dry_run:

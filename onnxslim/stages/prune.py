@@ -301,21 +301,17 @@ class Prune(Stage):
         return val
 
     def _products(self, graph: Graph, context: RunContext) -> Sequence[Mapping[str, Array]]:
-        loader = Loader(
-            context.data.get("train"),
-            only_data_input(graph).name,
-            context.data.preprocess,
-            batch=_GRADIENT_BATCH,
-            seed=context.seed,
-        )
-        count = min(-(-self.samples // _GRADIENT_BATCH), loader.steps_per_epoch)
+        train = context.data.get("train")
+        batch = min(_GRADIENT_BATCH, len(train))
+        loader = Loader(train, only_data_input(graph).name, context.data.preprocess, batch=batch, seed=context.seed)
+        count = min(-(-self.samples // batch), loader.steps_per_epoch)
 
         def batches() -> Iterator[tuple[Mapping[str, Array], Array]]:
             for made, _ in zip(loader.epoch(0), range(count)):
                 assert made.labels is not None
                 yield made.feeds, made.labels
 
-        return gradient_products(graph, batches(), _GRADIENT_BATCH, count, context.progress)
+        return gradient_products(graph, batches(), batch, count, context.progress)
 
 
 def _size(graph: Graph) -> Size:

@@ -207,6 +207,12 @@ def test_numbers_that_are_none_in_the_data_are_an_error(trained: Graph, tmp_path
         Prune(macs=0.5, multiple=1, criterion="taylor").run(trained, context(broken, tmp_path, "train"))
 
 
+def test_taylor_takes_few_images_too(trained: Graph, dataset: ArrayDataset, tmp_path: Path) -> None:
+    few = ArrayDataset(dataset.read(np.arange(20)))
+    result = Prune(macs=0.5, multiple=1, criterion="taylor").run(trained, context(few, tmp_path, "train"))
+    assert result.summary["macs_left"] <= 0.5
+
+
 def test_labels_out_of_range_are_an_error_for_taylor(trained: Graph, tmp_path: Path) -> None:
     wrong = ArrayDataset({"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.arange(16) + 90})
     with pytest.raises(DataError, match="Labels for a model of 6 classes"):
