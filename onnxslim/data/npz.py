@@ -36,7 +36,8 @@ def open_npz(
     if split is None and splits:
         raise DataError(f"{path} has the splits {', '.join(splits)}: say which one to read")
     if split is not None and split not in splits:
-        there = f"the splits there are {', '.join(splits)}" if splits else "its arrays are not split; leave split out"
+        whole = "its arrays are not split: name none, or parts of the whole such as '[:1000]' and '[1000:]'"
+        there = f"the splits there are {', '.join(splits)}" if splits else whole
         raise DataError(f"{path}: no such split '{split}'; {there} (arrays: {', '.join(sorted(arrays))})")
     chosen = {base: arrays[name] for name in arrays for s, base in [_split_of(name)] if s == (split or "")}
     named: dict[str, Array] = {}
