@@ -300,3 +300,21 @@ def test_sensitivity_measures_stores_and_draws(job: Path) -> None:
     assert "'logits' is an output of the graph" in out
     assert "<svg" in (job / "s.svg").read_text()
     assert len(json.loads((job / "s.json").read_text())["groups"]["conv1"]["metric"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"), [(True, "s.json has what was measured"), (False, "Nothing was measured")]
+)
+def test_an_interrupted_sensitivity_says_what_is_kept(
+    job: Path, monkeypatch: pytest.MonkeyPatch, stored: bool, message: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    if stored:
+        (job / "s.json").write_text("{}")
+    monkeypatch.setattr("onnxslim.run.sensitivity", interrupted)
+    result = run("sensitivity", "student.onnx", "--data", "data.npz", "--split", "train", "-o", "s.json")
+    assert result.exit_code == 130
+    assert f"Interrupted. {message}" in result.stderr
+    assert ".." not in result.stderr

@@ -216,9 +216,7 @@ def sensitivity(
         try:
             found = run(model, given, out, seed=seed, workers=workers, progress=progress, **options)
         except KeyboardInterrupt:
-            kept = (
-                f"{out} has what was measured; the same command goes on." if out.exists() else "Nothing was measured."
-            )
+            kept = f"{out} has what was measured; the same command goes on" if out.exists() else "Nothing was measured"
             raise KeyboardInterrupt(f"Interrupted. {kept}.") from None
     print_view(sensitivity_table(found))
     baseline = f"{100 * found.baseline:.2f} %" if metric is None else f"{found.baseline:.6g}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxslim.data import ProgressCallback, check_fits
+from onnxslim.data import Preprocess, ProgressCallback, check_fits
 from onnxslim.errors import RecipeError
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
@@ -54,7 +54,7 @@ def prune(
     stage.check(graph, context)
     plan, work = stage.plan(graph, context)
     cut = stage.cut(plan, work)[0]
-    if context.data.roles:
+    if context.data.preprocess != Preprocess():
         note_preprocess(cut, context.data.preprocess)
     return Pruned(cut, plan)
 
