@@ -179,7 +179,7 @@ def _repair(
     footprint.with_left(left)
     open_groups = [name for name in limits if left[name] < limits[name].units]
     while open_groups:
-        open_groups.sort(key=lambda name: left[name] - (limits[name].units - lost.get(name, 0.0)))
+        open_groups.sort(key=lambda name: _excess(limits[name], left[name], lost.get(name, 0.0)))
         name = open_groups[0]
         step = min(limits[name].step, limits[name].units - left[name])
         footprint.set(name, left[name] + step)
@@ -202,10 +202,8 @@ def _repair_measured(
 ) -> dict[str, int]:
     """The same, in few measurements: one step for each group that was cut too deep, as many groups as will do."""
 
-    def excess(name: str) -> float:
-        return left[name] - (limits[name].units - lost.get(name, 0.0))
-
-    deep = sorted((name for name in limits if excess(name) < 0), key=excess)
+    excess = {name: _excess(limit, left[name], lost.get(name, 0.0)) for name, limit in limits.items()}
+    deep = sorted((name for name in limits if excess[name] < 0), key=excess.__getitem__)
     steps = [(name, min(limits[name].step, limits[name].units - left[name])) for name in deep]
     low, high = 0, len(steps) + 1  # so many can be given back; so many cannot
     while high - low > 1:
@@ -216,6 +214,11 @@ def _repair_measured(
         else:
             high = middle
     return dict(steps[:low])
+
+
+def _excess(limit: Limit, left: int, lost: float) -> float:
+    """Units that are left beyond what a strategy would leave; below 0 where rounding cut deeper."""
+    return left - (limit.units - lost)
 
 
 def uniform(groups: Sequence[Group]) -> Ideal:

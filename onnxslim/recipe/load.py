@@ -120,9 +120,6 @@ def _expanded(tree: Entry) -> Entry:
     stages = top.get("stages")
     if stages is not None and isinstance(stages.value, list):
         top["stages"] = Entry([_expanded_stage(entry) for entry in stages.value], stages.origin)
-    for key in ("model", "teacher"):
-        if key in top and isinstance(top[key].value, Path):
-            top[key] = Entry(str(top[key].value), top[key].origin)
     return Entry(top, tree.origin)
 
 
@@ -139,8 +136,8 @@ def _empty_for_nothing(entry: Entry) -> Entry:
 def _source(entry: Entry) -> Entry:
     """A data source: a path becomes {path: …}, from Python an object {given: …}."""
     value, origin = entry.value, entry.origin
-    if isinstance(value, str | Path):
-        return Entry({"path": Entry(str(value), origin)}, origin)
+    if isinstance(value, str):
+        return Entry({"path": entry}, origin)
     if isinstance(value, dict):
         if "given" in value and not isinstance(value["given"].value, Given):
             raise RecipeError(f"{value['given'].origin}: unknown key 'given'; known keys: path, split")

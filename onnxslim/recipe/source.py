@@ -106,8 +106,8 @@ def parse_yaml(text: str, source: str, folder: Path) -> Entry:
 
 
 def from_python(value: Any, origin: Origin) -> Entry:
-    """A tree from Python's mappings and sequences; other objects, mappings of arrays among them, are
-    carried as they are."""
+    """A tree from Python's mappings and sequences, paths as text; other objects, mappings of arrays among them,
+    are carried as they are."""
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value) or any(hasattr(v, "dtype") for v in value.values()):
             return Entry(Given(value), origin)

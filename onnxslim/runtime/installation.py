@@ -62,6 +62,7 @@ class Facts:
 
 
 def observe() -> tuple[Facts, Any]:
+    """What there is, and the module `onnxruntime` (None where it is missing or emptied)."""
     runtime = import_runtime()
     builder = False
     if runtime is not None:
@@ -122,6 +123,7 @@ def diagnose(facts: Facts) -> tuple[Problem, ...]:
 
 
 def no_training(facts: Facts) -> Problem:
+    """Why an installation has no gradient builder, and the command that would add it."""
     if facts.python > _NEWEST_TRAINING_PYTHON:
         got, newest = _dotted(facts.python), _dotted(_NEWEST_TRAINING_PYTHON)
         what = f"Python {got} has no {TRAINING} wheel (the newest is for {newest})"

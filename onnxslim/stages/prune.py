@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
@@ -23,13 +22,11 @@ from onnxslim.pruning.metric import Metric, load_metric, require_trained, top1
 from onnxslim.pruning.pruner import Mode, PrunePlan, Pruner, Scope, Strategy
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
 from onnxslim.pruning.taylor import gradient_products
-from onnxslim.rewrite import Context
-from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import InputPath, RunContext, Stage, StageResult, classes_of, only_data_input, prepared
+from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.stages.quantize import calibration_batches
 from passes.prune import CutChannels
-from passes.quantize import ExpandFakeQuant
-from passes.simplify import FoldBatchnorm, RestoreBatchnorm
+from passes.simplify import FoldBatchnorm
 
 __all__ = ["Prune"]
 
@@ -230,18 +227,7 @@ class Prune(Stage):
         if self.restore_batchnorm and context.data.has("train"):
             batches = _Batches(context, only_data_input(work).name, self.samples)
         if batches is not None and not dry:
-            step, blank = RestoreBatchnorm(), Context(seed=context.seed)
-            runnable = work.copy()
-            ExpandFakeQuant()(runnable)
-            requests = step.requests(work, blank)
-            found = gather(runnable, requests, batches(), context.progress, threads=context.workers)
-            for request, moments in found.items():
-                if not np.isfinite(moments).all():
-                    raise DataError(
-                        f"Statistics of '{request.value}' on data.train are NaN or infinite: look for such numbers in "
-                        "the data"
-                    )
-            restored = step(work, Context(statistics=found, seed=context.seed)).rewrites
+            restored = restore_batchnorm(work, batches(), context).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
         products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
         pruner = Pruner(work, scope, self.criterion, context.seed, products)

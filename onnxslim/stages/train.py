@@ -13,10 +13,10 @@ from onnxslim.data import Augment, Loader
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
 from onnxslim.graph import Graph, Role
-from onnxslim.rewrite import Context, Outcome
+from onnxslim.rewrite import Outcome
 from onnxslim.runtime.capabilities import require_training
-from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageResult, only_data_input, prepared
+from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.training.layout import Plan, choose_layout
 from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
@@ -27,8 +27,7 @@ from onnxslim.training.step import Layout, StepOptions, build_step
 from onnxslim.training.teacher_cache import TeacherCache
 from onnxslim.training.workers import shares
 from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel
-from passes.quantize import ExpandFakeQuant
-from passes.simplify import FoldBatchnorm, RestoreBatchnorm
+from passes.simplify import FoldBatchnorm
 
 __all__ = [
     "AugmentOptions",
@@ -192,7 +191,8 @@ class Train(Stage):
         student, restored = prepared(graph), Outcome()
         loader = self.loader(student, context)
         if self.restore_batchnorm:
-            restored = self.restore(student, loader, context)
+            seen = islice(loader.epoch(0), -(-_MEASURED // self.batch))  # images as they are trained on
+            restored = restore_batchnorm(student, (batch.feeds for batch in seen), context)
         mark_roles(student)
         teacher = self.prepared_teacher(context)
         cache = None
@@ -313,17 +313,6 @@ class Train(Stage):
         teacher = prepared(context.teacher)
         FoldBatchnorm()(teacher)
         return teacher
-
-    def restore(self, student: Graph, loader: Loader, context: RunContext) -> Outcome:
-        """Puts batch norms behind folded convolutions, in place, measured on images as they are trained on."""
-        step = RestoreBatchnorm()
-        blank = Context(seed=context.seed)
-        requests = step.requests(student, blank)
-        runnable = student.copy()
-        ExpandFakeQuant()(runnable)
-        batches = (batch.feeds for batch in islice(loader.epoch(0), -(-_MEASURED // self.batch)))
-        statistics = gather(runnable, requests, batches, context.progress, threads=context.workers)
-        return step(student, Context(statistics=statistics, seed=context.seed))
 
     def validation(self, context: RunContext) -> Callable[[Graph], float] | None:
         """Top-1 on val; None where there is none with labels."""

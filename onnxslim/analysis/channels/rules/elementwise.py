@@ -22,10 +22,11 @@ def broadcast(couplings: Couplings, node: Node, values: list[Value], result: Val
     for axis, size in enumerate(result.shape):
         ends = [End(result, axis)]
         for value in values:
-            place = axis - len(result.shape) + len(value.shape or ())
+            shape = value.shape or ()
+            place = axis - len(result.shape) + len(shape)
             if place < 0:  # an operand of lower rank: the same for all along this axis
                 continue
-            dim = value.shape[place] if value.shape is not None else 1
+            dim = shape[place]
             if dim == size or not isinstance(dim, int):
                 ends.append(End(value, place))
             else:

@@ -1,0 +1,35 @@
+"""Batch norms put back behind folded convolutions: what training, and a cut, want of a model as it is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from onnxslim.errors import DataError
+from onnxslim.graph import Array, Graph
+from onnxslim.rewrite import Context, Outcome
+from onnxslim.runtime.statistics import gather
+from onnxslim.stages.base import RunContext
+from passes.quantize import ExpandFakeQuant
+from passes.simplify import RestoreBatchnorm
+
+__all__ = ["restore_batchnorm"]
+
+
+def restore_batchnorm(graph: Graph, batches: Iterable[Mapping[str, Array]], context: RunContext) -> Outcome:
+    """`RestoreBatchnorm` in place, with statistics measured on `batches`, feeds by input name.
+
+    Raises DataError where there is no batch, or one gives NaN or infinity.
+    """
+    step = RestoreBatchnorm()
+    requests = step.requests(graph, Context(seed=context.seed))
+    runnable = graph.copy()
+    ExpandFakeQuant()(runnable)
+    found = gather(runnable, requests, batches, context.progress, threads=context.workers)
+    for request, moments in found.items():
+        if not np.isfinite(moments).all():
+            raise DataError(
+                f"Statistics of '{request.value}' on data.train are NaN or infinite: look for such numbers in the data"
+            )
+    return step(graph, Context(statistics=found, seed=context.seed))
