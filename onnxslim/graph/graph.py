@@ -316,6 +316,13 @@ class Graph:
         node.name, node.doc = name, doc
         self._touch(node)
 
+    def strip(self, item: Node | Value) -> None:
+        """Forgets what an exporter noted beside a node or value: its doc string and metadata."""
+        item.doc, item.metadata = "", {}
+        if isinstance(item, Value):
+            item.extra = None
+        self._touch(item)
+
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
         node.op, node.domain = op, domain
         self.opsets.setdefault(domain, 1)

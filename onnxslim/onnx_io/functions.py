@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import networkx as nx
 import onnx
 
 from onnxslim.errors import ModelFormatError
-from onnxslim.onnx_io.bodies import bodies_of
+from onnxslim.onnx_io.node_names import all_nodes
 
 __all__ = ["expansion", "require_no_recursion"]
 
@@ -51,18 +51,10 @@ def _calls(functions: Sequence[onnx.FunctionProto]) -> tuple[nx.DiGraph[_Key], d
         own[key] = 0
     for function in functions:
         key = (function.domain, function.name, function.overload)
-        for node in _all_nodes(function.node):
+        for node in all_nodes(function.node):
             own[key] += 1
             callee = (node.domain, node.op_type, node.overload)
             if callee in own:
                 times = graph.edges[key, callee]["times"] if graph.has_edge(key, callee) else 0
                 graph.add_edge(key, callee, times=times + 1)
     return graph, own
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Those of bodies too."""
-    for node in nodes:
-        yield node
-        for body in bodies_of(node.attribute):
-            yield from _all_nodes(body.node)

@@ -15,6 +15,7 @@ from onnxslim.errors import ModelError
 from onnxslim.files import write_atomic, write_together
 from onnxslim.graph import Array, DType, Graph, Node, Value
 from onnxslim.onnx_io.bodies import renamed
+from onnxslim.onnx_io.node_names import name_nodes
 from onnxslim.onnx_io.tensors import raw_bytes, tensor_of
 from onnxslim.onnx_io.types import type_proto
 
@@ -32,10 +33,16 @@ def to_proto(graph: Graph, *, value_info: bool = True) -> onnx.ModelProto:
     return _model(graph, value_info, {})
 
 
-def to_bytes(graph: Graph, *, value_info: bool = True) -> bytes:
-    """The file's bytes, weights inside; the same for equal graphs. ModelError over 2 GB."""
+def to_bytes(graph: Graph, *, value_info: bool = True, named: bool = False) -> bytes:
+    """The file's bytes, weights inside; the same for equal graphs. ModelError over 2 GB.
+
+    `named` gives every node a name of its own, which ONNX Runtime's fusions rely on.
+    """
     _require_fitting(graph)
-    return _serialized(to_proto(graph, value_info=value_info))
+    model = to_proto(graph, value_info=value_info)
+    if named:
+        name_nodes(model)
+    return _serialized(model)
 
 
 def write(graph: Graph, path: str | Path, *, value_info: bool = True, external_data: bool | None = None) -> None:

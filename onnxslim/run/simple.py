@@ -19,6 +19,7 @@ from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
 from onnxslim.verify import verify
+from passes.deploy import NameNodes
 from passes.simplify import SetBatch, for_runtime
 from passes.simplify import simplify as simplifying
 
@@ -89,6 +90,7 @@ def simplify(
     context = Context(checker=checker, seed=seed, progress=progress)
     outcome = simplifying(graph.opset)(graph, context)
     verify(graph, since=mark)  # by types that were not known before
+    NameNodes()(graph)
     return Simplified(graph, outcome)
 
 
@@ -100,6 +102,7 @@ def set_batch(model: Graph | str | Path, batch: int | str = "batch") -> Graph:
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
     SetBatch(batch)(graph)
+    NameNodes()(graph)
     return graph
 
 

@@ -16,6 +16,7 @@ import onnx
 from onnxslim.errors import DataError, ModelError, ModelFormatError, OnnxSlimError, UnsupportedError
 from onnxslim.graph import Array, DType, Graph, Shape, Value
 from onnxslim.onnx_io import to_bytes, to_proto
+from onnxslim.onnx_io.node_names import name_nodes
 from onnxslim.runtime.installation import load_runtime
 
 __all__ = ["Model", "Port", "Session", "run_batches"]
@@ -136,7 +137,7 @@ class Session:
         big = _handed_over(model)
         if not big:
             # With types: ONNX Runtime crashes on kernels whose result it cannot infer (MaxPoolGrad).
-            return to_bytes(model)
+            return to_bytes(model, named=True)
         return self._without(model, big, options)
 
     def _without(self, graph: Graph, big: list[Value], options: Any) -> bytes:
@@ -146,6 +147,7 @@ class Session:
         for value in proto_values:
             value.array = None  # of a throw-away copy: its declared type stays
         model = to_proto(light)
+        name_nodes(model)
         names, tensors = [], []
         for value in big:
             assert value.array is not None

@@ -86,7 +86,6 @@ def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tu
     outcome = Outcome()
     for step in (canonicalize(), FoldBatchnorm(), RoundBiases(), LowerToQdq(), ShortenNames()):
         outcome += step(graph, context)
-    graph.doc = ""
     if preprocess is not None:
         note_preprocess(graph, preprocess)
     return graph, outcome

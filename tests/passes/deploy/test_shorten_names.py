@@ -33,7 +33,10 @@ def test_inner_names_are_short_and_unique() -> None:
     assert outcome.rewrites == len(names) - 2
     assert len(set(names)) == len(names)
     assert max(map(len, names)) <= 2
-    assert not any(node.name for node in graph.nodes())
+    nodes = [node.name for node in graph.nodes()]
+    assert len(set(nodes)) == len(nodes)
+    assert max(map(len, nodes)) <= 2
+    assert min(map(len, nodes)) == 1
     assert (graph.inputs[0].name, graph.outputs[0].name) == ("a", "b")
     assert len(to_bytes(graph)) < size / 2
     np.testing.assert_array_equal(Session(graph).run({"a": np.ones(2, np.float32)})["b"], before)
@@ -61,6 +64,70 @@ def test_subgraph_bodies_keep_working() -> None:
     for flag, expected in ((True, [-1.0, 6.0]), (False, [0.0, 4.0])):
         found = Session(graph).run({"x": np.array([1, -2], np.float32), "flag": np.array(flag)})["y"]
         np.testing.assert_array_equal(found, expected)
+
+
+def traced() -> onnx.ModelProto:
+    """A model with notes of an exporter wherever ONNX has room for them."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18, "own" : 1]>
+        main (float[2] x, bool flag) => (float[2] y) {
+            half = own.twice (x)
+            y = If (flag) <
+                then_branch = yes () => (float[2] b) { b = If (flag) <
+                    then_branch = deep () => (float[2] c) { c = Abs(half) },
+                    else_branch = flat () => (float[2] d) { d = Neg(half) }
+                > },
+                else_branch = no () => (float[2] a) { a = Identity(half) }
+            >
+        }
+        <domain: "own", opset_import: ["" : 18]> twice (v) => (w) { w = Add(v, v) }
+    """)
+    holders: list[object] = [model.graph, model.functions[0]]
+    while holders:
+        holder = holders.pop()
+        note(holder)
+        for node in getattr(holder, "node", ()):
+            holders += [node, *(attribute.g for attribute in node.attribute if attribute.HasField("g"))]
+        holders += [*getattr(holder, "input", ()), *getattr(holder, "output", ())] if hasattr(holder, "node") else []
+    model.metadata_props.add(key="licence", value="MIT")
+    return model
+
+
+def note(holder: object) -> None:
+    if hasattr(holder, "metadata_props"):
+        holder.doc_string = "SECRET doc"  # type: ignore[attr-defined]
+        holder.metadata_props.add(key="stack_trace", value="SECRET trace")
+
+
+def test_what_exporters_noted_goes_at_every_level() -> None:
+    graph = from_proto(traced())
+    assert to_bytes(graph).count(b"SECRET") >= 20
+    ShortenNames()(graph)
+    data = to_bytes(graph)
+    assert b"SECRET" not in data
+    assert onnx.load_from_string(data).metadata_props[0].value == "MIT"
+    for flag, expected in ((True, [2.0, 4.0]), (False, [2.0, -4.0])):
+        found = Session(graph).run({"x": np.array([1, -2], np.float32), "flag": np.array(flag)})["y"]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_nodes_in_bodies_share_no_name_with_any_other() -> None:
+    graph = from_proto(traced())
+    ShortenNames()(graph)
+    names = names_of(onnx.load_from_string(to_bytes(graph)).graph)
+    assert len(names) == 6
+    assert "" not in names
+    assert len(set(names)) == len(names)
+
+
+def names_of(body: onnx.GraphProto) -> list[str]:
+    """The names of all nodes, those of bodies too."""
+    found = []
+    for node in body.node:
+        found.append(node.name)
+        for attribute in node.attribute:
+            found += names_of(attribute.g) if attribute.HasField("g") else []
+    return found
 
 
 def test_is_deterministic_and_idempotent() -> None:
