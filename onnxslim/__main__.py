@@ -1,6 +1,11 @@
-"""`python -m onnxslim`."""
+"""`python -m onnxslim`. Python puts the current folder first, where nothing may run: it is left out again."""
 
-from onnxslim.cli import main
+import sys
 
 if __name__ == "__main__":
+    from onnxslim.runtime.isolated import module_folders
+
+    sys.path[:] = module_folders()
+    from onnxslim.cli import main
+
     main()

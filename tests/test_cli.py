@@ -267,12 +267,16 @@ def test_wrong_options_of_quantize(job: Path, options: tuple[str, ...], message:
     assert not (job / "int8.onnx").exists()
 
 
-def test_a_bug_keeps_its_traceback(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_ends_with_one_and_keeps_its_traceback(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("onnxslim.stages.Quantize.run", bug)
-    assert isinstance(run("compress", "r.yaml").exception, ZeroDivisionError)
+    monkeypatch.setattr("tempfile.tempdir", str(job))
+    result = run("compress", "r.yaml")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError: a bug" in result.stderr
+    assert "in bug" in next(job.glob("onnxslim-error-*.txt")).read_text("utf-8")
 
 
 def test_prune_writes_and_says_what_went(job: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from onnxslim import files
 from onnxslim.errors import OutputError
-from onnxslim.files import write_atomic, write_together
+from onnxslim.files import held, read_json, read_regular, require_name, require_place, write_atomic, write_together
 
 
 def test_bytes_and_writers(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_files_that_belong_together(tmp_path: Path) -> None:
     [
         ("none/a", "create its folder first"),
         ("file/a", "a part of the path is a file"),
-        ("folder", "a folder of that name is in the way"),
+        ("folder", "it is a folder"),
         ("n" * 300, "choose a shorter name"),
     ],
 )
@@ -143,3 +144,77 @@ def test_everything_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "replace", replace)
     write_together({tmp_path / "a": b"1", tmp_path / "b": b"2"})
     assert calls == ["sync file", "sync file", "rename a", "rename b", "sync folder"]
+
+
+@pytest.fixture
+def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what is no regular file, and links to it; the current directory."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("door").symlink_to("folder")
+    Path("null").symlink_to(os.devnull)
+    Path("tube").symlink_to("pipe")
+    Path("ring").symlink_to("ring")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    return tmp_path
+
+
+IRREGULAR = {
+    "pipe": "is a pipe",
+    "folder": "is a folder",
+    "door": "which is a folder",
+    "null": "which is a device",
+    "tube": "which is a pipe",
+    "ring": "circle",
+    "socket": "is a socket",
+    os.devnull: "is a device",
+    "a\0b": "null",
+    "a\ud800": "surrogate",
+    "pipe/x": "a part of the path is a file",
+    "gone/x": "create its folder first",
+}
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_only_regular_files_are_written_and_read(name: str, standing: Path) -> None:
+    before = {path: path.lstat().st_mode for path in standing.iterdir()}
+    for write in (lambda: require_place(Path(name)), lambda: write_atomic(name, b"x")):
+        with pytest.raises(OutputError, match=IRREGULAR[name]):
+            write()
+    with pytest.raises(OSError):
+        read_regular(name)
+    assert {path: path.lstat().st_mode for path in standing.iterdir()} == before
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_lock_never_empties_what_a_link_names(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"content")
+    (tmp_path / ".run.lock").symlink_to("precious")
+    with pytest.raises(OutputError, match="no regular file"), held(tmp_path / "run", "busy"):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/b", "a\\b", "a\0"])
+def test_a_name_does_not_lead_elsewhere(name: str) -> None:
+    with pytest.raises(OutputError, match="without a folder"):
+        require_name(name, "name")
+
+
+def test_in_a_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OutputError, match="No such file"):
+        write_atomic("x", b"")
+
+
+def test_json_that_is_deep_or_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="too deeply"):
+        read_json(tmp_path / "a.json")
+    monkeypatch.setattr(files, "_MOST_JSON", 10)
+    with pytest.raises(OSError, match="at most 10 bytes, got 100,000"):
+        read_json(tmp_path / "a.json")

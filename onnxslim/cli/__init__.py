@@ -1,4 +1,4 @@
-"""The command line. A fault of ours or of the input is one message and exit code 2; anything else is a bug."""
+"""The command line. What can go wrong ends in one message and an exit code: see `boundary`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ import typer
 from typer.core import TyperGroup
 
 from onnxslim.cli import looks, models, pruning, runs
-from onnxslim.errors import OnnxSlimError
+from onnxslim.cli.boundary import bounded, flushed, tolerate_encodings
 from onnxslim.runtime.installation import require_own_passes
 
 __all__ = ["app", "main"]
 
 
 class _Commands(TyperGroup):
-    """Ends with 2 where an error is ours, with 130 after an interruption, each with one message."""
+    """Whatever a command raises becomes a message and an exit code."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with bounded():  # help is printed here
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with bounded():
             require_own_passes()
             return super().invoke(ctx)
-        except OnnxSlimError as error:
-            _complain(f"Error: {error}")
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt as stop:
-            _complain(str(stop) or "Interrupted.")
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -45,14 +43,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command `onnxslim`."""
-    app(prog_name="onnxslim")
-
-
-def _complain(message: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True, soft_wrap=True).print(Text(message, style="red"))
+    tolerate_encodings()
+    with flushed():
+        app(prog_name="onnxslim")
 
 
 def _version(asked: bool) -> None:

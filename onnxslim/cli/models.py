@@ -50,9 +50,11 @@ def quantize(
         onnxslim quantize float.onnx -o int8.onnx --data train.npz --target arm --skip head --samples 1000
     """
     from onnxslim.evaluation import size_of
+    from onnxslim.files import require_place
     from onnxslim.onnx_io import read, write
     from onnxslim.run import quantize as run
 
+    require_place(out)
     graph = read(model)
     before = size_of(model)
     preprocess = preprocess_of([model], mean, std, layout)
@@ -101,11 +103,13 @@ def simplify(
         onnxslim simplify exported.onnx -o any.onnx --batch dynamic
     """
     from onnxslim.evaluation import size_of
+    from onnxslim.files import require_place
     from onnxslim.onnx_io import read, write
     from onnxslim.report import rules_table
     from onnxslim.run import set_batch
     from onnxslim.run import simplify as run
 
+    require_place(out)
     graph = read(model)
     before = size_of(model)
     if batch is not None:

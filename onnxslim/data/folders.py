@@ -36,6 +36,8 @@ __all__ = ["SPLITS", "open_folder"]
 SPLITS = ("train", "val", "valid", "validation", "test")
 """Folder names that are taken for splits rather than for classes."""
 
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM")
+"""What Pillow may take a file for, whatever its name: others are refused, such as EPS, which starts Ghostscript."""
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm")
 _CHUNK = 256
 _UNREADABLE = (  # what Pillow and zipfile raise on damaged or encrypted files
@@ -122,7 +124,7 @@ class _Decoder:
 
     def _open(self, path: str) -> Image.Image:
         try:
-            return Image.open(io.BytesIO(self._files.read(path)))
+            return Image.open(io.BytesIO(self._files.read(path)), formats=_FORMATS)
         except _UNREADABLE as error:
             raise DataError(f"{self._files.root}: cannot read the image '{path}': {error}") from error
 

@@ -17,7 +17,7 @@ from typing import Generic, TypeAlias, TypeVar
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError
 from onnxslim.evaluation.models import digest_of
-from onnxslim.files import write_atomic
+from onnxslim.files import read_json, write_atomic
 from onnxslim.graph import Graph
 
 __all__ = ["Point", "Result", "Variant", "evaluate_many"]
@@ -169,7 +169,7 @@ class _Store:
 
 def _read(path: Path) -> dict[str, dict[str, dict[str, Result]]]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         if content["version"] != _VERSION:
             raise DataError(f"{path}: results of version {content['version']}, expected {_VERSION}: move the file away")
         contexts = content["contexts"]

@@ -11,6 +11,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxslim.errors import ModelError, ModelFormatError
+from onnxslim.files import open_regular, read_regular
 from onnxslim.graph import DType, Graph, Shape
 from onnxslim.onnx_io import read, to_bytes
 from onnxslim.rewrite import Context
@@ -53,7 +54,7 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
             raise ModelFormatError(f"Model not found: {path} does not exist (looked from {Path.cwd()})")
         if path.suffix == ".ort":
             try:
-                return Session(path.read_bytes(), threads=threads)
+                return Session(read_regular(path), threads=threads)
             except ModelError as error:
                 raise ModelFormatError(f"Cannot read '{path}': {error}; convert the model again") from error
         model = read(path)
@@ -99,7 +100,7 @@ def digest_of(model: Model) -> str:
     state = hashlib.sha256()
     if isinstance(model, str | Path):
         for path in _files(Path(model)):
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 while block := file.read(1 << 20):
                     state.update(block)
     else:

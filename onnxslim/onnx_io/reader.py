@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from onnxslim.collector import paused
 from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
+from onnxslim.files import read_regular
 from onnxslim.graph import Graph, Node, Value
 from onnxslim.onnx_io.bodies import captured_names, local_names
 from onnxslim.onnx_io.functions import require_no_recursion
@@ -43,7 +44,7 @@ def read(path: str | Path) -> Graph:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise ModelFormatError(f"Cannot read '{path}': {error.strerror}; give the path of an ONNX file") from error
     try:

@@ -49,7 +49,8 @@ def require_trained(
 
 
 def load_metric(path: str) -> Metric:
-    """The callable named "package.module:function"; modules of the current folder are found too.
+    """The callable named "package.module:function"; modules of the current folder are found too, after all that is
+    installed: a file there never takes the place of a package.
 
     Raises RecipeError saying what is missing. The metric raises DataError, with the place, where the function fails
     or returns anything but a finite number.
@@ -59,10 +60,10 @@ def load_metric(path: str) -> Metric:
         raise RecipeError(f"metric: expected package.module:function, got '{path}'")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)
     try:
         module = import_module(module_name)
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
         raise RecipeError(f"metric: cannot import '{module_name}' (looked in {here} too): {_said(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -73,7 +74,7 @@ def load_metric(path: str) -> Metric:
             value = found(graph, dataset, preprocess)
         except OnnxSlimError:
             raise
-        except Exception as error:  # whatever a user's function raises
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{place.filename}, line {place.lineno}"
             raise DataError(f"metric '{path}' failed: {_said(error)} ({where})") from error
@@ -88,5 +89,5 @@ def load_metric(path: str) -> Metric:
     return metric
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -13,7 +13,7 @@ from typing import Any
 from onnxslim.data import ProgressCallback
 from onnxslim.errors import DataError
 from onnxslim.evaluation import Point, Variant, evaluate_many
-from onnxslim.files import held, write_atomic
+from onnxslim.files import held, read_json, write_atomic
 from onnxslim.graph import Graph
 
 __all__ = ["Sensitivities", "measure_sensitivities"]
@@ -62,7 +62,7 @@ class Sensitivities:
     def load(cls, path: Path) -> Sensitivities:
         """Raises DataError where the file is missing or is none of this kind."""
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = read_json(path)
             if content["version"] != _VERSION:
                 raise DataError(f"{path}: sensitivities of version {content['version']}, expected {_VERSION}")
             groups = content["groups"]

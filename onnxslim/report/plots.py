@@ -26,6 +26,14 @@ def require_plotting(path: Path) -> None:
 
 def plot_sensitivities(found: Sensitivities, path: Path) -> None:
     """The loss of every group by the ratio of its channels gone, the most sensitive first in the legend."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a matplotlibrc of the current folder may name programs to run
+        write_atomic(path, _drawn(found, path.suffix[1:].lower()))
+
+
+def _drawn(found: Sensitivities, format: str) -> bytes:
     from matplotlib.figure import Figure
 
     losses = sorted(found.losses.items(), key=lambda item: -sum(item[1].values()))
@@ -41,5 +49,5 @@ def plot_sensitivities(found: Sensitivities, path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="x-small")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:].lower(), dpi=150)
-    write_atomic(path, buffer.getvalue())
+    figure.savefig(buffer, format=format, dpi=150)
+    return buffer.getvalue()

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxslim.errors import CheckpointError, DataError
 from onnxslim.evaluation import Evaluation, Interval, Row
-from onnxslim.files import write_atomic
+from onnxslim.files import read_json, write_atomic
 
 __all__ = [
     "Accuracy",
@@ -99,7 +99,7 @@ class Report:
     def read(cls, path: str | Path) -> Report:
         """The report in a report.json; CheckpointError where it is none."""
         try:
-            content = json.loads(Path(path).read_text("utf-8"))
+            content = read_json(Path(path))
             if content.pop("version") != _VERSION:
                 raise CheckpointError(f"{path} is a report of another version of onnxslim; expected {_VERSION}")
             rows = tuple(_row(row) for row in content.pop("rows"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxslim.errors import CheckpointError, OutputError, RecipeError
-from onnxslim.files import held, make_folder, write_atomic
+from onnxslim.files import held, make_folder, read_json, read_regular, write_atomic
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read, to_bytes
 from onnxslim.report import Accuracy, StageRow
@@ -147,7 +147,7 @@ class RunFolder:
         if not record["sha256"]:
             return Finished(before, stage_from(record["row"]))
         path = self._onnx(number)
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != record["sha256"]:
+        if not path.is_file() or hashlib.sha256(read_regular(path)).hexdigest() != record["sha256"]:
             raise CheckpointError(
                 f"{path} is missing or not what stage {number} ({stage.kind}) wrote: remove {self._json(number)} to "
                 "run that stage again"
@@ -208,7 +208,7 @@ def _declared(stage: Stage) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        content: dict[str, Any] = read_json(path)
         return content
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): start the run anew (--force)") from error

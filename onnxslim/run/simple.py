@@ -9,6 +9,7 @@ from pathlib import Path
 from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
 from onnxslim.errors import OutputError, RecipeError
+from onnxslim.files import require_name
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
 from onnxslim.rewrite import Context, Outcome, Refusal
@@ -115,6 +116,7 @@ def export(
     where a file is there already, unless `force`.
     """
     load_target(target)
+    require_name(name, "name")
     graph = model if isinstance(model, Graph) else read(model)
     folder = Path(folder)
     for file in (f"{name}.onnx", f"{name}.ort", "required_operators.config"):

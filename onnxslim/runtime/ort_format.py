@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxslim.errors import ModelFormatError, UnsupportedError
-from onnxslim.files import write_atomic, write_together
+from onnxslim.files import require_name, write_atomic, write_together
+from onnxslim.runtime.isolated import isolated
 
 __all__ = ["OrtFiles", "write_ort"]
 
@@ -45,6 +45,7 @@ def write_ort(model: bytes | str | Path, folder: str | Path, target_platform: st
     Raises UnsupportedError where the converter refuses the model, ModelFormatError where `model` is
     not a file, OutputError where the folder cannot be written.
     """
+    require_name(name, "name")
     if target_platform not in ("arm", "amd64"):
         raise UnsupportedError(f"target_platform: expected 'arm' or 'amd64', got '{target_platform}'")
     if not isinstance(model, bytes) and not Path(model).is_file():
@@ -56,8 +57,8 @@ def write_ort(model: bytes | str | Path, folder: str | Path, target_platform: st
             write_atomic(source, model)
         else:
             source = Path(model).resolve()
-        command = [sys.executable, "-c", _CALL, str(source), str(out), target_platform]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        command = isolated(_CALL, str(source), str(out), target_platform)
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, errors="replace", check=False)
         models, configs = sorted(out.glob("*.ort")), sorted(out.glob("*.config"))
         if done.returncode != 0 or not models or not configs:
             reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]

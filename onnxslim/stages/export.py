@@ -11,7 +11,7 @@ from pydantic import Field
 
 from onnxslim.data import Preprocess
 from onnxslim.evaluation.models import has_fake_quant
-from onnxslim.files import make_folder, write_atomic, write_together
+from onnxslim.files import make_folder, require_name, write_atomic, write_together
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import to_bytes
 from onnxslim.rewrite import Context, Outcome, Refusal
@@ -103,8 +103,9 @@ def export_model(
     """Writes `name.onnx`, and with `ort` `name.ort` and `required_operators.config`, for a target.
 
     A graph without fake-quant nodes is written in float. The files appear together. Raises what `lower`
-    and `write_ort` raise, OutputError where a file cannot be written.
+    and `write_ort` raise, OutputError where a file cannot be written or `name` leads out of the folder.
     """
+    require_name(name, "name")
     lowered, outcome = lower(graph, target, preprocess)
     data = to_bytes(lowered, value_info=False)
     is_int8 = has_fake_quant(graph)

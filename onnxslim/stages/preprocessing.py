@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxslim.data import Preprocess
-from onnxslim.errors import DataError, ModelError
+from onnxslim.errors import DataError, ModelError, ModelFormatError
+from onnxslim.files import parse_json, read_regular
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
 from onnxslim.runtime.session import Session
@@ -35,18 +36,25 @@ def noted_preprocess(model: Graph | str | Path) -> Preprocess | None:
     if isinstance(model, Graph):
         metadata = model.metadata
     elif Path(model).suffix == ".ort":
-        metadata = Session(Path(model).read_bytes()).raw.get_modelmeta().custom_metadata_map
+        metadata = Session(_bytes(Path(model))).raw.get_modelmeta().custom_metadata_map
     else:
         metadata = read(model).metadata
     text = metadata.get(KEY)
     if text is None:
         return None
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
         return Preprocess(mean, std, content["layout"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The model's metadata '{KEY}' is not a preprocessing note: {text!r} ({error})") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise ModelFormatError(f"Cannot read '{path}': {error.strerror}; give the path of an ORT file") from error
 
 
 def chosen_preprocess(

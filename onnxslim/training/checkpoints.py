@@ -21,7 +21,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from onnxslim.errors import CheckpointError, OutputError
-from onnxslim.files import write_atomic
+from onnxslim.files import read_json, read_regular, write_atomic
 from onnxslim.training.state import State
 
 __all__ = ["Checkpoints"]
@@ -123,8 +123,8 @@ class Checkpoints:
 
     def _read(self, path: Path) -> State | None:
         try:
-            tensors = (path / "state.safetensors").read_bytes()
-            meta = json.loads((path / "state.json").read_text("utf-8"))
+            tensors = read_regular(path / "state.safetensors")
+            meta = read_json(path / "state.json")
             if hashlib.sha256(tensors).hexdigest() != meta["sha256"]:
                 raise ValueError("its tensors do not match their checksum")
             state = State(safetensors.numpy.load(tensors), **{field: meta[field] for field in _FIELDS})

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.files import write_atomic
+from onnxslim.files import read_json, write_atomic
 from onnxslim.graph import Array
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
@@ -74,7 +74,7 @@ class Plan:
 
 def _plans(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
