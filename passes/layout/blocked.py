@@ -10,8 +10,9 @@ import numpy as np
 
 from onnxslim.graph import DType, Graph, Node, Value
 from onnxslim.ops import window
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from passes.layout.geometry import Geometry, geometry_attributes
+from passes.layout.words import Words, is_static
 
 __all__ = ["ExpandBlocked", "ToBlocked"]
 
@@ -26,7 +27,7 @@ class ToBlocked(Pass):
 
     Of two-dimensional convolutions of stride 1 with kernels over several pixels and full blocks of
     channels; others stay. `nodes`: ids of the nodes that may change (None: all). A constant weight stays
-    too: ONNX Runtime arranges those by itself. Exact: the op means Conv.
+    too: ONNX Runtime arranges those by itself. Each that stays is refused by name. Exact: the op means Conv.
     """
 
     lanes: int = 16
@@ -34,36 +35,44 @@ class ToBlocked(Pass):
     name: ClassVar[str] = "to_blocked"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        chosen = [n for n in graph.nodes() if n.op == "Conv" and not n.domain and self._fits(graph, n)]
+        convolutions = [n for n in graph.nodes() if n.op == "Conv" and not n.domain and self._may_change(n)]
+        reasons = {node.id: self._obstacle(graph, node) for node in convolutions}
+        chosen = [node for node in convolutions if reasons[node.id] is None]
+        words = Words(graph)
         for node in chosen:
             x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
-            bias = graph.input(node, 2)
+            bias, shape = graph.input(node, 2), y.static_shape
             attributes = geometry_attributes(graph, node, self.lanes)
-            made = graph.op("Conv", x, w, name=f"{y.name}/blocked", domain=DOMAIN, **attributes)
-            graph.set_type(made, DType.FLOAT, y.shape)
+            made = words.op("Conv", x, w, shape=shape, name=f"{y.name}/blocked", domain=DOMAIN, **attributes)
             if bias is not None:
-                column = graph.op("Unsqueeze", bias, graph.add_constant("blocked/axes", np.array([1, 2])))
-                made = graph.op("Add", made, column, name=f"{y.name}/biased")
-                graph.set_type(made, DType.FLOAT, y.shape)
+                column = words.reshape(bias, -1, 1, 1, name=f"{y.name}/column")
+                made = words.op("Add", made, column, shape=shape, name=f"{y.name}/biased")
             graph.replace_uses(y, made)
             graph.remove_node(node)
-        return Outcome(len(chosen))
+        stay = [(str(node), reasons[node.id]) for node in convolutions]
+        return Outcome(len(chosen), tuple(Refusal(where, f"stays as it is: {why}") for where, why in stay if why))
 
-    def _fits(self, graph: Graph, node: Node) -> bool:
-        if self.nodes is not None and node.id not in self.nodes:
-            return False
-        x, w = graph.operand(node, 0), graph.operand(node, 1)
-        if len(w.static_shape) != 4 or w.array is not None or x.dtype is not DType.FLOAT:
-            return False
+    def _may_change(self, node: Node) -> bool:
+        return self.nodes is None or node.id in self.nodes
+
+    def _obstacle(self, graph: Graph, node: Node) -> str | None:
+        """Why a convolution does not run in blocks; None where it does."""
+        x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
+        if not all(is_static(value) for value in (x, w, y)):
+            return "its shapes are not known"
+        if len(w.static_shape) != 4 or x.dtype is not DType.FLOAT:
+            return "it is not over two axes in float32"
+        if w.array is not None:
+            return "its weight is constant"
         geometry, (outs, inside, *kernel) = window(graph, node), w.static_shape
+        if geometry.group != 1 or set(geometry.strides) != {1} or max(kernel) == 1:
+            return "blocks are for dense kernels over several pixels, with stride 1"
+        if outs % self.lanes or inside % self.lanes:
+            return f"{inside} to {outs} channels are no full blocks of {self.lanes}"
         reaches = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilations)] * 2
-        return (
-            geometry.group == 1
-            and set(geometry.strides) == {1}
-            and max(kernel) > 1
-            and outs % self.lanes == inside % self.lanes == 0
-            and all(0 <= p <= r for p, r in zip(geometry.pads, reaches))
-        )
+        if not all(0 <= p <= r for p, r in zip(geometry.pads, reaches)):
+            return "some of its windows read nothing but padding"
+        return None
 
 
 @dataclass(frozen=True)
@@ -93,12 +102,7 @@ class ExpandBlocked(Pass):
         return Outcome(len(nodes))
 
 
-class _Expansion:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.memo: dict[Any, Value] = {}
-        self.base = ""
-
+class _Expansion(Words):
     def of(self, node: Node) -> Value:
         rules: dict[str, Callable[..., Value]] = {
             "Conv": self._conv,
@@ -108,34 +112,26 @@ class _Expansion:
         self.base = self.graph.result(node).name
         return rules[node.op](Geometry.of(node), *(v for v in self.graph.node_inputs(node) if v is not None))
 
-    def op(self, op: str, *inputs: Value, domain: str = "", **attributes: Any) -> Value:
-        return self.graph.op(op, *inputs, name=f"{self.base}/{op}", domain=domain, **attributes)
-
-    def const(self, array: Any) -> Value:
-        return self.graph.add_constant("blocked/const", np.asarray(array, np.int64))
-
     def blocks(self, x: Value) -> Value:
         """[N, C, H, W] whose memory is [N, C/lanes, H, W, lanes]."""
-        if x.id not in self.memo:
-            self.memo[x.id] = self.op("ReorderInput", x, domain=RUNTIME)
-        return self.memo[x.id]
+        return self.once(("blocks", x.id), lambda: self.op("ReorderInput", x, shape=x.static_shape, domain=RUNTIME))
 
     def _run(self, g: Geometry, x: Value, w: Value, pads: list[int], shape: list[int]) -> Value:
-        y = self.op("Conv", self.blocks(x), w, domain=RUNTIME, pads=pads, dilations=list(g.dilations),
+        y = self.op("Conv", self.blocks(x), w, shape=shape, domain=RUNTIME, pads=pads, dilations=list(g.dilations),
                     kernel_shape=list(g.kernel))  # fmt: skip
         batch, outs, height, width = shape
         if outs > g.lanes:
-            return self.op("ReorderOutput", y, domain=RUNTIME, channels=outs)
+            return self.op("ReorderOutput", y, shape=shape, domain=RUNTIME, channels=outs)
         # One block of channels is one transposition an image, for which ONNX Runtime has a faster op.
-        rows = self.op("Reshape", y, self.const([batch, height * width, outs]))
-        return self.op("Reshape", self.op("Transpose", rows, perm=[0, 2, 1]), self.const(shape))
+        rows = self.reshape(y, batch, height * width, outs)
+        return self.reshape(self.transpose(rows, [0, 2, 1]), *shape)
 
     def _kernel(self, w: Value, cut: list[int], table: Any, shape: list[int]) -> Value:
         """The weights, cut into matrices, as the kernel reads them: the columns of each, `lanes` numbers, are gathered.
         Two moves that ONNX Runtime has fast ways for, where a transposition of all axes takes a time a number."""
-        columns = self.op("Transpose", self.op("Reshape", w, self.const(cut)), perm=[0, 2, 1])
-        rows = self.op("Reshape", columns, self.const([-1, cut[1]]))
-        return self.op("Reshape", self.op("Gather", rows, self.const(table.reshape(-1)), axis=0), self.const(shape))
+        columns = self.transpose(self.reshape(w, *cut), [0, 2, 1])
+        rows = self.reshape(columns, -1, cut[1])
+        return self.reshape(self.gather(rows, table), *shape)
 
     def _conv(self, g: Geometry, x: Value, w: Value) -> Value:
         outs, inside = w.static_shape[:2]
@@ -159,19 +155,16 @@ class _Expansion:
         image = self._by_channel(x, images)
         kernel = self._by_channel(dy, images)
         # [O/lanes, lanes, ...] → [O/lanes, ..., lanes]
-        rows = self.op("Reshape", kernel, self.const([outs // g.lanes, g.lanes, -1]))
-        kernel = self.op("Transpose", rows, perm=[0, 2, 1])
+        kernel = self.transpose(self.reshape(kernel, outs // g.lanes, g.lanes, -1), [0, 2, 1])
         step = max(1, _LONGEST // (g.lanes * g.out_size[1]))
         parts = [
             self._weight_grad_of(g, image, kernel, images, (outs, inside), range(start, min(start + step, height)))
             for start in range(0, height, step)
         ]
-        summed = self.op("Sum", *parts) if len(parts) > 1 else parts[0]
         # [I, O/lanes, taps, lanes] → [O/lanes, lanes, I, taps]
-        taps = self.op("Reshape", summed, self.const([inside, outs // g.lanes, g.taps * g.lanes]))
-        rows = self.op("Transpose", taps, perm=[1, 0, 2])
-        rows = self.op("Reshape", rows, self.const([outs // g.lanes, inside * g.taps, g.lanes]))
-        return self.op("Reshape", self.op("Transpose", rows, perm=[0, 2, 1]), self.const(w.static_shape))
+        taps = self.reshape(self.total(parts), inside, outs // g.lanes, g.taps * g.lanes)
+        rows = self.reshape(self.transpose(taps, [1, 0, 2]), outs // g.lanes, inside * g.taps, g.lanes)
+        return self.reshape(self.transpose(rows, [0, 2, 1]), *w.static_shape)
 
     def _weight_grad_of(
         self, g: Geometry, image: Value, kernel: Value, images: int, channels: tuple[int, int], rows: range
@@ -180,29 +173,30 @@ class _Expansion:
         outs, inside = channels
         (h, width), (ho, wo), lanes = g.size, g.out_size, g.lanes
         if len(rows) < ho:
-            cut = self.op("Reshape", kernel, self.const([outs // lanes * images // lanes, ho, wo * lanes * lanes]))
-            kernel = self.op("Slice", cut, self.const([rows.start]), self.const([rows.stop]), self.const([1]))
+            cut = self.reshape(kernel, outs // lanes * images // lanes, ho, wo * lanes * lanes)
+            bounds = [self.const([at]) for at in (rows.start, rows.stop, 1)]
+            kernel = self.op("Slice", cut, *bounds, shape=[cut.static_shape[0], len(rows), wo * lanes * lanes])
         # X's rows that these meet, and its columns with their padding, so that no output stands alone at a border.
         top, left, bottom, right = g.pads_across()
         top -= rows.start * g.strides[0]
         bottom -= (ho - rows.stop) * g.strides[0]
         ends = [0, min(top, 0), left * lanes, 0, min(bottom, 0), right * lanes]
         if any(ends):
-            cut = self.op("Reshape", image, self.const([inside * images // lanes, h, width * lanes]))
-            image = self.op("Pad", cut, self.const(ends))
+            image = self.pad(self.reshape(image, inside * images // lanes, h, width * lanes), ends)
         size = [h + ends[1] + ends[4], width + left + right]
         return self.op(
-            "Conv", self.op("Reshape", image, self.const([inside, images, *size])),
-            self.op("Reshape", kernel, self.const([outs, images, len(rows), wo])), domain=RUNTIME,
-            pads=[max(top, 0), 0, max(bottom, 0), 0], strides=list(g.dilations), dilations=list(g.strides),
-            kernel_shape=[len(rows), wo],
+            "Conv", self.reshape(image, inside, images, *size), self.reshape(kernel, outs, images, len(rows), wo),
+            shape=[inside, outs, *g.kernel], domain=RUNTIME, pads=[max(top, 0), 0, max(bottom, 0), 0],
+            strides=list(g.dilations), dilations=list(g.strides), kernel_shape=[len(rows), wo],
         )  # fmt: skip
 
     def _by_channel(self, x: Value, images: int) -> Value:
         """[N, C, H, W] → [C, images, H, W] whose memory is [C, images/lanes, H, W, lanes]; images beyond N are 0."""
-        key = ("by channel", x.id)
-        if key not in self.memo:
+
+        def make() -> Value:
             batch = x.static_shape[0]
-            padded = x if batch == images else self.op("Pad", x, self.const([0] * 4 + [images - batch, 0, 0, 0]))
-            self.memo[key] = self.op("ReorderInput", self.op("Transpose", padded, perm=[1, 0, 2, 3]), domain=RUNTIME)
-        return self.memo[key]
+            padded = x if batch == images else self.pad(x, [0] * 4 + [images - batch, 0, 0, 0])
+            turned = self.transpose(padded, [1, 0, 2, 3])
+            return self.op("ReorderInput", turned, shape=turned.static_shape, domain=RUNTIME)
+
+        return self.once(("by channel", x.id), make)

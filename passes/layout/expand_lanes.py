@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from onnxslim.graph import Array, DType, Graph, Node, Value
 from onnxslim.rewrite import Context, Outcome, Pass
 from passes.layout.geometry import Geometry
 from passes.layout.winograd import Winograd
+from passes.layout.words import Words
 
 __all__ = ["ExpandLanes"]
 
@@ -48,13 +49,12 @@ class ExpandLanes(Pass):
         return Outcome(len(nodes))
 
 
-class _Expansion:
+class _Expansion(Words):
     """The new nodes; what several ops gather alike is gathered once."""
 
     def __init__(self, graph: Graph, blocked: bool) -> None:
-        self.graph, self.blocked = graph, blocked
-        self.memo: dict[Any, Value] = {}
-        self.base = ""
+        super().__init__(graph)
+        self.blocked = blocked
 
     def of(self, node: Node) -> Value:
         """What the node computes."""
@@ -69,51 +69,31 @@ class _Expansion:
         inputs = [v for v in self.graph.node_inputs(node) if v is not None]
         return rules[node.op](Geometry.of(node), *inputs)
 
-    # ------------------------------------------------------------------ words
+    # ------------------------------------------------------------------ rows of memory
 
-    def op(self, op: str, *inputs: Value, domain: str = "", **attributes: Any) -> Value:
-        return self.graph.op(op, *inputs, name=f"{self.base}/{op}", domain=domain, **attributes)
-
-    def const(self, array: Any, dtype: Any = np.int64) -> Value:
-        array = np.asarray(array, dtype)
-        key = ("const", array.tobytes(), array.shape, array.dtype.str)
-        if key not in self.memo:
-            self.memo[key] = self.graph.add_constant("lanes/const", array)
-        return self.memo[key]
-
-    def reshape(self, value: Value, *shape: int) -> Value:
-        return self.op("Reshape", value, self.const(shape))
-
-    def once(self, key: Any, make: Callable[[], Value]) -> Value:
-        """What was made before under that key."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        return self.memo[key]
-
-    def gather(self, x: Value, channels: int, table: Array, lanes: int, rows: int, fill: float = 0.0) -> Value:
+    def rows_of(self, x: Value, table: Array, lanes: int, rows: int, fill: float = 0.0) -> Value:
         """x [channels, rows·lanes] → [channels, table.size·lanes]; the row number `rows` is one of `fill`."""
         padded = bool((table == rows).any())
-        key: Any = ("rows", x.id, padded, fill)
-        if key not in self.memo:
-            cut = self.reshape(x, -1, rows, lanes)
-            if padded:
-                cut = self.op("Pad", cut, self.const([0, 0, 0, 0, 1, 0]), self.const(fill, np.float32))
-            self.memo[key] = cut
-        source = self.memo[key]
-        key = ("gather", source.id, table.tobytes())
-        if key not in self.memo:
-            gathered = self.op("Gather", source, self.const(table.reshape(-1)), axis=1)
-            self.memo[key] = self.reshape(gathered, channels, table.size * lanes)
-        return self.memo[key]
 
-    def scatter(self, taps: Value, channels: int, g: Geometry) -> Value:
+        def cut() -> Value:
+            made = self.reshape(x, -1, rows, lanes)
+            return self.pad(made, [0, 0, 0, 0, 1, 0], fill) if padded else made
+
+        source = self.once(("rows", x.id, rows, lanes, padded, fill), cut)
+
+        def gathered() -> Value:
+            found = self.gather(source, table, axis=1)
+            return self.reshape(found, source.static_shape[0], table.size * lanes)
+
+        return self.once(("gather", source.id, table.tobytes()), gathered)
+
+    def scatter(self, taps: Value, g: Geometry) -> Value:
         """[channels, taps·P'], a value a tap and output pixel, added up at the input pixels they read."""
         back, nothing = g.table_back(), g.taps * g.out_rows
         reads = np.where(back == g.out_rows, nothing, back + np.arange(g.taps)[:, None] * g.out_rows)
         reads = np.sort(reads, axis=0)  # those of an input row come first, whichever taps they are
         rows = [row for row in reads if (row < nothing).any()] or reads[:1]
-        found = [self.gather(taps, channels, row, g.lanes, nothing) for row in rows]
-        return self.op("Sum", *found) if len(found) > 1 else found[0]
+        return self.total([self.rows_of(taps, row, g.lanes, nothing) for row in rows])
 
     # ------------------------------------------------------------------ convolutions
 
@@ -125,9 +105,8 @@ class _Expansion:
             return Winograd(self, g, outs, inside).forward(x, w)
         columns = self._columns(g, x)
         if g.group == 1:
-            return self.op("MatMul", self.reshape(w, outs, inside * g.taps), columns)
-        product = self.op(
-            "MatMul",
+            return self.matmul(self.reshape(w, outs, inside * g.taps), columns)
+        product = self.matmul(
             self.reshape(w, g.group, outs // g.group, inside * g.taps),
             self.reshape(columns, g.group, inside * g.taps, -1),
         )
@@ -140,17 +119,19 @@ class _Expansion:
         if Winograd.fits(g, outs, inside):
             return Winograd(self, g, outs, inside).input_grad(dy, w)
         if g.group == 1 and (g.taps == 1 or set(g.strides) != {1}):
-            taps = self.op("Gemm", self.reshape(w, outs, inside * g.taps), dy, transA=1)
-            return taps if g.is_pointwise else self.scatter(taps, inside, g)
-        columns = self.gather(dy, outs, g.table_back(), g.lanes, g.out_rows)
+            taps = self.gemm(self.reshape(w, outs, inside * g.taps), dy, trans_a=True)
+            if g.is_pointwise:
+                return taps
+            return self.scatter(self.reshape(taps, inside, -1), g)
+        columns = self.rows_of(dy, g.table_back(), g.lanes, g.out_rows)
         columns = self.reshape(columns, outs * g.taps, g.rows * g.lanes)
         cut = self.reshape(w, g.group, outs // g.group, inside, g.taps)
-        turned = self.op("Transpose", cut, perm=[0, 2, 1, 3])
+        turned = self.transpose(cut, [0, 2, 1, 3])
         if g.group == 1:
-            return self.op("MatMul", self.reshape(turned, inside, outs * g.taps), columns)
+            return self.matmul(self.reshape(turned, inside, outs * g.taps), columns)
         per_group = outs // g.group * g.taps
-        product = self.op(
-            "MatMul", self.reshape(turned, g.group, inside, per_group), self.reshape(columns, g.group, per_group, -1)
+        product = self.matmul(
+            self.reshape(turned, g.group, inside, per_group), self.reshape(columns, g.group, per_group, -1)
         )
         return self.reshape(product, g.group * inside, -1)
 
@@ -162,18 +143,17 @@ class _Expansion:
             return Winograd(self, g, outs, inside).weight_grad(x, dy)
         columns = self._columns(g, x)
         if g.group == 1:
-            product = self.op("Gemm", dy, columns, transB=1)
-            self.graph.set_type(product, DType.FLOAT, (outs, inside * g.taps))
+            product = self.gemm(dy, columns, trans_b=True)
         else:
-            turned = self.op("Transpose", self.reshape(columns, g.group, inside * g.taps, -1), perm=[0, 2, 1])
-            product = self.op("MatMul", self.reshape(dy, g.group, outs // g.group, -1), turned)
+            turned = self.transpose(self.reshape(columns, g.group, inside * g.taps, -1), [0, 2, 1])
+            product = self.matmul(self.reshape(dy, g.group, outs // g.group, -1), turned)
         return self.reshape(product, *w.static_shape)
 
     def _columns(self, g: Geometry, x: Value) -> Value:
         """[I·taps, P']: under each channel its taps."""
         if g.is_pointwise:
             return x
-        gathered = self.gather(x, x.static_shape[0], g.table(), g.lanes, g.rows)
+        gathered = self.rows_of(x, g.table(), g.lanes, g.rows)
         return self.reshape(gathered, x.static_shape[0] * g.taps, g.out_rows * g.lanes)
 
     # ------------------------------------------------------------------ depthwise: a block of channels is one of images
@@ -196,21 +176,24 @@ class _Expansion:
         """The depthwise convolution of [C, P]; w holds [C·N, 1, kernel] with images in the lanes."""
         planes = g.group * g.batch
         image = self.reshape(x, 1, planes, *(size or g.size))
+        spans = zip(size or g.size, kernel, strides, dilations, pads[:2], pads[2:])
+        made = [(d + begin + end - (k - 1) * apart - 1) // stride + 1 for d, k, stride, apart, begin, end in spans]
         y = self.op(
-            "Conv", image, w, domain=BLOCKED, group=planes, pads=list(pads), strides=list(strides),
-            dilations=list(dilations), kernel_shape=list(kernel),
+            "Conv", image, w, shape=[1, planes, *made], domain=BLOCKED, group=planes, pads=list(pads),
+            strides=list(strides), dilations=list(dilations), kernel_shape=list(kernel),
         )  # fmt: skip
         return self.reshape(y, g.group, -1)
 
     def _over_images(self, g: Geometry, w: Value, turned: bool = False) -> Value:
         """[C, 1, kh, kw] → [C·N, 1, kh, kw] whose memory is [C, N/lanes, taps, lanes]: every image its copy."""
-        key = ("images", w.id, turned, g.blocks)
-        if key not in self.memo:
+
+        def make() -> Value:
             copies = self._each_tap_to_its_images(g)
             table = self.const(copies[::-1] if turned else copies, np.float32)
-            made = self.op("MatMul", self.reshape(w, g.group, g.taps), table)
-            self.memo[key] = self.reshape(made, g.group * g.batch, 1, *g.kernel)
-        return self.memo[key]
+            made = self.matmul(self.reshape(w, g.group, g.taps), table)
+            return self.reshape(made, g.group * g.batch, 1, *g.kernel)
+
+        return self.once(("images", w.id, turned, g.blocks), make)
 
     def _each_tap_to_its_images(self, g: Geometry) -> Array:
         """[taps, N/lanes · taps · lanes] of ones and zeros: a product with it copies a row, exactly."""
@@ -223,14 +206,14 @@ class _Expansion:
         if set(g.strides) != {1}:
             after = [stride - 1 for stride in g.strides]
             pixels = self.reshape(dy, g.group * g.blocks * size[0], 1, size[1], g.lanes)
-            dy = self.op("Pad", pixels, self.const([0] * 5 + [after[0], 0, after[1] * g.lanes]))
+            dy = self.pad(pixels, [0] * 5 + [after[0], 0, after[1] * g.lanes])
             size = [o * stride for o, stride in zip(size, g.strides)]
             # Zeros after the last pixel are of the padding, as far as there is any.
             extra = [min(end - a, 0) for end, a in zip(pads[2:], after)]
             pads = [*pads[:2], *(max(end - a, 0) for end, a in zip(pads[2:], after))]
             if any(extra):
                 rows = self.reshape(dy, g.group * g.blocks, size[0], size[1] * g.lanes)
-                dy = self.op("Pad", rows, self.const([0] * 4 + [extra[0], extra[1] * g.lanes]))
+                dy = self.pad(rows, [0] * 4 + [extra[0], extra[1] * g.lanes])
                 size = [a + b for a, b in zip(size, extra)]
         return self._blocked(g, dy, weights, pads, (1, 1), g.dilations, g.kernel, size)
 
@@ -240,27 +223,26 @@ class _Expansion:
         made = self._blocked(g, x, kernel, g.pads_across(), g.dilations, g.strides, g.out_size)
         parts = self.reshape(made, g.group, g.blocks * g.taps * g.lanes)
         over_images = self.const(self._each_tap_to_its_images(g).T, np.float32)
-        summed = self.op("MatMul", parts, over_images)
-        self.graph.set_type(summed, DType.FLOAT, (g.group, g.taps))
-        return self.reshape(summed, *w.static_shape)
+        return self.reshape(self.matmul(parts, over_images), *w.static_shape)
 
     # ------------------------------------------------------------------ pools
 
     def _taps(self, g: Geometry, x: Value) -> list[Value]:
         """What each tap of the window reads, [C, P']; the padding is below every number."""
         table, lowest = g.table(), float(np.finfo(np.float32).min)
-        return [self.gather(x, x.static_shape[0], row, g.lanes, g.rows, lowest) for row in table]
+        return [self.rows_of(x, row, g.lanes, g.rows, lowest) for row in table]
 
     def _max_pool(self, g: Geometry, x: Value) -> Value:
         taps = self._taps(g, x)
-        return self.op("Max", *taps) if len(taps) > 1 else taps[0]
+        return self.each("Max", *taps) if len(taps) > 1 else taps[0]
 
     def _max_pool_grad(self, g: Geometry, x: Value, y: Value, dy: Value) -> Value:
         """Tap by tap: the first that is the maximum takes the gradient; what is left goes on."""
         left, parts = dy, []
         for number, tap in enumerate(self._taps(g, x)):
-            hit = self.op("Cast", self.op("Equal", tap, y), to=int(DType.FLOAT))
-            parts.append(self.op("Mul", left, hit))
+            hit = self.each("Cast", self.each("Equal", tap, y, dtype=DType.BOOL), to=int(DType.FLOAT))
+            parts.append(self.each("Mul", left, hit))
             if number + 1 < g.taps:
-                left = self.op("Sub", left, parts[-1])
-        return self.scatter(self.op("Concat", *parts, axis=1), x.static_shape[0], g)
+                left = self.each("Sub", left, parts[-1])
+        channels, pixels = y.static_shape
+        return self.scatter(self.op("Concat", *parts, shape=[channels, g.taps * pixels], axis=1), g)

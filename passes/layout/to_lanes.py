@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from onnxslim.graph import DType, Graph, Node, Value
 from onnxslim.ops import axes_of, axis_of
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from passes.layout.geometry import geometry_attributes
+from passes.layout.words import Words
 
 __all__ = ["DOMAIN", "RULES", "ToLanes"]
 
@@ -58,11 +57,12 @@ def _shapes(graph: Graph, node: Node) -> str:
     return ", ".join(str(v.shape) for v in graph.node_inputs(node) if v is not None)
 
 
-class _Laying:
+class _Laying(Words):
     """The values laid so far. A laid value is [C, P], P = N·H·W; `laid` maps the plain one's id to it."""
 
     def __init__(self, graph: Graph, lanes: int) -> None:
-        self.graph, self.lanes = graph, lanes
+        super().__init__(graph)
+        self.lanes = lanes
         self.laid: dict[int, Value] = {}
         self.plain: dict[int, Value] = {}  # of nodes that give a plain value in another way
 
@@ -85,29 +85,21 @@ class _Laying:
         if value.id not in self.laid:
             n, c, h, w = value.static_shape
             # Images into the lanes, then channels outermost: ONNX Runtime moves both faster than all axes at once.
-            blocks = self.reshape(value, [n // self.lanes, self.lanes, c * h * w], "blocks")
-            shape = [n // self.lanes, c * h * w, self.lanes]
-            lanes = self.op("Transpose", blocks, name=f"{value.name}/lanes", shape=shape, perm=[0, 2, 1])
-            rows = self.reshape(lanes, [n // self.lanes, c, h * w * self.lanes], "rows")
-            shape = [c, n // self.lanes, h * w * self.lanes]
-            turned = self.op("Transpose", rows, name=f"{value.name}/channels", shape=shape, perm=[1, 0, 2])
-            self.laid[value.id] = self.reshape(turned, [c, n * h * w], "laid")
+            blocks = self.cut(value, [n // self.lanes, self.lanes, c * h * w], "blocks")
+            lanes = self.transpose(blocks, [0, 2, 1], name=f"{value.name}/lanes")
+            rows = self.cut(lanes, [n // self.lanes, c, h * w * self.lanes], "rows")
+            turned = self.transpose(rows, [1, 0, 2], name=f"{value.name}/channels")
+            self.laid[value.id] = self.cut(turned, [c, n * h * w], "laid")
         return self.laid[value.id]
 
-    def op(
-        self, op: str, *inputs: Value | None, name: str, shape: Sequence[int], domain: str = "", **attributes: Any
-    ) -> Value:
-        made = self.graph.op(op, *inputs, name=name, domain=domain, **attributes)
-        self.graph.set_type(made, DType.FLOAT, shape)
-        return made
+    def cut(self, value: Value, shape: Sequence[int], name: str) -> Value:
+        """The value in another shape, named after it."""
+        return self.reshape(value, *shape, name=f"{value.name}/{name}")
 
-    def reshape(self, value: Value, shape: Sequence[int], name: str) -> Value:
-        if value.shape == tuple(shape):
-            return value
-        return self.op("Reshape", value, self.ints(*shape), name=f"{value.name}/{name}", shape=shape)
-
-    def ints(self, *numbers: int) -> Value:
-        return self.graph.add_constant("lanes/ints", np.array(numbers, np.int64))
+    def flat(self, value: Value) -> list[int]:
+        """The laid shape of [N, C, H, W]."""
+        n, c, h, w = value.static_shape
+        return [c, n * h * w]
 
     def put(self, old: Value, new: Value) -> bool:
         """`new`, [C, P], is the laid form of `old`."""
@@ -147,13 +139,11 @@ class _Laying:
 
     def _back(self, value: Value) -> Value:
         n, c, h, w = value.static_shape
-        rows = self.reshape(self.laid[value.id], [c, n // self.lanes, h * w * self.lanes], "rows")
-        shape = [n // self.lanes, c, h * w * self.lanes]
-        turned = self.op("Transpose", rows, name=f"{value.name}/blocks", shape=shape, perm=[1, 0, 2])
-        lanes = self.reshape(turned, [n // self.lanes, c * h * w, self.lanes], "lanes")
-        shape = [n // self.lanes, self.lanes, c * h * w]
-        plain = self.op("Transpose", lanes, name=f"{value.name}/plain", shape=shape, perm=[0, 2, 1])
-        return self.reshape(plain, [n, c, h, w], "images")
+        rows = self.cut(self.laid[value.id], [c, n // self.lanes, h * w * self.lanes], "rows")
+        turned = self.transpose(rows, [1, 0, 2], name=f"{value.name}/blocks")
+        lanes = self.cut(turned, [n // self.lanes, c * h * w, self.lanes], "lanes")
+        plain = self.transpose(lanes, [0, 2, 1], name=f"{value.name}/plain")
+        return self.cut(plain, [n, c, h, w], "images")
 
 
 # ---------------------------------------------------------------------- rules: True where the node was laid
@@ -166,10 +156,10 @@ def _conv(r: _Laying, node: Node) -> bool:
     if not (r.fits(x) and r.fits(y)) or len(w.static_shape) != 4:
         return False
     attributes = geometry_attributes(graph, node, r.lanes)
-    shape = [y.static_shape[1], math.prod(y.static_shape) // y.static_shape[1]]
+    shape = r.flat(y)
     laid = r.op("Conv", r.of(x), w, name=f"{y.name}/laid", shape=shape, domain=DOMAIN, **attributes)
     if bias is not None:
-        column = r.reshape(bias, [shape[0], 1], "column")
+        column = r.cut(bias, [shape[0], 1], "column")
         laid = r.op("Add", laid, column, name=f"{y.name}/biased", shape=shape)
     return r.put(y, laid)
 
@@ -181,14 +171,14 @@ def _batch_norm(r: _Laying, node: Node) -> bool:
     if not r.fits(x):
         return False
     laid = r.of(x)
-    rows = r.reshape(laid, [1, *laid.static_shape], "rows")
+    rows = r.cut(laid, [1, *laid.static_shape], "rows")
     inputs = [rows, *graph.node_inputs(node)[1:]]
     names = [f"{y.name}/rows"] + [None if v is None else f"{v.name}/of_rows" for v in graph.node_outputs(node)[1:]]
     made = graph.add_node("BatchNormalization", inputs, names, node.attributes, name=f"{node.name}/rows")
     graph.set_type(graph.result(made), DType.FLOAT, rows.shape)
     for slot in range(1, node.arity[1]):
         r.hand_over(node, slot, made)
-    return r.put(y, r.reshape(graph.result(made), laid.static_shape, "laid"))
+    return r.put(y, r.cut(graph.result(made), laid.static_shape, "laid"))
 
 
 def _unary(r: _Laying, node: Node) -> bool:
@@ -211,7 +201,7 @@ def _broadcast(r: _Laying, node: Node) -> bool:
     if not r.fits(y):
         return False
     full = y.static_shape
-    shape = [full[1], math.prod(full) // full[1]]
+    shape = r.flat(y)
     kinds = [_kind(r, value, full) for value in inputs]
     if "other" in kinds:
         return False
@@ -220,15 +210,15 @@ def _broadcast(r: _Laying, node: Node) -> bool:
     found = []
     for value, kind in zip(inputs, kinds):
         if kind == "full":
-            found.append(r.reshape(r.of(value), blocks if by_image else shape, "operand"))
+            found.append(r.cut(r.of(value), blocks if by_image else shape, "operand"))
         elif kind == "image":
-            found.append(r.reshape(r.of(value), [shape[0], blocks[1], 1, r.lanes], "by_image"))
+            found.append(r.cut(r.of(value), [shape[0], blocks[1], 1, r.lanes], "by_image"))
         elif kind == "channel":
-            found.append(r.reshape(value, [shape[0], 1, 1, 1] if by_image else [shape[0], 1], "column"))
+            found.append(r.cut(value, [shape[0], 1, 1, 1] if by_image else [shape[0], 1], "column"))
         else:
-            found.append(r.reshape(value, [1], "scalar"))
+            found.append(r.cut(value, [1], "scalar"))
     made = r.op(node.op, *found, name=f"{y.name}/laid", shape=blocks if by_image else shape, **node.attributes)
-    return r.put(y, r.reshape(made, shape, "laid"))
+    return r.put(y, r.cut(made, shape, "laid"))
 
 
 def _kind(r: _Laying, value: Value, full: tuple[int, ...]) -> str:
@@ -252,12 +242,14 @@ def _average(r: _Laying, node: Node) -> bool:
     if node.op == "ReduceMean" and axes_of(graph, node, 4) != (2, 3):
         return False
     n, c, h, w = x.static_shape
-    blocks = r.reshape(r.of(x), [c, n // r.lanes, h * w, r.lanes], "blocks")
-    means = r.op("ReduceMean", blocks, r.ints(2), name=f"{y.name}/means", shape=[c, n // r.lanes, r.lanes], keepdims=0)
-    laid = r.reshape(means, [c, n], "laid")
+    blocks = r.cut(r.of(x), [c, n // r.lanes, h * w, r.lanes], "blocks")
+    means = r.op(
+        "ReduceMean", blocks, r.const([2]), name=f"{y.name}/means", shape=[c, n // r.lanes, r.lanes], keepdims=0
+    )
+    laid = r.cut(means, [c, n], "laid")
     if len(y.static_shape) == 4:
         return r.put(y, laid)
-    r.plain[y.id] = r.op("Transpose", laid, name=f"{y.name}/plain", shape=[n, c], perm=[1, 0])
+    r.plain[y.id] = r.transpose(laid, [1, 0], name=f"{y.name}/plain")
     return True
 
 
@@ -268,7 +260,7 @@ def _flatten(r: _Laying, node: Node) -> bool:
     if y.shape != x.static_shape[:2] or x.id not in r.laid:
         return False
     laid = r.of(x)
-    r.plain[y.id] = r.op("Transpose", laid, name=f"{y.name}/plain", shape=y.static_shape, perm=[1, 0])
+    r.plain[y.id] = r.transpose(laid, [1, 0], name=f"{y.name}/plain")
     return True
 
 
@@ -288,7 +280,7 @@ def _concat(r: _Laying, node: Node) -> bool:
     y, inputs = graph.result(node), graph.node_inputs(node)
     if axis_of(node, 4, 0) != 1 or not r.fits(y) or not all(r.fits(v) for v in inputs):
         return False
-    shape = [y.static_shape[1], math.prod(y.static_shape) // y.static_shape[1]]
+    shape = r.flat(y)
     return r.put(y, r.op("Concat", *(r.of(v) for v in inputs if v), name=f"{y.name}/laid", shape=shape, axis=0))
 
 
@@ -298,7 +290,7 @@ def _max_pool(r: _Laying, node: Node) -> bool:
     if node.arity[1] > 1 or node.attr("ceil_mode", 0) or node.attr("storage_order", 0) or not r.fits(y):
         return False
     attributes = geometry_attributes(graph, node, r.lanes)
-    shape = [y.static_shape[1], math.prod(y.static_shape) // y.static_shape[1]]
+    shape = r.flat(y)
     return r.put(y, r.op("MaxPool", r.of(x), name=f"{y.name}/laid", shape=shape, domain=DOMAIN, **attributes))
 
 

@@ -9,14 +9,14 @@ same chain backwards, so they read what the way forward has transformed already.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from onnxslim.graph import Array, DType, Graph, Value
+from onnxslim.graph import Array, Value
 from passes.layout.geometry import Geometry
+from passes.layout.words import Words
 
 __all__ = ["Winograd"]
 
@@ -58,17 +58,6 @@ _FEWEST = 16
 """Channels on either side below which the transforms cost more than they spare."""
 
 
-class Words(Protocol):
-    """What the expansion of a graph offers."""
-
-    graph: Graph
-
-    def op(self, op: str, *inputs: Value, domain: str = "", **attributes: Any) -> Value: ...
-    def const(self, array: Any, dtype: Any = np.int64) -> Value: ...
-    def reshape(self, value: Value, *shape: int) -> Value: ...
-    def once(self, key: Any, make: Callable[[], Value]) -> Value: ...
-
-
 class Winograd:
     """The convolution of one geometry. x, y and their gradients are [C, P]; weights [O, I, 3, 3]."""
 
@@ -85,26 +74,25 @@ class Winograd:
         return plain and min(outs, inside) >= _FEWEST and max(g.pads) <= 2 and min(g.out_size) > 1
 
     def forward(self, x: Value, w: Value) -> Value:
-        places = self.words.op("MatMul", self._weights(w), self._images(x))
+        places = self.words.matmul(self._weights(w), self._images(x))
         pixels = self._transformed(self.tile.pixels.T, places, self.outs)
         return self.words.reshape(self._gathered(pixels, self._pixels_of_tiles()), self.outs, -1)
 
     def input_grad(self, dy: Value, w: Value) -> Value:
-        turned = self.words.op("Transpose", self._weights(w), perm=[0, 2, 1])
-        places = self.words.op("MatMul", turned, self._gradients(dy))
+        turned = self.words.transpose(self._weights(w), [0, 2, 1])
+        places = self.words.matmul(turned, self._gradients(dy))
         # A further row of zeros, for the pixels that fewer tiles read.
         back = np.concatenate([self.tile.images, np.zeros((1, self.tile.side**2), np.float32)])
         pixels = self._transformed(back, places, self.inside)
         parts = [self._gathered(pixels, table) for table in self._readers_of_pixels()]
-        return self.words.reshape(self.words.op("Sum", *parts), self.inside, -1)
+        return self.words.reshape(self.words.total(parts), self.inside, -1)
 
     def weight_grad(self, x: Value, dy: Value) -> Value:
-        images = self.words.op("Transpose", self._images(x), perm=[0, 2, 1])
-        places = self.words.op("MatMul", self._gradients(dy), images)
+        images = self.words.transpose(self._images(x), [0, 2, 1])
+        places = self.words.matmul(self._gradients(dy), images)
         flat = self.words.reshape(places, self.tile.side**2, self.outs * self.inside)
-        taps = self.words.op("MatMul", self.words.const(self.tile.weights.T, np.float32), flat)
-        made = self.words.op("Transpose", taps, perm=[1, 0])  # afterwards it costs less than in the product
-        self.words.graph.set_type(made, DType.FLOAT, (self.outs * self.inside, 9))
+        taps = self.words.matmul(self.words.const(self.tile.weights.T, np.float32), flat)
+        made = self.words.transpose(taps, [1, 0])  # afterwards it costs less than in the product
         return self.words.reshape(made, self.outs, self.inside, 3, 3)
 
     # ------------------------------------------------------------------ transforms, each done once
@@ -114,7 +102,7 @@ class Winograd:
 
         def make() -> Value:
             flat = self.words.reshape(w, self.outs * self.inside, 9)
-            made = self.words.op("Gemm", self.words.const(self.tile.weights, np.float32), flat, transB=1)
+            made = self.words.gemm(self.words.const(self.tile.weights, np.float32), flat, trans_b=True)
             return self.words.reshape(made, self.tile.side**2, self.outs, self.inside)
 
         return self.words.once(("winograd weights", w.id), make)
@@ -124,7 +112,7 @@ class Winograd:
 
         def make() -> Value:
             cut = self.words.reshape(x, -1, self.g.lanes)
-            padded = self.words.op("Pad", cut, self.words.const([0, 0, 1, 0]))
+            padded = self.words.pad(cut, [0, 0, 1, 0])
             tiles = self._gathered(padded, self._tiles_of_images(), cut=False)
             return self._transformed(self.tile.images.T, tiles, self.inside)
 
@@ -136,7 +124,7 @@ class Winograd:
         def make() -> Value:
             cut = self.words.reshape(dy, -1, self.g.lanes)
             if any(size % self.tile.m for size in self.g.out_size):
-                cut = self.words.op("Pad", cut, self.words.const([0, 0, 1, 0]))
+                cut = self.words.pad(cut, [0, 0, 1, 0])
             pixels = self._gathered(cut, self._tiles_of_pixels(), cut=False)
             return self._transformed(self.tile.pixels, pixels, self.outs)
 
@@ -144,13 +132,13 @@ class Winograd:
 
     def _transformed(self, matrix: Array, value: Value, channels: int) -> Value:
         flat = self.words.reshape(value, matrix.shape[1], channels * self.width)
-        made = self.words.op("MatMul", self.words.const(matrix, np.float32), flat)
+        made = self.words.matmul(self.words.const(matrix, np.float32), flat)
         return self.words.reshape(made, matrix.shape[0], channels, self.width)
 
     def _gathered(self, value: Value, table: Array, cut: bool = True) -> Value:
         """Rows of `lanes` numbers by their place in memory."""
         rows = self.words.reshape(value, -1, self.g.lanes) if cut else value
-        return self.words.op("Gather", rows, self.words.const(table.reshape(-1)), axis=0)
+        return self.words.gather(rows, table)
 
     # ------------------------------------------------------------------ which row lies where
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pytest
 
 from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Array, Graph
+from onnxslim.graph import Array, DType, Graph, Value
 from onnxslim.rewrite import Outcome
 from onnxslim.runtime.session import Session
 from passes.gradient import GradientOptions, differentiate
@@ -17,10 +17,8 @@ from passes.layout import ExpandBlocked, ExpandLanes
 Layout = Callable[[Graph], Outcome]
 
 
-def values_and_gradients(
-    graph: Graph, wrt: Sequence[str], feeds: dict[str, Array], **options: bool
-) -> dict[str, Array]:
-    """The outputs of a graph and the gradients of Σ c·output, c random, with respect to inputs."""
+def with_loss(graph: Graph) -> tuple[Graph, Value]:
+    """A copy that ends in Σ c·output, c random, over all outputs: typed throughout, as a step is before it is laid."""
     graph = graph.copy()
     rng, parts = np.random.default_rng(7), []
     for value in graph.outputs:
@@ -28,15 +26,33 @@ def values_and_gradients(
         parts.append(graph.op("ReduceSum", graph.op("Mul", value, weights, name=f"m/{value.name}"), keepdims=0))
     loss = graph.op("Sum", *parts, name="loss")
     infer_shapes(graph)
+    return graph, loss
+
+
+def values_and_gradients(
+    graph: Graph, loss: Value, wrt: Sequence[str], feeds: dict[str, Array], **options: bool
+) -> dict[str, Array]:
+    """The outputs of a graph and the gradients of its loss with respect to inputs: the way `build_step` goes, which
+    infers no shape once the graph is laid."""
     gradients = differentiate(graph, loss, [graph.value(name) for name in wrt], GradientOptions(training_kernels=False))
     for gradient in gradients.values():
         graph.add_output(gradient)
     names = {name: gradient.name for name, gradient in gradients.items()}  # outputs keep theirs when expanded
     names |= {v.name: v.name for v in graph.outputs if v.name not in names.values()}
+    before = {value.id for value in graph.values()}
     ExpandLanes(**options)(graph)
     ExpandBlocked()(graph)
+    assert_typed(value for value in graph.values() if value.id not in before)
     found = Session(graph).run(feeds)
     return {key: found[name] for key, name in names.items()}
+
+
+def assert_typed(values: Iterable[Value]) -> None:
+    """Whatever a layout makes says its type: rules further on read it."""
+    for value in values:
+        assert value.dtype is not DType.UNDEFINED, value.name
+        assert value.shape is not None, value.name
+        assert all(isinstance(axis, int) for axis in value.shape), value.name
 
 
 @pytest.fixture
@@ -48,13 +64,15 @@ def check_layout() -> Callable[..., Graph]:
         infer_shapes(graph)
         rng = np.random.default_rng(3)
         feeds = {v.name: rng.normal(size=v.static_shape).astype(np.float32) for v in graph.inputs}
-        laid = graph.copy()
+        (plain, loss), (laid, laid_loss) = with_loss(graph), with_loss(graph)
         assert layout(laid).rewrites == rewrites
-        expected = values_and_gradients(graph, wrt, feeds)
-        found = values_and_gradients(laid, wrt, feeds, **options)
+        assert_typed(laid.values())
+        made = laid.copy()
+        expected = values_and_gradients(plain, loss, wrt, feeds)
+        found = values_and_gradients(laid, laid_loss, wrt, feeds, **options)
         for name in [*wrt, *(v.name for v in graph.outputs)]:
             scale = max(float(np.abs(expected[name]).max()), 1e-3)
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-5 * scale, err_msg=name)
-        return laid
+        return made
 
     return check
