@@ -18,7 +18,10 @@ __all__ = [
     "Window",
     "axes_of",
     "axis_of",
+    "given_numbers",
+    "is_left_out",
     "is_pure",
+    "is_training",
     "padding",
     "sliced",
     "target_axes",
@@ -45,6 +48,38 @@ def is_pure(graph: Graph, node: Node) -> bool:
         return False
     local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
     return not local and not any(a.HasField("g") or a.graphs for a in node.attributes.values())
+
+
+def is_training(graph: Graph, node: Node) -> bool | None:
+    """Whether a BatchNormalization or a Dropout does what it does in training; None where that is computed or fed.
+
+    A batch norm says so by `training_mode` from opset 14 on, and by asking for more than one output before; a dropout
+    by an input from opset 12 on, and never before.
+    """
+    if node.op == "BatchNormalization":
+        if 0 < graph.opset < 14:
+            return any(value is not None for value in graph.node_outputs(node)[1:])
+        return bool(node.attr("training_mode", 0))
+    mode = graph.input(node, 2)
+    if mode is None:
+        return False
+    array = graph.constant_of(mode)
+    return None if array is None else bool(array.any())
+
+
+def given_numbers(graph: Graph, node: Node, name: str, slot: int) -> Array | None:
+    """The numbers of a parameter that is an input in newer opsets (`slot`) and was an attribute (`name`) in older
+    ones; None where they are left out, or computed: `is_left_out` tells which."""
+    value = graph.input(node, slot)
+    if value is not None:
+        return graph.constant_of(value)
+    numbers = node.attr(name)
+    return None if numbers is None else np.asarray(numbers)
+
+
+def is_left_out(graph: Graph, node: Node, name: str, slot: int) -> bool:
+    """Whether a parameter is neither an input nor, as in older opsets, an attribute."""
+    return graph.input(node, slot) is None and node.attr(name) is None
 
 
 @dataclass(frozen=True)
@@ -116,13 +151,10 @@ def axes_of(graph: Graph, node: Node, rank: int, slot: int = 1) -> tuple[int, ..
 
     None where they are computed at run time.
     """
-    axes: Sequence[int] | None = node.attr("axes")
-    given = graph.input(node, slot)
-    if axes is None and given is not None:
-        array = graph.constant_of(given)
-        if array is None:
-            return None
-        axes = [int(a) for a in array.reshape(-1)]
+    given = given_numbers(graph, node, "axes", slot)
+    if given is None and not is_left_out(graph, node, "axes", slot):
+        return None
+    axes: Sequence[int] = [] if given is None else [int(a) for a in given.reshape(-1)]
     if not axes:
         return () if node.attr("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted(a % rank for a in axes))
@@ -146,9 +178,10 @@ def sliced(graph: Graph, node: Node) -> dict[int, Array | None] | None:
     """By axis, the indices int64 that a Slice takes one after another; None for an axis that it takes in steps or that
     has no known size; and None for all where starts, ends, axes or steps are computed."""
     shape = graph.operand(node, 0).shape
-    given = [graph.input(node, slot) for slot in range(1, 5)]
-    starts, ends, axes, steps = (graph.constant_of(v) for v in given)
-    computed = any(v is not None and graph.constant_of(v) is None for v in given)
+    given = [(name, slot) for slot, name in enumerate(("starts", "ends", "axes", "steps"), 1)]
+    starts, ends, axes, steps = (given_numbers(graph, node, name, slot) for name, slot in given)
+    left_out = [is_left_out(graph, node, name, slot) for name, slot in given]
+    computed = any(n is None and not out for n, out in zip((starts, ends, axes, steps), left_out))
     if shape is None or starts is None or ends is None or computed:
         return None
     axes = np.arange(len(starts)) if axes is None else axes % len(shape)
@@ -160,12 +193,15 @@ def sliced(graph: Graph, node: Node) -> dict[int, Array | None] | None:
     return found
 
 
-def padding(graph: Graph, node: Node) -> list[tuple[int, int]] | None:
-    """What a Pad adds before and after each axis of its input; None where that is computed, or the axes are unknown."""
-    shape, given = graph.operand(node, 0).shape, graph.input(node, 3)
-    rank = len(shape or ())
-    pads, axes = graph.constant_of(graph.input(node, 1)), graph.constant_of(given)
-    if shape is None or pads is None or (given is not None and axes is None):
+def padding(graph: Graph, node: Node, rank: int | None = None) -> list[tuple[int, int]] | None:
+    """What a Pad adds before and after each axis of its input; None where that is computed, or the axes are unknown.
+
+    rank: of the input, where its shape does not say it.
+    """
+    shape = graph.operand(node, 0).shape
+    rank = len(shape) if shape is not None else rank
+    pads, axes = given_numbers(graph, node, "pads", 1), graph.constant_of(graph.input(node, 3))
+    if rank is None or pads is None or (axes is None and graph.input(node, 3) is not None):
         return None
     places = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
     added = [(0, 0)] * rank

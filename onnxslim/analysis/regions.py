@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from onnxslim.graph import CAPTURE, DType, Graph, Node, Use, Value
+from onnxslim.ops import given_numbers, is_left_out, is_training
 from onnxslim.targets import Target
 
 __all__ = [
@@ -79,7 +80,8 @@ def fused_tail(graph: Graph, node: Node) -> Value:
     """
     value = graph.result(node)
     follower = _only_reader(graph, value)
-    if follower is not None and follower.op == "BatchNormalization" and node.op in ("Conv", "ConvTranspose", "Gemm"):
+    norm = follower is not None and follower.op == "BatchNormalization" and not is_training(graph, follower)
+    if follower is not None and norm and node.op in ("Conv", "ConvTranspose", "Gemm"):
         value = graph.result(follower)
         follower = _only_reader(graph, value)
     if follower is not None and cuts_at_zero(graph, follower):
@@ -100,9 +102,8 @@ def hands_on(graph: Graph, node: Node, target: Target) -> bool:
         return node.arity[1] == 1
     if node.op != "Pad" or node.attr("mode", "constant") != "constant":
         return True
-    fill = graph.input(node, 2) if node.arity[0] > 2 else None
-    constant = graph.constant_of(fill)
-    return fill is None or (constant is not None and not constant.any())
+    fill = given_numbers(graph, node, "value", 2)
+    return is_left_out(graph, node, "value", 2) or (fill is not None and not fill.any())
 
 
 def handed_data(graph: Graph, node: Node) -> list[Value | None]:
@@ -130,7 +131,7 @@ def cuts_at_zero(graph: Graph, node: Node) -> bool:
     """Whether a node is a Relu or a Clip(0, ·): what comes out is never negative, and 0 where it was cut."""
     if node.op != "Clip":
         return node.op == "Relu"
-    lowest = graph.constant_of(graph.input(node, 1)) if node.arity[0] > 1 else node.attr("min")
+    lowest = given_numbers(graph, node, "min", 1)
     return lowest is not None and float(lowest) == 0.0
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxslim.errors import DataError
 from onnxslim.graph import Array, Graph, Node, Role, Value
+from onnxslim.ops import is_training
 from onnxslim.runtime.session import Session
 from passes.gradient.train_batchnorm import TrainBatchnorm
 from passes.quantize import ExpandFakeQuant
@@ -21,9 +22,7 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
     Each is measured behind batch norms that use the batch's own statistics, as in training, so that one run serves
     all; batches should be large (256 and more). Raises DataError where there is no batch, or a statistic is no number.
     """
-    norms = [
-        n for n in graph.nodes() if n.op == "BatchNormalization" and not n.domain and not n.attr("training_mode", 0)
-    ]
+    norms = [n for n in graph.nodes() if n.op == "BatchNormalization" and not n.domain and not is_training(graph, n)]
     if not norms:
         return 0
     twin = graph.copy()

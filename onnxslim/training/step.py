@@ -17,6 +17,7 @@ from onnxslim.analysis.batch import with_batch
 from onnxslim.analysis.regions import cuts_at_zero
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import Array, DType, Graph, Role, Value
+from onnxslim.ops import is_training
 from onnxslim.rewrite import Context, Pass, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
@@ -103,7 +104,7 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     for node in graph.nodes():
         if (
             node.op == "BatchNormalization"
-            and node.attr("training_mode", 0)
+            and is_training(graph, node)
             and not graph.operand(node, 3).name.startswith(PREFIX)
         ):
             outputs += [graph.result(node, 1), graph.result(node, 2)]

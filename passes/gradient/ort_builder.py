@@ -20,6 +20,7 @@ from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 from onnxslim.onnx_io import from_proto, to_bytes
+from onnxslim.ops import is_training
 from onnxslim.quant_math import qrange
 
 __all__ = ["differentiate_with_ort"]
@@ -132,7 +133,7 @@ def _batch_norm(graph: Graph, node: Node) -> None:
     epsilon = float(node.attr("epsilon", 1e-5))
     x, gamma, beta, mean, var = (graph.operand(node, slot) for slot in range(5))
     y, name = graph.result(node), node.name or graph.result(node).name
-    if node.attr("training_mode", 0):
+    if is_training(graph, node):
         outputs = [graph.result(node, slot) for slot in range(3)]
         momentum = float(node.attr("momentum", 0.9))
         graph.detach(node)

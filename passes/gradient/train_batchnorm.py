@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Role
+from onnxslim.ops import is_training
 from onnxslim.rewrite import Context, Outcome, Pass
 
 __all__ = ["TrainBatchnorm"]
@@ -23,7 +24,7 @@ class TrainBatchnorm(Pass):
     name: ClassVar[str] = "train_batchnorm"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        found = [n for n in graph.nodes() if n.op == "BatchNormalization" and not n.attr("training_mode", 0)]
+        found = [n for n in graph.nodes() if n.op == "BatchNormalization" and not is_training(graph, n)]
         for node in found:
             mean, x = graph.operand(node, 3), graph.operand(node, 0)
             graph.set_attribute(node, "training_mode", 1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Node
+from onnxslim.ops import is_training
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from passes.simplify.bypass import bypass
 
@@ -39,11 +40,7 @@ class EliminateDropout(Pass):
 def _why_not(graph: Graph, node: Node) -> str | None:
     if any(mask is not None and graph.is_used(mask) for mask in graph.node_outputs(node)[1:]):
         return "its mask is read"
-    mode = graph.input(node, 2)
-    if mode is not None:
-        training = graph.constant_of(mode)
-        if training is None:
-            return "its training mode is computed or fed"
-        if training.any():
-            return "it is in training mode"
-    return None
+    training = is_training(graph, node)
+    if training is None:
+        return "its training mode is computed or fed"
+    return "it is in training mode" if training else None

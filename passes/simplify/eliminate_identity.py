@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import DType, Graph, Node
+from onnxslim.ops import given_numbers
 from onnxslim.rewrite import Context, Outcome, Pass
 from passes.simplify.bypass import bypass
 
@@ -64,7 +65,7 @@ def _keeps_shape(graph: Graph, node: Node) -> bool:
 
 
 def _pads_nothing(graph: Graph, node: Node) -> bool:
-    pads = graph.constant_of(graph.input(node, 1))
+    pads = given_numbers(graph, node, "pads", 1)
     return pads is not None and not pads.any()
 
 

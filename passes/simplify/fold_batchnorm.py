@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.graph import Array, Graph, Node, Role
+from onnxslim.ops import is_training
 from onnxslim.quant_math import dequantize, quantize
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.spill import Spill
@@ -50,7 +51,7 @@ class FoldBatchnorm(Pass):
 
 def _fold(graph: Graph, node: Node, room: Spill) -> str | None:
     """Folds one batch norm, or says why not."""
-    if node.attr("training_mode", 0):
+    if is_training(graph, node):
         return "it is in training mode"
     if not node.attr("spatial", 1):  # opsets 7 and 8
         return "it has statistics for every pixel"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Node
+from onnxslim.ops import given_numbers, is_left_out, padding
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 
 __all__ = ["FoldPad"]
@@ -60,25 +60,14 @@ def _spatial(graph: Graph, pad: Node, rank: int) -> list[int] | str:
     """The amounts as a convolution writes them, begins before ends; or why it cannot."""
     if pad.attr("mode", "constant") != "constant":
         return f"its mode is {pad.attr('mode')}"
-    given = graph.constant_of(graph.input(pad, 1))
-    if given is None:
-        return "its amounts are no constant input"
-    value = graph.input(pad, 2)
-    number = graph.constant_of(value)
-    if value is not None and (number is None or number.any()):
+    number = given_numbers(graph, pad, "value", 2)
+    if not is_left_out(graph, pad, "value", 2) and (number is None or number.any()):
         return "it pads with something else than 0"
-    if (given < 0).any():
+    added = padding(graph, pad, rank)
+    if added is None:
+        return "its amounts or axes are computed"
+    if min(min(amounts) for amounts in added) < 0:
         return "it cuts"
-    axes: Iterable[int] = range(rank)
-    if graph.input(pad, 3) is not None:
-        chosen = graph.constant_of(graph.input(pad, 3))
-        if chosen is None:
-            return "its axes are computed"
-        axes = [int(a) % rank for a in chosen]
-    before, after = [0] * rank, [0] * rank
-    half = len(given) // 2
-    for axis, begin, end in zip(axes, given[:half], given[half:]):
-        before[axis], after[axis] = int(begin), int(end)
-    if any((*before[:2], *after[:2])):
+    if any(map(any, added[:2])):
         return "it pads the batch or the channels"
-    return [*before[2:], *after[2:]]
+    return [begin for begin, _ in added[2:]] + [end for _, end in added[2:]]

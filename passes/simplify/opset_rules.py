@@ -151,13 +151,29 @@ def _dropout(graph: Graph, node: Node, old: int, new: int) -> str | None:
 def _batch_normalization(graph: Graph, node: Node, old: int, new: int) -> str | None:
     """9: statistics are of channels (`spatial`). 14: `training_mode` instead of training by asking for five outputs."""
     if old < 14 and any(value is not None for value in graph.node_outputs(node)[1:]):
-        return "writes batch normalisation in training mode differently"
+        if any(value is not None and graph.is_used(value) for value in graph.node_outputs(node)[3:]):
+            return "does not give the saved mean and variance of a batch normalisation in training mode"
+        _train_by_attribute(graph, node)
     if old < 9:
         spatial = node.attr("spatial", 1)
         graph.set_attribute(node, "spatial", None)
         if not spatial:
             _normalize_each(graph, node)
     return None
+
+
+def _train_by_attribute(graph: Graph, node: Node) -> None:
+    """BN(…) → y, mean, variance, saved mean, saved variance  →  BN(…; training_mode=1) → y, mean, variance."""
+    inputs, outputs = graph.node_inputs(node), graph.node_outputs(node)
+    graph.detach(node)
+    for value in outputs[3:]:
+        if value is not None:
+            graph.remove_value(value)
+    for slot in (1, 2):  # which must both be there now
+        if slot == len(outputs):
+            outputs.append(None)
+    attributes = {**node.attributes, "training_mode": 1}
+    graph.add_node(node.op, inputs, outputs[:3], attributes, name=node.name)
 
 
 def _normalize_each(graph: Graph, node: Node) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxslim.errors import GradientError
 from onnxslim.graph import Value
+from onnxslim.ops import is_training
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]
@@ -25,7 +26,7 @@ def _batch_norm(t: Tape) -> Gradients:
     """
     if any(dy is not None for dy in t.dys()[1:]):
         raise GradientError(f"{t.node}: a loss that reads the batch's statistics has no gradient rule")
-    training = bool(t.node.attr("training_mode", 0))
+    training = bool(is_training(t.graph, t.node))
     shape, epsilon = t.shape(), float(t.node.attr("epsilon", 1e-5))
     channels, count = shape[1], math.prod(shape) // shape[1]
     x, gamma = t.x(0), t.x(1)

@@ -160,10 +160,11 @@ def test_what_cannot_be_said_is_refused_by_name(op: str, build) -> None:
         ConvertOpset().run(b.graph, None)
 
 
-def test_old_training_batch_norm_is_refused(build) -> None:
+def test_saved_statistics_of_an_old_training_batch_norm_are_refused(build) -> None:
     b = build(2, 3, 4, opset=13)
     values = [b.constant(np.ones(3, np.float32)) for _ in range(4)]
-    b.graph.add_node("BatchNormalization", [b.x, *values], 5, name="bn")
+    bn = b.graph.add_node("BatchNormalization", [b.x, *values], 5, name="bn")
+    b.graph.add_output(b.graph.result(bn, 3))
     with pytest.raises(UnsupportedError, match="'bn'.*training mode"):
         ConvertOpset().run(b.graph, None)
 

@@ -10,6 +10,7 @@ import numpy as np
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import join_axes
 from onnxslim.graph import Node
+from onnxslim.ops import is_training
 
 __all__ = ["PINNING", "RULES", "SILENT"]
 
@@ -50,7 +51,7 @@ def _batchnorm(couplings: Couplings, node: Node) -> None:
     vectors = [End(graph.operand(node, slot), 0) for slot in range(1, node.arity[0])]
     couplings.join(node, [End(x, 1), End(y, 1), *vectors, *(End(s, 0) for s in statistics if s is not None)])
     for axis in range(len(x.shape or ())):
-        if axis != 1 and node.attr("training_mode", 0):
+        if axis != 1 and is_training(graph, node):
             couplings.pin(node, x, axis, "normalises over it")
         elif axis != 1:
             couplings.join(node, [End(x, axis), End(y, axis)])
