@@ -58,13 +58,14 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage: what it did, its accuracy on val after it, and where passes did not fire."""
+    """One stage: what it did, its accuracy on val after it, where passes did not fire, and what it has to say."""
 
     kind: str
     seconds: float
     summary: Mapping[str, Any] = field(default_factory=dict)
     val: Accuracy | None = None
     refused: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,4 +167,5 @@ def _row(content: Mapping[str, Any]) -> ModelRow:
 def stage_from(content: Mapping[str, Any]) -> StageRow:
     """A stage's row as JSON gave it back."""
     refused = tuple((where, why) for where, why in content["refused"])
-    return StageRow(**{**content, "val": accuracy_from(content["val"]), "refused": refused})
+    pairs = {"val": accuracy_from(content["val"]), "refused": refused, "notes": tuple(content.get("notes", ()))}
+    return StageRow(**{**content, **pairs})

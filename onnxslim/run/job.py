@@ -192,7 +192,7 @@ class _Job:
         val = accuracy_of(self.measure(result.graph)) if result.graph is not graph else None
         refused = tuple((refusal.where, refusal.why) for refusal in result.refused)
         seconds = round(time.perf_counter() - started, 3)
-        row = StageRow(stage.kind, seconds, dict(result.summary), val, refused)
+        row = StageRow(stage.kind, seconds, dict(result.summary), val, refused, result.notes)
         return folder.finish(number, stage, graph, result.graph, row)
 
     def measure(self, graph: Graph) -> Evaluation | None:
@@ -238,12 +238,13 @@ class _Job:
         measured = tuple(replace(row, ort_bytes=ort_bytes.get(row.name)) for row in model_rows(found))
         split = split if measured[0].accuracy is not None else None
         name = str(self.recipe.run.name)
-        return Report(name, str(folder.path), split, measured, tuple(rows), baseline, machine(), notes=self.notes)
+        return Report(name, str(folder.path), split, measured, tuple(rows), baseline, machine(), notes=self.notes(rows))
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know of the model as it came, and of figures that are measured on this machine."""
+    def notes(self, rows: Sequence[StageRow]) -> tuple[str, ...]:
+        """What a user should know of the model as it came, of what the stages did, and of figures that are measured on
+        this machine."""
         found = [half_precision_note(self.student, "trained and quantised")]
+        found += [note for row in rows for note in row.notes]
         stages = [entry.stage for entry in self.recipe.stages]
         found += [stage.note for stage in stages if isinstance(stage, Quantize)]
         return tuple(dict.fromkeys(note for note in found if note))

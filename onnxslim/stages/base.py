@@ -113,11 +113,13 @@ class RunContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """The graph after a stage, what the report says about it, and where passes did not fire."""
+    """The graph after a stage, what the report says about it, where passes did not fire, and what a user should know
+    and did not ask for, a sentence each."""
 
     graph: Graph
     summary: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Stage(Options, ABC):

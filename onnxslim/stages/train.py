@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from onnxslim.data import Augment, Loader
@@ -17,6 +18,7 @@ from onnxslim.rewrite import Outcome
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageResult, only_data_input, prepared
 from onnxslim.stages.batchnorm import restore_batchnorm
+from onnxslim.stages.outputs import output_notes, require_scores
 from onnxslim.training.layout import Plan, choose_layout
 from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
@@ -41,6 +43,7 @@ __all__ = [
     "mark_roles",
 ]
 
+_LOOKED_AT = 16  # images whose outputs show whether they are probabilities
 _MEASURED = 1024  # images on which the statistics of a restored batch norm are measured
 
 
@@ -93,7 +96,8 @@ class TaskLoss(Options):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Of cross_entropy.")
     path: Annotated[str | None, InputPath()] = Field(
         default=None,
-        description="Of onnx: an ONNX file with the inputs student, label (and teacher) and a scalar output.",
+        description="Of onnx: an ONNX file with the inputs student, label (and teacher) and a scalar output; it gets "
+        "the outputs as the models give them, probabilities where they end in a softmax.",
     )
 
     @model_validator(mode="after")
@@ -116,7 +120,7 @@ class SoftLabelOptions(Options):
 
 
 class MeanSquareOptions(Options):
-    """The mean square of the difference of the outputs."""
+    """The mean square of the difference of the logits, or of outputs that no softmax stands behind."""
 
     weight: float = Field(default=1.0, ge=0, description="Its share beside the task loss.")
 
@@ -125,7 +129,9 @@ class Distill(Options):
     """What is learnt from the teacher. Default: soft_label with its defaults."""
 
     soft_label: SoftLabelOptions | None = Field(default=None, description="Its class probabilities.")
-    mean_square: MeanSquareOptions | None = Field(default=None, description="Its outputs as they are.")
+    mean_square: MeanSquareOptions | None = Field(
+        default=None, description="Its logits: what goes into its softmax; without one, its outputs as they are."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -184,8 +190,14 @@ class Train(Stage):
             raise RecipeError("task_loss needs labels, data.train has none: set task_loss.weight to 0 and distil")
         student = prepared(graph)
         mark_roles(student)
-        self.loader(student, context)
-        build_step(student, 2, self.step_options(), self.prepared_teacher(context))
+        loader = self.loader(student, context)
+        teacher = self.prepared_teacher(context)
+        build_step(student, 2, self.step_options(), teacher)
+        if any(isinstance(loss, CrossEntropy | SoftLabel) for loss in self.losses()):
+            feeds = loader.make(np.arange(min(_LOOKED_AT, len(loader.dataset))), 0).feeds
+            require_scores(student, feeds, "model")
+            if teacher is not None:
+                require_scores(teacher, feeds, "teacher")
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         student, restored = prepared(graph), Outcome()
@@ -229,7 +241,8 @@ class Train(Stage):
         seconds = [record["seconds"] for record in result.history if "seconds" in record]
         if seconds:
             summary["seconds_per_epoch"] = round(sum(seconds) / len(seconds), 1)
-        return StageResult(trained, {**summary, "history": list(result.history)})
+        notes = output_notes(student, self.losses())
+        return StageResult(trained, {**summary, "history": list(result.history)}, notes=notes)
 
     @property
     def needs_labels(self) -> bool:

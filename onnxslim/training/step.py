@@ -21,7 +21,7 @@ from onnxslim.ops import is_training
 from onnxslim.rewrite import Context, Pass, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
-from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses
+from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses, softmax_behind
 from passes.gradient import GradientOptions, differentiate
 from passes.gradient.ort_builder import differentiate_with_ort
 from passes.gradient.train_batchnorm import TrainBatchnorm
@@ -39,7 +39,7 @@ _LANES = 8  # where the runtime has no blocked kernels any width serves; this on
 
 @dataclass(frozen=True)
 class StepOptions:
-    """teacher_as_input: the teacher's output is fed (from a cache) instead of computed in the graph.
+    """teacher_as_input: the teacher's logits are fed (from a cache) instead of computed in the graph.
     frozen_batchnorm: batch norm uses its running statistics. labelled: whether labels are fed.
     layout: plain, channels in the vector lanes where that helps (blocked), or images (lanes)."""
 
@@ -93,6 +93,7 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     if teacher is not None and options.teacher_as_input:
         target = graph.add_input(f"{PREFIX}{logits.name}", DType.FLOAT, logits.shape)
         data.append(target.name)
+        target = _given(graph, target, teacher)
     elif teacher is not None:
         MergeTeacher()(graph, Context(graphs={"teacher": with_batch(teacher, batch)}))
         target = graph.value(f"{PREFIX}{teacher.outputs[0].name}")
@@ -127,6 +128,16 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     Pipeline((MergeMovements(), EliminateCommon(), ShapePorts(frozenset(state)), EliminateDead()))(graph)
     fed = {v.name for v in graph.inputs}
     return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained, laid)
+
+
+def _given(graph: Graph, logits: Value, teacher: Graph) -> Value:
+    """The teacher's output from its logits, which are what is fed."""
+    softmax = softmax_behind(teacher, teacher.outputs[0])
+    if softmax is None:
+        return logits
+    output = graph.op("Softmax", logits, name=f"{logits.name}/softmax", axis=softmax.axis)
+    graph.set_type(output, logits.dtype, logits.shape)
+    return output
 
 
 def _feed_state(graph: Graph, trained: Trained, frozen_batchnorm: bool) -> list[str]:

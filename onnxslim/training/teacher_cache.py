@@ -16,12 +16,13 @@ from onnxslim.files import make_folder, write_atomic
 from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import to_bytes
 from onnxslim.runtime.session import Session
+from passes.distill import with_logits
 
 __all__ = ["TeacherCache"]
 
 
 class TeacherCache:
-    """Outputs of a teacher, float32 [samples, views, classes], in one safetensors file a view.
+    """Logits of a teacher, float32 [samples, views, classes], in one safetensors file a view.
 
     The folder's name is a digest of the teacher, the data, the preprocessing and the augmentation: what fits is
     reused by any run, also one with more views or fewer, and what does not is never mistaken for it.
@@ -30,9 +31,9 @@ class TeacherCache:
     def __init__(self, teacher: Graph, loader: Loader, folder: Path) -> None:
         if loader.views is None:
             raise TrainingError("Teacher outputs can be cached for a fixed number of views only: set `views`")
-        self._teacher, self._loader, self._views = teacher, loader, loader.views
+        self._teacher, self._loader, self._views = with_logits(teacher), loader, loader.views
         what = repr((loader.dataset.digest(), loader.preprocess, loader.augment, loader.augment_seed))
-        key = hashlib.sha256(to_bytes(teacher) + what.encode()).hexdigest()[:16]
+        key = hashlib.sha256(to_bytes(self._teacher) + what.encode()).hexdigest()[:16]
         self.folder = folder / f"teacher-{key}"
         self._outputs: Array | None = None
 

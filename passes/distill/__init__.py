@@ -1,5 +1,6 @@
 """Teacher and losses: what a training graph is made of beside the student."""
 
+from passes.distill.logits import logits_of, softmax_behind, with_logits
 from passes.distill.losses import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel, Taps, attach_losses
 from passes.distill.merge_teacher import PREFIX, MergeTeacher
 
@@ -13,4 +14,7 @@ __all__ = [
     "SoftLabel",
     "Taps",
     "attach_losses",
+    "logits_of",
+    "softmax_behind",
+    "with_logits",
 ]

@@ -2,6 +2,9 @@
 
 A loss reads named taps of the combined graph — the student's and the teacher's outputs, the labels —
 and yields a float32 scalar, the mean over the batch. All are made of ops with gradient rules.
+
+Ours are defined on logits: of a model that ends in a softmax they take what the softmax reads (`logits_of`). A loss of
+the user's own, an ONNX file, gets the outputs as the models give them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 from onnxslim.errors import RecipeError
 from onnxslim.graph import DType, Graph, Value
 from onnxslim.onnx_io import read
+from passes.distill.logits import logits_of, require_logits
 
 __all__ = ["CrossEntropy", "Loss", "MeanSquare", "OnnxLoss", "SoftLabel", "Taps", "attach_losses"]
 
@@ -67,7 +71,7 @@ class CrossEntropy:
     reads: ClassVar[tuple[str, ...]] = ("label",)
 
     def build(self, graph: Graph, taps: Taps) -> Value:
-        logits, label = taps.student, taps.need("label", self.name)
+        logits, label = require_logits(graph, taps.student, self.name), taps.need("label", self.name)
         samples, classes = _logits_shape(logits, self.name)
         column = graph.op("Unsqueeze", label, _ints(graph, 1), name=f"{self.name}/column")
         numbers = graph.add_constant(f"{self.name}/classes", np.arange(classes, dtype=np.int64))
@@ -84,7 +88,11 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class MeanSquare:
-    """Mean of (student − target)², the target being the teacher's output (`against="teacher"`) or float labels."""
+    """Mean of (student − target)², the target being the teacher's output (`against="teacher"`) or float labels.
+
+    Against a teacher, logits are compared, whether student or teacher end in a softmax or not (Ba and Caruana 2014);
+    any other output as it is. Float labels are compared with the output as it is.
+    """
 
     weight: float = 1.0
     against: Literal["teacher", "label"] = "label"
@@ -100,7 +108,10 @@ class MeanSquare:
             raise RecipeError(
                 f"The loss '{self.name}' compares numbers, but the labels are {target.dtype.name.lower()} classes"
             )
-        apart = graph.op("Sub", taps.student, target, name=f"{self.name}/apart")
+        student = taps.student
+        if self.against == "teacher":
+            student, target = logits_of(graph, student), logits_of(graph, target)
+        apart = graph.op("Sub", student, target, name=f"{self.name}/apart")
         return graph.op(
             "ReduceMean", graph.op("Mul", apart, apart, name=f"{self.name}/square"), name=self.name, keepdims=0
         )
@@ -122,7 +133,8 @@ class SoftLabel:
     reads: ClassVar[tuple[str, ...]] = ("teacher",)
 
     def build(self, graph: Graph, taps: Taps) -> Value:
-        student, teacher = taps.student, taps.need("teacher", self.name)
+        teacher = require_logits(graph, taps.need("teacher", self.name), self.name)
+        student = require_logits(graph, taps.student, self.name)
         samples, _ = _logits_shape(student, self.name)
         if teacher.shape != student.shape:
             raise RecipeError(
@@ -145,7 +157,8 @@ class SoftLabel:
 @dataclass(frozen=True)
 class OnnxLoss:
     """The user's loss: an ONNX file whose inputs are named among `student`, `teacher` and `label`, and
-    whose first output is a float32 scalar. It must use the working opset, 18."""
+    whose first output is a float32 scalar. It must use the working opset, 18. It reads the outputs as the models give
+    them: probabilities, where a model ends in a softmax."""
 
     path: str
     weight: float = 1.0

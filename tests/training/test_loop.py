@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
 from onnxslim.errors import CheckpointError, DataError, RecipeError, TrainingError
@@ -139,8 +140,14 @@ def test_frozen_statistics_stay(trainer: Callable) -> None:
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_a_teacher_in_the_graph_is_as_good_as_its_cached_outputs(trainer: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("soft", [False, True], ids=["logits", "softmax"])
+def test_a_teacher_in_the_graph_is_as_good_as_its_cached_outputs(trainer: Callable, tmp_path: Path, soft: bool) -> None:
     teacher = prepared(small_cnn((8,), classes=6, seed=2))
+    if soft:
+        output = teacher.outputs[0]
+        teacher.remove_output(output)
+        teacher.add_output(teacher.op("Softmax", output, name="soft", axis=1))
+        infer_shapes(teacher)
     made = trainer(options=DISTILLED, teacher=teacher, epochs=2)
     loader = Loader(made.loader.dataset, "image", made.loader.preprocess, made.loader.augment, 16, 5, views=2)
     merged = replace(made, loader=loader).run()
