@@ -4,7 +4,8 @@
     ├── ModelError                the model file or graph is not what it claims to be
     │   ├── ModelFormatError      not an ONNX file, truncated, wrong magic
     │   ├── ExternalDataError     external data missing, short, or outside the model's folder
-    │   └── VerifyError           a graph invariant does not hold (names pass, node, op)
+    │   ├── VerifyError           a graph invariant does not hold (names pass, node, op)
+    │   └── CrashError            the model ended the process in which ONNX Runtime tried it
     ├── UnsupportedError          a known op, type or version that this operation cannot take
     │   └── GradientError         an op on the gradient's way has no gradient rule (names the node)
     ├── DataError                 a data set or array does not fit (dtype, shape, label range, empty)
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "CrashError",
     "DataError",
     "ExternalDataError",
     "GradientError",
@@ -54,6 +56,10 @@ class ExternalDataError(ModelError):
 
 class VerifyError(ModelError):
     """A graph invariant does not hold."""
+
+
+class CrashError(ModelError):
+    """The process in which ONNX Runtime tried a model died, or took longer than it may."""
 
 
 class UnsupportedError(OnnxSlimError):

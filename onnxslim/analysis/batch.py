@@ -13,9 +13,10 @@ import networkx as nx
 import numpy as np
 
 from onnxslim.analysis.shape_values import known_constant
-from onnxslim.analysis.shapes import has_rule, infer_shapes, inferred_types, sweep
+from onnxslim.analysis.shapes import infer_shapes, inferred_types, sweep
+from onnxslim.analysis.sizes import forget_inferred
 from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.graph import Array, DType, Graph, Node, Role, Shape, Value
+from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
 
 __all__ = ["set_batch", "with_batch"]
 
@@ -76,19 +77,13 @@ def _set(graph: Graph, inputs: list[Value], batch: int | str) -> None:
 
 def _forget(graph: Graph, inputs: list[Value], batch: int | str) -> None:
     """Another batch on the inputs; other shapes are to be inferred anew, where that can be done."""
-    symbols: dict[str, int | str] = {}
+    symbols: dict[str, Dim] = {}
     for value in inputs:
         assert value.shape
         if isinstance(value.shape[0], str):
             symbols[value.shape[0]] = batch
         graph.set_type(value, shape=(batch, *value.shape[1:]))
-    for value in graph.values():
-        if value.array is None and value.shape is not None and not graph.is_input(value):
-            producer = graph.producer(value)
-            if producer is not None and not has_rule(graph, producer):
-                graph.set_type(value, shape=[symbols.get(d, d) if isinstance(d, str) else d for d in value.shape])
-            else:
-                graph.clear_shape(value)
+    forget_inferred(graph, symbols)
 
 
 class _Rewriter:

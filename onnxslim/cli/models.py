@@ -12,6 +12,7 @@ from onnxslim.cli.options import (
     LayoutOption,
     Mean,
     ModelFile,
+    Sizes,
     Split,
     Std,
     TargetOption,
@@ -19,6 +20,7 @@ from onnxslim.cli.options import (
     preprocess_of,
     print_view,
     progress_bar,
+    sizes_of,
 )
 
 __all__ = ["export", "quantize", "simplify"]
@@ -85,6 +87,7 @@ def simplify(
     check: Annotated[
         bool, typer.Option("--check", help="Run the model before and after each rule, on random inputs.")
     ] = False,
+    size: Sizes = None,
     batch: Annotated[
         str | None, typer.Option("--batch", help="Another batch size for the inputs: a number, or dynamic for any.")
     ] = None,
@@ -99,6 +102,8 @@ def simplify(
         onnxslim simplify model.onnx -o simple.onnx
 
         onnxslim simplify model.onnx -o simple.onnx --check
+
+        onnxslim simplify detector.onnx -o simple.onnx --check --size height=480 --size width=640
 
         onnxslim simplify exported.onnx -o any.onnx --batch dynamic
     """
@@ -115,11 +120,13 @@ def simplify(
     if batch is not None:
         graph = set_batch(graph, batch_of(batch))
     with progress_bar() as progress:
-        result = run(graph, check=check, progress=progress)
+        result = run(graph, check=check, sizes=sizes_of(size), progress=progress)
     write(result.graph, out)
     print_view(rules_table(result.outcome.by_pass))
     nodes, left, after = len(graph.nodes()), len(result.graph.nodes()), size_of(out)
     typer.echo(f"{out}: {left:,} nodes of {nodes:,}, {after:,} bytes of {before:,}{', checked' if check else ''}")
+    for inputs in result.checked_on:
+        typer.echo(f"checked on {inputs}")
     for refusal in result.outcome.refused:
         typer.echo(f"left as it is: {refusal.where}: {refusal.why}")
 

@@ -20,6 +20,7 @@ __all__ = [
     "LayoutOption",
     "Mean",
     "ModelFile",
+    "Sizes",
     "Split",
     "Std",
     "TargetOption",
@@ -28,6 +29,7 @@ __all__ = [
     "preprocess_of",
     "print_view",
     "progress_bar",
+    "sizes_of",
 ]
 
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
@@ -44,6 +46,18 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option("--std", help="As many as means.")]
 LayoutOption = Annotated[str | None, typer.Option("--layout", help="Of the model's input: NCHW or NHWC.")]
 TargetOption = Annotated[str, typer.Option("--target", help="x64 or arm.")]
+
+_DIGITS = 9  # of a size: no axis is longer
+
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--size",
+        metavar="AXIS=NUMBER",
+        help="Size of a free axis of the inputs, by its name (height=480) or as 'x[2]=480'; may be repeated. "
+        "Default: one at which the model runs.",
+    ),
+]
 
 
 def print_view(view: RenderableType) -> None:
@@ -86,6 +100,25 @@ def batch_of(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise DataError(f"--batch: expected a number of at least 1, or dynamic, got '{text}'")
     return int(text)
+
+
+def sizes_of(texts: list[str] | None) -> dict[str, int]:
+    """`--size AXIS=NUMBER`, repeated."""
+    from onnxslim.errors import DataError
+
+    found: dict[str, int] = {}
+    for text in texts or ():
+        name, _, number = text.rpartition("=")
+        if (
+            not name
+            or not number.isascii()
+            or not number.isdecimal()
+            or not 1 <= len(number) <= _DIGITS
+            or name in found
+        ):
+            raise DataError(f"--size: expected AXIS=NUMBER, each axis once, such as height=480, got '{text}'")
+        found[name] = int(number)
+    return found
 
 
 def numbers_of(option: str, text: str) -> tuple[float, ...]:

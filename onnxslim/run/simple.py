@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
 from onnxslim.errors import OutputError, RecipeError
 from onnxslim.files import require_name
-from onnxslim.graph import Graph
+from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import read
 from onnxslim.rewrite import Context, Outcome, Refusal
-from onnxslim.runtime.checker import RunChecker, random_feeds
+from onnxslim.runtime.checker import RunChecker
+from onnxslim.runtime.child import Child
+from onnxslim.runtime.feeds import Sample, find_feeds
 from onnxslim.stages.base import only_data_input
 from onnxslim.stages.export import Exported, export_model, lower
 from onnxslim.stages.preprocessing import noted_preprocess
@@ -29,10 +31,12 @@ __all__ = ["Quantized", "Simplified", "export", "quantize", "set_batch", "simpli
 
 @dataclass(frozen=True)
 class Simplified:
-    """A graph of the same function; `outcome.by_pass` counts what each rule did."""
+    """A graph of the same function; `outcome.by_pass` counts what each rule did. checked_on: the shapes of the inputs
+    on which it was run."""
 
     graph: Graph
     outcome: Outcome
+    checked_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,23 +80,39 @@ def quantize(
 
 @paused()
 def simplify(
-    model: Graph | str | Path, *, check: bool = False, seed: int = 0, progress: ProgressCallback | None = None
+    model: Graph | str | Path,
+    *,
+    check: bool = False,
+    sizes: Mapping[str, int] | None = None,
+    inputs: Mapping[str, Array] | None = None,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
 ) -> Simplified:
     """The model with fewer nodes and the same function; a Graph that is given stays as it is.
 
-    check: runs the model on random inputs before and after every rule; raises VerifyError naming the rule that
-    moved an output by more than 1e-5 of its largest value. Of opsets before 7 only constants, duplicates and what
-    nothing reads are removed.
+    check: runs the model before and after every rule, in a process of its own; raises VerifyError naming the rule that
+    moved an output by more than 1e-5 of its largest value. It runs on `inputs` (arrays by input name), or on random
+    ones: free axes then have the `sizes` given by symbol or as `input[axis]`, and others at which the model, as it
+    comes, runs; ModelError where it runs on none. Of opsets before 7 only constants, duplicates and what nothing reads
+    are removed.
     """
+    if not check and (sizes or inputs is not None):
+        raise RecipeError("sizes and inputs say what the model is run on: ask for check, too")
     graph = model.copy() if isinstance(model, Graph) else read(model)
     verify(graph)  # the rules take it to be a sound model
     mark = graph.mark()
-    checker = RunChecker(random_feeds(graph, seed), prepare=for_runtime) if check else None
-    context = Context(checker=checker, seed=seed, progress=progress)
-    outcome = simplifying(graph.opset)(graph, context)
+    with Child() as child:
+        samples: tuple[Sample, ...] = ()
+        checker = None
+        if check:
+            samples = find_feeds(for_runtime(graph), child, sizes=sizes, given=inputs, seed=seed)
+            feeds, *others = (sample.feeds for sample in samples)
+            checker = RunChecker(feeds, prepare=for_runtime, others=tuple(others), child=child)
+        context = Context(checker=checker, seed=seed, progress=progress)
+        outcome = simplifying(graph.opset)(graph, context)
     verify(graph, since=mark)  # by types that were not known before
     NameNodes()(graph)
-    return Simplified(graph, outcome)
+    return Simplified(graph, outcome, tuple(map(str, samples)))
 
 
 def set_batch(model: Graph | str | Path, batch: int | str = "batch") -> Graph:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxslim.errors import DataError, VerifyError
+from onnxslim.errors import OnnxSlimError, VerifyError
 from onnxslim.graph import Array, Graph
+from onnxslim.runtime.child import Child
+from onnxslim.runtime.feeds import random_feeds
 from onnxslim.runtime.session import Session
 
 __all__ = ["RunChecker", "random_feeds", "relative_error"]
@@ -16,22 +18,33 @@ __all__ = ["RunChecker", "random_feeds", "relative_error"]
 
 @dataclass(frozen=True)
 class RunChecker:
-    """Implements `rewrite.Checker`: both graphs give the same outputs for `feeds`.
+    """Implements `rewrite.Checker`: both graphs give the same outputs for `feeds`, and for each of `others`.
 
     `tolerance` bounds max |a − b| / max |a|, output by output; elements that are not numbers, and
     outputs that are not floats, must be equal. Graphs must be executable (FakeQuant expanded), or made so by
-    `prepare`.
+    `prepare`. `child`: where they run, if not in this process. Feeds at which the original runs: `find_feeds`.
 
-    Raises VerifyError naming `what` (the pass), the output and the error.
+    Raises VerifyError naming `what` (the pass), the output and the error; what `Session.run` raises where `before`
+    does not run on the feeds.
     """
 
     feeds: Mapping[str, Array] = field(hash=False)
     tolerance: float = 1e-5
     threads: int = 1
     prepare: Callable[[Graph], Graph] = field(default=lambda graph: graph, hash=False)
+    others: Sequence[Mapping[str, Array]] = field(default=(), hash=False)
+    child: Child | None = None
 
     def check(self, before: Graph, after: Graph, what: str) -> None:
-        old, new = self._run(before), self._run(after)
+        old = self._run(before)
+        try:
+            new = self._run(after)
+        except OnnxSlimError as error:
+            raise VerifyError(f"'{what}' made a model that does not run: {error}") from error
+        for expected, got, feeds in zip(old, new, (self.feeds, *self.others)):
+            self._compare(expected, got, what, "" if not self.others else f" (inputs {_shapes(feeds)})")
+
+    def _compare(self, old: Mapping[str, Array], new: Mapping[str, Array], what: str, where: str) -> None:
         if list(old) != list(new):
             raise VerifyError(f"'{what}' changed the outputs: expected {', '.join(old)}, got {', '.join(new)}")
         for name, expected in old.items():
@@ -39,17 +52,29 @@ class RunChecker:
             if (expected.dtype, expected.shape) != (got.dtype, got.shape):
                 raise VerifyError(
                     f"'{what}' changed output '{name}': expected {expected.dtype}{list(expected.shape)}, "
-                    f"got {got.dtype}{list(got.shape)}"
+                    f"got {got.dtype}{list(got.shape)}{where}"
                 )
             error = relative_error(expected, got)
             if not error <= self.tolerance:
                 raise VerifyError(
                     f"'{what}' changed output '{name}' by {error:.3g} of its largest value; expected at most "
-                    f"{self.tolerance:.3g}"
+                    f"{self.tolerance:.3g}{where}"
                 )
 
-    def _run(self, graph: Graph) -> dict[str, Array]:
-        return Session(self.prepare(graph), threads=self.threads, fuse_qdq=False).run(self.feeds)
+    def _run(self, graph: Graph) -> list[dict[str, Array]]:
+        """The outputs for each of the feeds."""
+        graph = self.prepare(graph)
+        runner: Session | Child
+        if self.child is None:
+            runner = Session(graph, threads=self.threads, fuse_qdq=False)
+        else:
+            runner = self.child
+            self.child.load(graph, fuse_qdq=False)
+        return [runner.run(feeds) for feeds in (self.feeds, *self.others)]
+
+
+def _shapes(feeds: Mapping[str, Array]) -> str:
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
 
 
 def relative_error(expected: Array, got: Array) -> float:
@@ -64,21 +89,3 @@ def relative_error(expected: Array, got: Array) -> float:
     a, b = expected[finite].astype(np.float64), got[finite].astype(np.float64)
     difference = float(np.max(np.abs(a - b), initial=0.0))
     return difference / max(float(np.max(np.abs(a), initial=0.0)), float(np.finfo(np.float32).tiny))
-
-
-def random_feeds(graph: Graph, seed: int = 0, batch: int = 2) -> dict[str, Array]:
-    """Standard normal numbers for every float input (integers: 0 or 1), free axes of size `batch`.
-
-    Raises DataError where an input's rank or type is not known.
-    """
-    rng = np.random.default_rng(seed)
-    feeds = {}
-    for value in graph.inputs:
-        if value.array is not None:
-            continue
-        if value.shape is None or value.dtype.numpy.kind not in "fiub":
-            raise DataError(f"Input '{value.name}' needs data of its own: it is {value.dtype.name} {value.shape}")
-        shape = [d if isinstance(d, int) else batch for d in value.shape]
-        numbers = rng.standard_normal(shape) if value.dtype.is_float else rng.integers(0, 2, shape)
-        feeds[value.name] = numbers.astype(value.dtype.numpy)
-    return feeds

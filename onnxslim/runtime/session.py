@@ -19,7 +19,7 @@ from onnxslim.onnx_io import to_bytes, to_proto
 from onnxslim.onnx_io.node_names import name_nodes
 from onnxslim.runtime.installation import load_runtime
 
-__all__ = ["Model", "Port", "Session", "run_batches"]
+__all__ = ["Model", "Port", "Session", "model_name", "run_batches"]
 
 Model: TypeAlias = "Graph | onnx.ModelProto | bytes"
 """A graph, a ModelProto, or the bytes of an .onnx or .ort file."""
@@ -48,7 +48,8 @@ _UNSAFE = ["ConstantSharing"]
 
 
 class Port:
-    """An input or output of a session: `name`, `dtype` and `shape` (symbols and None where free)."""
+    """An input or output of a session: `name`, `dtype` and `shape` (symbols and None where free; None for scalars and
+    for what is of unknown rank, which ONNX Runtime does not tell apart)."""
 
     __slots__ = ("dtype", "name", "shape")
 
@@ -57,9 +58,8 @@ class Port:
         kind = str(argument.type).removeprefix("tensor(").removesuffix(")")
         self.dtype = _TYPES.get(kind, DType.UNDEFINED)
         shape = argument.shape
-        self.shape: Shape | None = (
-            None if shape is None else tuple(d if isinstance(d, int) else d or None for d in shape)
-        )
+        # of a scalar it says [], and of a tensor of unknown rank, too
+        self.shape: Shape | None = tuple(d if isinstance(d, int) else d or None for d in shape) if shape else None
 
 
 class Session:
@@ -70,19 +70,21 @@ class Session:
     into int8 kernels (`session.disable_quant_qdq`): what fake-quant evaluation needs.
 
     Weights that are memory-mapped, or larger than 256 MB in total, are handed over by pointer; a
-    model over 2 GB runs from a `Graph`.
+    model over 2 GB runs from a `Graph`. `name` is what messages call the model; default: its own, or its size.
 
     Raises UnsupportedError for ops, types and versions this ONNX Runtime has no kernel for,
     ModelFormatError for bytes that are no model, ModelError for one that is not valid.
     """
 
-    def __init__(self, model: Model, *, threads: int = 1, optimize: bool = True, fuse_qdq: bool = True) -> None:
+    def __init__(
+        self, model: Model, *, threads: int = 1, optimize: bool = True, fuse_qdq: bool = True, name: str | None = None
+    ) -> None:
         if threads < 1:
             raise DataError(f"A session needs at least 1 thread, got {threads}")
         self._runtime = load_runtime()
         options = _options(self._runtime, threads, optimize, fuse_qdq)
         self._kept: list[Any] = []  # memory that the session reads in place
-        self.name = _name(model)
+        self.name = name or model_name(model)
         data = self._serialised(model, options)
         try:
             self.raw = self._runtime.InferenceSession(
@@ -185,7 +187,8 @@ def _options(runtime: Any, threads: int, optimize: bool, fuse_qdq: bool) -> Any:
     return options
 
 
-def _name(model: Model) -> str:
+def model_name(model: Model) -> str:
+    """What messages call a model."""
     if isinstance(model, Graph):
         return f"graph '{model.name}'"
     if isinstance(model, onnx.ModelProto):
