@@ -126,7 +126,11 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Pipeline(Pass):
-    """Passes in order; with `to_fixed_point`, again and again until none rewrites anything."""
+    """Passes in order; with `to_fixed_point`, again and again until none rewrites anything.
+
+    Where some still rewrite after 50 rounds, they undo each other: a refusal names them. The function is what it was,
+    as after each of them.
+    """
 
     steps: tuple[Pass, ...] = ()
     to_fixed_point: bool = False
@@ -143,15 +147,21 @@ class Pipeline(Pass):
         report = context.progress if self.to_fixed_point and context.progress else _silent
         refused: dict[int, tuple[Refusal, ...]] = {}
         idle = 0  # steps since the last rewrite
+        last = [0] * steps  # what each rewrote, the last time
         for done in range(steps * (self._ROUNDS if self.to_fixed_point else 1)):
             report("rewriting", done, (done // steps + 2) * steps)
             once = self.steps[done % steps](graph, context)
             refused[done % steps] = once.refused  # what it refused before may be obsolete
             total += replace(once, refused=())
+            last[done % steps] = once.rewrites
             idle = 0 if once.rewrites else idle + 1
             if idle == steps:
                 break
         report("rewriting", steps, steps)
+        if self.to_fixed_point and any(last):
+            busy = ", ".join(dict.fromkeys(step.name for step, count in zip(self.steps, last) if count))
+            why = f"{busy} still rewrite after {self._ROUNDS} rounds: they undo each other, so that a rerun goes on"
+            refused[steps] = (Refusal(f"graph '{graph.name}'", why),)
         return replace(total, refused=tuple(dict.fromkeys(r for found in refused.values() for r in found)))
 
     def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:

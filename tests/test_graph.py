@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import networkx as nx
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from onnx import helper
 from onnxslim.errors import ModelError
 from onnxslim.graph import DType, Graph, Node, Role, Use, Value
 from onnxslim.onnx_io import node_proto, to_bytes
+from onnxslim.runtime.session import Session
 from onnxslim.text import to_text
 from onnxslim.verify import verify
 
@@ -384,3 +386,71 @@ def _require_in_step(graph: Graph) -> None:
     nodes = {node.id for node in graph.nodes()}
     order = nx.lexicographical_topological_sort(net, key=lambda id: id if id in nodes else -1)
     assert [node.id for node in graph.nodes()] == [id for id in order if id in nodes]
+
+
+def _with_function(name: str, body: str, *, through: str | None = None) -> Graph:
+    """y = name(x), where the local function `name` is `body(x)`, or calls `through`, which is."""
+    graph = Graph("net")
+    x = graph.add_input("x", DType.FLOAT, (2,))
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+
+    def function(name: str, op: str, domain: str = "") -> onnx.FunctionProto:
+        return helper.make_function(
+            "local", name, ["a"], ["b"], [helper.make_node(op, ["a"], ["b"], domain=domain)], opsets
+        )
+
+    graph.functions = (
+        [function(name, body)] if through is None else [function(name, through, "local"), function(through, body)]
+    )
+    y = graph.op(name, x, name="y", domain="local")
+    graph.set_type(y, DType.FLOAT, (2,))
+    graph.add_output(y)
+    return graph
+
+
+@pytest.mark.parametrize("through", [None, "Inner"])
+def test_merging_renames_a_function_of_equal_name_and_other_body(through: str | None) -> None:
+    graph, other = (_with_function("F", op, through=through) for op in ("Neg", "Abs"))
+    mapped = graph.merge(other, "teacher.", {"x": graph.value("x")})
+    graph.add_output(mapped["y"])
+    verify(graph)
+    assert len({f.name for f in graph.functions}) == len(graph.functions) == (2 if through is None else 4)
+    x = np.array([-1.0, 2.0], np.float32)
+    found = Session(graph).run({"x": x})
+    np.testing.assert_array_equal(found["y"], -x)
+    np.testing.assert_array_equal(found["teacher.y"], np.abs(x))
+
+
+def test_merging_keeps_one_function_of_equal_name_and_body() -> None:
+    graph, other = _with_function("F", "Neg"), _with_function("F", "Neg")
+    graph.merge(other, "teacher.", {"x": graph.value("x")})
+    assert [f.name for f in graph.functions] == ["F"]
+
+
+def test_merging_renames_calls_in_bodies() -> None:
+    graph, other = _with_function("F", "Neg"), _with_function("F", "Abs")
+    inner = helper.make_graph(
+        [helper.make_node("F", ["x"], ["t"], domain="local")], "body", [], [helper.make_tensor_value_info("t", 1, [2])]
+    )
+    condition = other.add_constant("c", np.array(True))
+    node = other.add_node("If", [condition], ["z"], {"then_branch": inner, "else_branch": inner}, name="if")
+    other.add_capture(node, other.value("x"), "x")
+    other.set_type(other.value("z"), DType.FLOAT, (2,))
+    other.add_output(other.value("z"))
+    mapped = graph.merge(other, "teacher.", {"x": graph.value("x")})
+    graph.add_output(mapped["z"])
+    x = np.array([-1.0, 2.0], np.float32)
+    np.testing.assert_array_equal(Session(graph).run({"x": x})["teacher.z"], np.abs(x))
+
+
+def test_replacing_a_value_that_is_an_output_twice() -> None:
+    graph, _, a, b = _chain()
+    graph.add_output(b)
+    assert [v.name for v in graph.outputs] == ["b", "b"]
+    neg = graph.producer(b)
+    assert neg is not None
+    graph.replace_uses(b, a)
+    graph.remove_node(neg)
+    verify(graph)
+    assert [v.name for v in graph.outputs] == ["b", "b"]
+    assert graph.outputs == [a, a]

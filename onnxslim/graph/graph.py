@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxslim.errors import ModelError
+from onnxslim.graph.calls import call_key, function_names, recalled, recalling
 from onnxslim.graph.items import CAPTURE, Array, Dim, DType, Node, Role, Use, Value, attribute
 from onnxslim.graph.network import Network
 
@@ -379,7 +380,6 @@ class Graph:
                 self._network.link(new.id, node, slot, capture)
                 self._touch(self.item(node))
         if only is None and old.id in self._output_ids:
-            place = self._outputs.index(old.id)
             if new.array is not None or self.is_input(new) or self.is_output(new) or self.producer(new) is None:
                 new = self.op("Identity", new, name=f"{old.name}_identity")
             name = old.name
@@ -389,7 +389,7 @@ class Graph:
                 new.shape = old.shape
             if new.dtype is DType.UNDEFINED:
                 new.dtype = old.dtype
-            self._outputs[place] = new.id
+            self._outputs = [new.id if id == old.id else id for id in self._outputs]
             self._output_ids = set(self._outputs)
         self._touch(old, new)
 
@@ -447,7 +447,8 @@ class Graph:
         """Copies `other` into this graph, every name prefixed; `feeds` gives this graph's values
         for the other's inputs. Returns this graph's value for each value name of the other.
 
-        Both must use the same opset of each domain they share.
+        Both must use the same opset of each domain they share. A local function that this graph has under the same
+        name with another meaning gets a name of its own.
         """
         for domain, version in other.opsets.items():
             if self.opsets.setdefault(domain, version) != version:
@@ -468,11 +469,14 @@ class Graph:
                 twin.owner = value.owner and prefix + value.owner
                 twin.doc, twin.metadata, twin.extra = value.doc, dict(value.metadata), value.extra
                 mapped[value.id] = twin
+        calls = function_names(self.functions, other.functions)
         for node in other.nodes():
             ins = [None if v is None else mapped[v.id] for v in other.node_inputs(node)]
             outs = [None if v is None else mapped[v.id] for v in other.node_outputs(node)]
+            op = calls.get(call_key(node.domain, node.op, node.overload), node.op)
+            attributes = {name: recalled(a, calls) for name, a in node.attributes.items()} if calls else node.attributes
             twin_node = self.add_node(
-                node.op, ins, outs, node.attributes, domain=node.domain, name=node.name and prefix + node.name
+                op, ins, outs, attributes, domain=node.domain, name=node.name and prefix + node.name
             )
             twin_node.overload, twin_node.extra = node.overload, node.extra
             twin_node.doc, twin_node.metadata = node.doc, dict(node.metadata)
@@ -480,8 +484,9 @@ class Graph:
                 self.add_capture(twin_node, mapped[value.id], name)
         self.annotations += [(mapped[a].id, tuple((k, mapped[v].id) for k, v in e)) for a, e in other.annotations]
         self.reserve_names(other._reserved)
+        theirs = [recalling(f, calls) if calls else f for f in other.functions]
         known = {(f.domain, f.name, f.overload) for f in self.functions}
-        self.functions += [f for f in other.functions if (f.domain, f.name, f.overload) not in known]
+        self.functions += [f for f in theirs if (f.domain, f.name, f.overload) not in known]
         return {other._network.value(id).name: value for id, value in mapped.items()}
 
     # ------------------------------------------------------------------ what others keep here

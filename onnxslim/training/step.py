@@ -21,6 +21,7 @@ from onnxslim.ops import is_training
 from onnxslim.rewrite import Context, Pass, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
+from onnxslim.verify import verify
 from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses, softmax_behind
 from passes.gradient import GradientOptions, differentiate
 from passes.gradient.ort_builder import differentiate_with_ort
@@ -126,6 +127,7 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     ExpandBlocked()(graph)
     ExpandFakeQuant()(graph)
     Pipeline((MergeMovements(), EliminateCommon(), ShapePorts(frozenset(state)), EliminateDead()))(graph)
+    verify(graph)  # as a whole: passes have looked at what they edited, where its types were known by then
     fed = {v.name for v in graph.inputs}
     return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained, laid)
 

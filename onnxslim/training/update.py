@@ -22,6 +22,7 @@ import numpy as np
 from onnxslim.graph import DType, Graph, Role, Shape, Value
 from onnxslim.quant_math import SCALE_FLOOR, qrange
 from onnxslim.training.optimizers import Optimizer, Rates
+from onnxslim.verify import verify
 
 __all__ = [
     "BatchNormSpec",
@@ -96,12 +97,16 @@ class UpdatePlan:
 
 def build_update(plan: UpdatePlan) -> Graph:
     """The update graph. Scalar output beside the next state: `grad_norm`, where gradients are clipped."""
-    return _Builder(plan).build()
+    graph = _Builder(plan).build()
+    verify(graph)
+    return graph
 
 
 def build_norm(names: Sequence[str], plan: UpdatePlan) -> Graph:
     """w0/grad.<name>, w1/… of every name  →  grad_norm, and the `factor` that clipping multiplies gradients by."""
-    return _Builder(plan).build_norm(names)
+    graph = _Builder(plan).build_norm(names)
+    verify(graph)
+    return graph
 
 
 class _Builder:

@@ -6,7 +6,6 @@ import math
 
 from onnxslim.errors import GradientError
 from onnxslim.graph import Value
-from onnxslim.ops import fused_order
 from passes.gradient.decompose.table import Outputs, Table
 from passes.gradient.tape import Tape
 
@@ -42,12 +41,14 @@ def _fused_gemm(t: Tape) -> Outputs:
 
 
 def _fused_matmul(t: Tape) -> Outputs:
-    """α·A'·B', where ' takes the axes in another order if asked."""
-    orders = [fused_order(t.node, slot, len(t.shape(slot))) for slot in range(2)]
-    sides = [
-        t.x(slot) if order == sorted(order) else t.op("Transpose", t.x(slot), perm=order)
-        for slot, order in enumerate(orders)
-    ]
+    """α·A'·B', where ' exchanges the last two axes if asked."""
+    if t.node.attr("transBatchA", 0) or t.node.attr("transBatchB", 0):
+        raise GradientError(f"{t.node}: transBatchA and transBatchB have no gradient rule")
+    sides = []
+    for slot, key in ((0, "transA"), (1, "transB")):
+        rank = len(t.shape(slot))
+        flip = t.node.attr(key, 0) and rank > 1
+        sides.append(t.op("Transpose", t.x(slot), perm=[*range(rank - 2), rank - 1, rank - 2]) if flip else t.x(slot))
     return [t.scale(t.op("MatMul", *sides), float(t.node.attr("alpha", 1.0)))]
 
 

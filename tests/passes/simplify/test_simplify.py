@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 from onnxslim import simplify as simplify_model
 from onnxslim.analysis import shapes
 from onnxslim.graph import Array
-from onnxslim.onnx_io import to_bytes
+from onnxslim.onnx_io import from_proto, to_bytes, to_proto
 from onnxslim.runtime.session import Session
 from passes.simplify import simplify
 
@@ -101,3 +102,19 @@ def test_types_are_inferred_once_for_each_round_of_edits(mobilenet: Path, monkey
     monkeypatch.setattr(shapes, "_run", run)
     assert simplify_model(graph).outcome.by_pass == {"infer_shapes": len(graph.nodes()) - 1}
     assert called == [True]
+
+
+@pytest.mark.parametrize("last", ["Identity", "BatchNormalization", "Relu"])
+def test_a_value_that_is_an_output_twice(last: str, build, ops, largest_error) -> None:
+    """Also one whose node a rule takes away; the file is written and read as any other."""
+    b = build(2, 3, 6, 6)
+    x = b.graph.op("Conv", b.x, b.weight(4, 3, 3, 3), name="conv")
+    y = b.batchnorm(x, 4, name="y") if last == "BatchNormalization" else b.graph.op(last, x, name="y")
+    graph = b.finish(y, y)
+    before = graph.copy()
+    simplified = simplify()(graph)
+    assert simplified.rewrites > 0 or last == "Relu"
+    assert ops(graph) == (["Conv", "Relu"] if last == "Relu" else ["Conv"])
+    again = from_proto(to_proto(graph))
+    assert [v.name for v in again.outputs] == ["y", "y"]
+    assert largest_error(before, again) <= 1e-5
