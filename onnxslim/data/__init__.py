@@ -4,7 +4,7 @@ from onnxslim.data.dataset import LABEL, ArrayDataset, Dataset, Subset, input_ar
 from onnxslim.data.iterables import from_iterable
 from onnxslim.data.loader import Batch, Loader, evaluation_batches, prefetch
 from onnxslim.data.opening import ModelInput, Source, check_fits, open_dataset
-from onnxslim.data.progress import ProgressBar, ProgressCallback
+from onnxslim.data.progress import ProgressBar, ProgressCallback, Say, time_in_words
 from onnxslim.data.transforms import Augment, Layout, Preprocess
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Preprocess",
     "ProgressBar",
     "ProgressCallback",
+    "Say",
     "Source",
     "Subset",
     "check_fits",
@@ -27,4 +28,5 @@ __all__ = [
     "input_array",
     "open_dataset",
     "prefetch",
+    "time_in_words",
 ]

@@ -10,10 +10,22 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-__all__ = ["ProgressBar", "ProgressCallback"]
+__all__ = ["ProgressBar", "ProgressCallback", "Say", "time_in_words"]
 
 ProgressCallback: TypeAlias = Callable[[str, int, int], None]
 """(what is being done, how many are done, how many in all); always called from one thread."""
+
+
+Say: TypeAlias = Callable[[str], None]
+"""Takes a line that says what happens."""
+
+
+def time_in_words(seconds: float) -> str:
+    """A span of time as one reads it: 45 s, 12 min, 3.4 h."""
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
 
 
 class ProgressBar:
@@ -34,13 +46,19 @@ class ProgressBar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._bars.stop()
 
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if what not in self._tasks:
             if now - self._started.setdefault(what, now) < self._delay_s:
                 return
             self._bars.start()
-            self._tasks[what] = self._bars.add_task(what, total=total)
+            self._tasks[what] = self._bars.add_task(
+                what, total=total, completed=done
+            )  # what was done before is no speed
         self._bars.update(self._tasks[what], completed=done, total=total)
         if done >= total:
             self._bars.remove_task(self._tasks.pop(what))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from onnxslim.data import Dataset, Preprocess, ProgressCallback
+from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.files import write_atomic
 from onnxslim.graph import DType, Graph, Value
@@ -95,7 +95,7 @@ class RunContext:
     folder: of the run; label: of this stage ("1-train"), for files of its own. teacher: as read from
     its file. whole: the model as the run began, which fractions of its size refer to. resume: whether
     this stage may continue from checkpoints it finds. foreseen: whether `check` sees the channels that the stage will,
-    which it does not behind a cut.
+    which it does not behind a cut. say: takes lines that say what is being done.
     """
 
     folder: Path
@@ -109,17 +109,24 @@ class RunContext:
     foreseen: bool = True
     progress: ProgressCallback | None = None
     log: Log = field(default_factory=Log)
+    say: Say | None = None
+
+    def tell(self, line: str) -> None:
+        """Says what this stage does, where somebody listens."""
+        if self.say is not None:
+            self.say(f"{self.label}: {line}")
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """The graph after a stage, what the report says about it, where passes did not fire, and what a user should know
-    and did not ask for, a sentence each."""
+    """The graph after a stage, what the report says about it, where passes did not fire, what a user should know and
+    did not ask for (a sentence each), and the seconds that were spent on it before this process took over."""
 
     graph: Graph
     summary: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    seconds_before: float = 0.0
 
 
 class Stage(Options, ABC):

@@ -20,7 +20,7 @@ from onnxslim.stages.base import InputPath, Options, RunContext, Stage, StageRes
 from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.stages.outputs import output_notes, require_scores
 from onnxslim.training.layout import Plan, choose_layout
-from onnxslim.training.loop import Trainer
+from onnxslim.training.loop import Trainer, TrainingResult
 from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.schedules import Schedule
@@ -170,7 +170,9 @@ class Train(Stage):
         default=0.3, ge=0, le=1, description="Fraction of the epochs, at the end, with batch norm's statistics frozen."
     )
     take: Literal["best", "last"] = Field(
-        default="best", description="Which epoch's weights: the best on val, or the last. Without val: the last."
+        default="best",
+        description="Which epoch's weights: the best on val, where the model before training counts too, or the last. "
+        "Without val: the last.",
     )
     gradient: Literal["own", "ort"] = Field(default="own", description="Our differentiate, or ONNX Runtime's builder.")
     layout: Literal["auto", "plain", "blocked", "lanes"] = Field(
@@ -202,7 +204,11 @@ class Train(Stage):
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         student, restored = prepared(graph), Outcome()
         loader = self.loader(student, context)
+        notes = output_notes(student, self.losses())
+        for note in notes:
+            context.tell(note)
         if self.restore_batchnorm:
+            context.tell("measuring batch norms")
             seen = islice(loader.epoch(0), -(-_MEASURED // self.batch))  # images as they are trained on
             restored = restore_batchnorm(student, (batch.feeds for batch in seen), context)
         mark_roles(student)
@@ -210,6 +216,7 @@ class Train(Stage):
         cache = None
         if self.views is not None and teacher is not None:
             cache = TeacherCache(teacher, loader, context.folder.parent / "teacher-cache")
+            context.tell(f"the teacher's outputs for {self.views} views of {len(loader.dataset):,} images")
             cache.prepare(context.progress, threads=context.workers)
         norms = any(node.op == "BatchNormalization" for node in student.nodes())
         frozen = round(self.freeze_batchnorm * self.epochs) if norms else 0
@@ -231,6 +238,7 @@ class Train(Stage):
             validate=self.validation(context),
             progress=context.progress,
             log=context.log,
+            say=context.say,
         )
         result = trainer.run(resume=context.resume)
         trained = result.best if self.take == "best" else result.graph
@@ -241,8 +249,36 @@ class Train(Stage):
         seconds = [record["seconds"] for record in result.history if "seconds" in record]
         if seconds:
             summary["seconds_per_epoch"] = round(sum(seconds) / len(seconds), 1)
-        notes = output_notes(student, self.losses())
-        return StageResult(trained, {**summary, "history": list(result.history)}, notes=notes)
+        if result.state.before is not None:
+            summary["taken"] = self._taken(result.state)
+        worse = self._worse(result)
+        for note in worse:
+            context.tell(note)
+        whole = {**summary, "history": list(result.history)}
+        return StageResult(trained, whole, notes=notes + worse, seconds_before=result.seconds_before)
+
+    def _taken(self, state: State) -> str:
+        """Which epoch's weights are the result."""
+        epoch = state.best_epoch if self.take == "best" else self.epochs
+        return f"epoch {epoch}" if epoch else "the model before training"
+
+    def _worse(self, result: TrainingResult) -> tuple[str, ...]:
+        """That training has not bettered the model on val, where that is so."""
+        before, reached = result.state.before, [record["val"] for record in result.history if "val" in record]
+        if before is None or not reached:
+            return ()
+        best, last, was = (f"{100 * value:.2f} %" for value in (max(reached), reached[-1], before))
+        if self.take == "best" and result.state.best_epoch == 0:
+            return (
+                f"Training did not better top-1 on val: {was} before it, {best} in its best epoch. The model from "
+                "before it is the result",
+            )
+        if self.take == "last" and reached[-1] < before:
+            return (
+                f"Training made top-1 on val worse: {was} before it, {last} in its last epoch, which is the result "
+                "(take: last)",
+            )
+        return ()
 
     @property
     def needs_labels(self) -> bool:

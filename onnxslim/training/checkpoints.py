@@ -1,14 +1,15 @@
 """Checkpoints: safetensors and JSON in a folder each, complete or not there.
 
 <folder>/<label>-<epoch>[-<step>]/state.safetensors, state.json
-<folder>/<label>-best/…
+<folder>/<label>-best-<epoch>/…
+
+What is read back is what was written: the tensors have their digest in state.json, and that has one of its own.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -21,12 +22,15 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from onnxslim.errors import CheckpointError, OutputError
-from onnxslim.files import read_json, read_regular, write_atomic
+from onnxslim.files import read_regular, write_atomic
+from onnxslim.records import read_record, write_record
 from onnxslim.training.state import State
 
 __all__ = ["Checkpoints"]
 
-_FIELDS = ("epoch", "step_in_epoch", "step", "best", "sums", "history")
+_FIELDS = (
+    "epoch", "step_in_epoch", "step", "best", "best_epoch", "before", "seconds", "spent", "sums", "history",
+)  # fmt: skip
 
 
 class Checkpoints:
@@ -41,37 +45,57 @@ class Checkpoints:
     def save(self, state: State, *, is_best: bool = False) -> Path:
         """Writes a checkpoint: in a hidden folder first, synced, then renamed; then drops old ones.
 
-        The best is written before the newest: a run killed between the two repeats the epoch, and finds
-        the same best again.
+        The best is written before the newest, which names it, and the best before it is dropped after that: a run
+        that is killed in between finds all that the newest names, and repeats the epoch.
         """
         name = f"{self.label}-{state.epoch:04d}"
         if state.step_in_epoch:
             name += f"-{state.step_in_epoch:06d}"
         if is_best:
-            self._write(f"{self.label}-best", state)
+            self._write(self._best_name(state.epoch), state)
         path = self._write(name, state)
-        for old in (*self._newest()[self.keep :], *self._unfinished()):
+        kept = self._best_name(state.best_epoch)
+        superseded = [best for best in self._bests() if best.name != kept]
+        for old in (*self._newest()[self.keep :], *superseded, *self._unfinished()):
             shutil.rmtree(old, ignore_errors=True)
         return path
 
+    def save_first(self, state: State) -> None:
+        """Keeps the state before training, the best until an epoch is better."""
+        self._write(self._best_name(state.best_epoch), state)
+
     def latest(self, like: State) -> State | None:
-        """The newest checkpoint that can be read; unreadable ones are skipped with a warning.
+        """The newest checkpoint that can be read; unreadable ones are skipped with a warning, and what came after
+        them is trained again.
 
         Raises CheckpointError where it belongs to another model, optimiser or run.
         """
         for path in self._newest():
-            state = self._read(path)
-            if state is not None:
-                state.check_like(like, f"Checkpoint '{path}'")
-                return state
+            try:
+                state = self._read(path)
+            except _DamagedError as error:
+                warnings.warn(f"{error}; it is skipped", UserWarning, stacklevel=2)
+                continue
+            state.check_like(like, f"Checkpoint '{path}'")
+            return state
         return None
 
-    def best(self, like: State) -> State | None:
-        """The best on validation, if any."""
-        path = self.folder / f"{self.label}-best"
-        state = self._read(path) if path.is_dir() else None
-        if state is not None:
-            state.check_like(like, f"Checkpoint '{path}'")
+    def best(self, of: State) -> State | None:
+        """The best on validation that a state names, if any.
+
+        Raises CheckpointError where it is gone or damaged, since no other state is as good.
+        """
+        if of.best is None:
+            return None
+        path = self.folder / self._best_name(of.best_epoch)
+        try:
+            state = self._read(path)
+        except _DamagedError as error:
+            raise CheckpointError(
+                f"{error}, and it is the best on val, which training gives in the end: put it back, or remove all of "
+                f"'{self.folder / self.label}-*' to train this stage anew"
+            ) from error
+        state.check_like(of, f"Checkpoint '{path}'")
         return state
 
     def newest_name(self) -> str | None:
@@ -81,8 +105,15 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forgets all of this stage's checkpoints: a run that starts anew must not resume them later."""
-        for path in (*self._newest(), self.folder / f"{self.label}-best"):
+        for path in (*self._newest(), *self._bests()):
             shutil.rmtree(path, ignore_errors=True)
+
+    def _best_name(self, epoch: int) -> str:
+        return f"{self.label}-best-{epoch:04d}"
+
+    def _bests(self) -> list[Path]:
+        """Those of this stage that are called best: one, or two where a run was killed between writing them."""
+        return [path for path in self.folder.glob(f"{glob.escape(self.label)}-best-*") if path.is_dir()]
 
     def _unfinished(self) -> list[Path]:
         """What a killed run left half-written."""
@@ -103,12 +134,12 @@ class Checkpoints:
         staged = self.folder / f".{name}.{secrets.token_hex(4)}"
         tensors = safetensors.numpy.save(state.arrays)
         meta = {field: getattr(state, field) for field in _FIELDS}
-        meta |= {"sha256": hashlib.sha256(tensors).hexdigest(), "run": self.run}
+        meta |= {"tensors": hashlib.sha256(tensors).hexdigest(), "run": self.run}
         old = None
         try:
             staged.mkdir(parents=True)
             write_atomic(staged / "state.safetensors", tensors)
-            write_atomic(staged / "state.json", json.dumps(meta, indent=1).encode())
+            write_record(staged / "state.json", meta)
             if target.exists():  # a folder cannot be renamed over another: the old one steps aside first
                 old = self.folder / f".{name}.{secrets.token_hex(4)}"
                 os.rename(target, old)
@@ -121,16 +152,15 @@ class Checkpoints:
                     shutil.rmtree(spare, ignore_errors=True)
         return target
 
-    def _read(self, path: Path) -> State | None:
+    def _read(self, path: Path) -> State:
         try:
             tensors = read_regular(path / "state.safetensors")
-            meta = read_json(path / "state.json")
-            if hashlib.sha256(tensors).hexdigest() != meta["sha256"]:
-                raise ValueError("its tensors do not match their checksum")
+            meta = read_record(path / "state.json")
+            if hashlib.sha256(tensors).hexdigest() != meta["tensors"]:
+                raise ValueError("its tensors do not match their digest")
             state = State(safetensors.numpy.load(tensors), **{field: meta[field] for field in _FIELDS})
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            warnings.warn(f"The checkpoint '{path}' cannot be read ({error}); it is skipped", UserWarning, stacklevel=2)
-            return None
+        except (OSError, ValueError, KeyError, TypeError, CheckpointError, SafetensorError) as error:
+            raise _DamagedError(f"The checkpoint '{path}' cannot be read ({error})") from error
         if meta.get("run", {}) != self.run:
             mine, theirs = self.run, meta["run"]
             key = next(k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k))
@@ -140,3 +170,7 @@ class Checkpoints:
                 "Resume with the recipe that wrote it, or start anew"
             )
         return state
+
+
+class _DamagedError(Exception):
+    """A checkpoint that is not there as it was written."""

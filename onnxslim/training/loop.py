@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.data import Batch, Loader, ProgressCallback
+from onnxslim.data import Batch, Loader, ProgressCallback, Say, time_in_words
 from onnxslim.errors import DataError, TrainingError
 from onnxslim.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
@@ -38,20 +38,23 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The trained graph (the last epoch's), the best on validation, one record an epoch, and the state at the end."""
+    """The trained graph (the last epoch's), the best on validation (the student itself is among them), one record an
+    epoch, the state at the end, and how many seconds lay before this process took over."""
 
     graph: Graph
     best: Graph
     history: tuple[dict[str, Any], ...]
     state: State
+    seconds_before: float = 0.0
 
 
 @dataclass
 class Trainer:
     """Trains `student` in place of its parameters; the graph itself is not changed.
 
-    validate: the metric (larger is better) of an evaluation-mode graph; freeze_from: the first epoch
-    in which batch norm uses its running statistics. folder: for checkpoints; None keeps none.
+    validate: the metric (larger is better) of an evaluation-mode graph; it is also measured before training, which
+    need not better it. freeze_from: the first epoch in which batch norm uses its running statistics. folder: for
+    checkpoints; None keeps none. say: takes a line an epoch, and what is done before the first.
     start: the state to go on from, such as one that was cut with its model; default: the student's own.
     Equal seeds, data and workers give equal weights, however often a run is interrupted and resumed.
     """
@@ -72,8 +75,11 @@ class Trainer:
     validate: Callable[[Graph], float] | None = None
     progress: ProgressCallback | None = None
     log: Callable[..., None] | None = None
+    say: Say | None = None
     start: State | None = None
     _stop: bool = field(default=False, init=False)
+    _best: State | None = field(default=None, init=False)
+    _pace: _Pace = field(default_factory=lambda: _Pace(), init=False)
 
     def __post_init__(self) -> None:
         self.student = self.student.copy()
@@ -85,6 +91,7 @@ class Trainer:
         Raises TrainingError naming where NaN or infinity began, DataError for labels out of range,
         Interrupted after Ctrl-C.
         """
+        self._pace = _Pace()
         run = {"batch": self.loader.batch, "seed": self.loader.seed, "workers": self.workers}
         checkpoints = Checkpoints(self.folder, self.label, self.keep, run) if self.folder is not None else None
         state = State.of(self.student, self.optimizer)
@@ -92,7 +99,7 @@ class Trainer:
             self.start.check_like(state, "The state to start from")
             state = self.start
         found = checkpoints.latest(state) if checkpoints is not None and resume else None
-        state = found or state
+        state = self._begun(state, checkpoints) if found is None else self._resumed(found, checkpoints)
         engine, frozen = None, None
         with self._interruptible():
             for epoch in range(state.epoch, self.epochs):
@@ -105,8 +112,35 @@ class Trainer:
                 state = self._epoch(engine, steps, state, epoch, checkpoints)
         if engine is not None:
             engine.close()
-        best = checkpoints.best(state) if checkpoints is not None else None
-        return TrainingResult(self._written(state), self._written(best or state), tuple(state.history), state)
+        best = self._written(self._best or state)
+        before = found.seconds if found is not None else 0.0
+        return TrainingResult(self._written(state), best, tuple(state.history), state, before)
+
+    def _begun(self, state: State, checkpoints: Checkpoints | None) -> State:
+        """The state before training, measured, as the first candidate for the best; old checkpoints are forgotten."""
+        if checkpoints is not None:
+            checkpoints.clear()
+        self._best = None
+        if self.validate is not None:
+            self._tell("measuring the model before training")
+            metric = self.validate(self._written(state))
+            state = replace(state, best=metric, best_epoch=state.epoch, before=metric)
+            if checkpoints is not None:
+                checkpoints.save_first(state)
+            self._best = state
+        self._tell("building the training step")
+        return state
+
+    def _resumed(self, state: State, checkpoints: Checkpoints | None) -> State:
+        """A state to go on from; CheckpointError where the best that it names is not there."""
+        self._best = checkpoints.best(state) if checkpoints is not None else None
+        place = f"epoch {state.epoch + 1}" + (f", step {state.step_in_epoch + 1}" if state.step_in_epoch else "")
+        self._tell(f"going on with {place}" if state.epoch < self.epochs else "trained already")
+        return state
+
+    def _tell(self, line: str) -> None:
+        if self.say is not None:
+            self.say(f"{self.label}: {line}")
 
     def _is_frozen(self, epoch: int) -> bool:
         return self.freeze_from is not None and epoch >= self.freeze_from
@@ -131,8 +165,9 @@ class Trainer:
         self, engine: Engine, steps: list[Step], state: State, epoch: int, checkpoints: Checkpoints | None
     ) -> State:
         total, totals = self.loader.steps_per_epoch, dict(state.sums)
-        began, waited = time.perf_counter(), self.loader.waited_s
+        clock = _Clock(self.loader, state)
         done = state.step_in_epoch
+        self._pace.start(epoch * total + done)
         batches = self.loader.epoch(epoch, done)
         try:
             for batch in batches:
@@ -148,23 +183,38 @@ class Trainer:
                 if self.progress is not None:
                     self.progress(self.label, epoch * total + done, self.epochs * total)
                 if self._stop and done < total:
-                    self._keep(engine, state, epoch, done, totals, checkpoints)
+                    self._keep(engine, clock.noted(replace(state, sums=totals)), epoch, done, checkpoints)
         finally:
             batches.close()
-        seconds, waited = time.perf_counter() - began, self.loader.waited_s - waited
+        spent = clock.noted(state).spent
         arrays = engine.arrays()
         trained = replace(state, arrays=arrays, epoch=epoch + 1, step_in_epoch=0, step=(epoch + 1) * total, sums={})
         metric = self.validate(self._written(trained)) if self.validate is not None else None
-        record = self._record(epoch, totals, total, rate, metric, seconds, waited)
+        record = self._record(epoch, totals, total, rate, metric, spent)
         is_best = metric is not None and (state.best is None or metric > state.best)
-        trained = replace(trained, history=[*state.history, record], best=metric if is_best else state.best)
+        trained = replace(clock.noted(trained), history=[*state.history, record], spent={})
+        if is_best:
+            trained = self._best = replace(trained, best=metric, best_epoch=epoch + 1)
         if checkpoints is not None:
             checkpoints.save(trained, is_best=is_best)
         if self.log is not None:
             self.log(stage=self.label, **record)
+        self._tell(self._line(record, is_best, self._pace.left((epoch + 1) * total, self.epochs * total)))
         if self._stop:
             raise Interrupted(self._farewell(checkpoints, epoch + 1, 0))
         return trained
+
+    def _line(self, record: dict[str, Any], is_best: bool, left: float) -> str:
+        """An epoch in words."""
+        parts = [f"loss {record['loss']:.4g}"]
+        if "train_top1" in record:
+            parts.append(f"train top-1 {100 * record['train_top1']:.2f} %")
+        if "val" in record:
+            parts.append(f"val {record['val']:.4f}{' (the best yet)' if is_best else ''}")
+        parts += [f"learning rate {record['lr']:.3g}", f"{record['images_per_second']:,.0f} images/s"]
+        if record["epoch"] < self.epochs:
+            parts.append(f"about {time_in_words(left)} left")
+        return f"epoch {record['epoch']} of {self.epochs}: {', '.join(parts)}"
 
     def _record(
         self,
@@ -173,8 +223,7 @@ class Trainer:
         steps: int,
         rate: float,
         metric: float | None,
-        seconds: float,
-        waited: float,
+        spent: dict[str, float],
     ) -> dict[str, Any]:
         record: dict[str, Any] = {"epoch": epoch + 1, "lr": rate}
         for name, value in totals.items():
@@ -184,9 +233,10 @@ class Trainer:
                 record[name] = value / steps
         if metric is not None:
             record["val"] = metric
+        seconds = max(spent["seconds"], 1e-9)
         record["seconds"] = round(seconds, 2)
-        record["images_per_second"] = round(steps * self.loader.batch / max(seconds, 1e-9), 1)
-        record["data_wait"] = round(waited / max(seconds, 1e-9), 5)
+        record["images_per_second"] = round(steps * self.loader.batch / seconds, 1)
+        record["data_wait"] = round(spent["waited"] / seconds, 5)
         return record
 
     def _feeds(self, batch: Batch) -> dict[str, Array]:
@@ -239,15 +289,12 @@ class Trainer:
         state: State,
         epoch: int,
         done: int,
-        sums: dict[str, float],
         checkpoints: Checkpoints | None,
     ) -> None:
         """Saves the state in mid-epoch and stops."""
         if checkpoints is not None:
             step = epoch * self.loader.steps_per_epoch + done
-            checkpoints.save(
-                replace(state, arrays=engine.arrays(), epoch=epoch, step_in_epoch=done, step=step, sums=sums)
-            )
+            checkpoints.save(replace(state, arrays=engine.arrays(), epoch=epoch, step_in_epoch=done, step=step))
         raise Interrupted(self._farewell(checkpoints, epoch, done))
 
     def _farewell(self, checkpoints: Checkpoints | None, epoch: int, done: int) -> str:
@@ -277,3 +324,37 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class _Clock:
+    """What the epoch under way has taken: the seconds of a process that was stopped in it and those since."""
+
+    def __init__(self, loader: Loader, state: State) -> None:
+        self._loader, self._spent, self._seconds = loader, state.spent, state.seconds
+        self._began, self._waited = time.perf_counter(), loader.waited_s
+
+    def noted(self, state: State) -> State:
+        """The state with the time until now."""
+        here, waited = time.perf_counter() - self._began, self._loader.waited_s - self._waited
+        spent = {
+            "seconds": self._spent.get("seconds", 0.0) + here,
+            "waited": self._spent.get("waited", 0.0) + waited,
+        }
+        return replace(state, spent=spent, seconds=self._seconds + here)
+
+
+class _Pace:
+    """How long training still takes, from what was done in this process."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, int] | None = None
+
+    def start(self, step: int) -> None:
+        """Of the first epoch here; later ones change nothing, so that validation between them counts."""
+        self._began = self._began or (time.perf_counter(), step)
+
+    def left(self, step: int, last: int) -> float:
+        """Seconds from that step to the last."""
+        assert self._began is not None
+        since, first = self._began
+        return (time.perf_counter() - since) / max(step - first, 1) * (last - step)

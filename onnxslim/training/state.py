@@ -22,8 +22,10 @@ _OWNED = (Role.PARAMETER, Role.STATISTIC, Role.SCALE)
 class State:
     """Parameters, statistics, scales and moments (float32, by name), and how far training is.
 
-    epoch and step_in_epoch: where training goes on. sums: of the metrics of the epoch under way.
-    best: the best validation metric yet. history: one record a finished epoch.
+    epoch and step_in_epoch: where training goes on. sums and spent: of the epoch under way, the metrics added up, and
+    the seconds of its steps ("seconds") and of waiting for data in them ("waited"). seconds: that all of the training
+    up to here took, validation included. best: the best validation metric yet, at the end of the epoch `best_epoch`;
+    0 is the state before training, whose metric is `before`. history: one record a finished epoch.
     """
 
     arrays: dict[str, Array]
@@ -31,6 +33,10 @@ class State:
     step_in_epoch: int = 0
     step: int = 0
     best: float | None = None
+    best_epoch: int = 0
+    before: float | None = None
+    seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -62,7 +68,7 @@ class State:
             for axis, kept in survivors.get(owner if moment else name, {}).items():
                 array = array.take(kept, axis)
             arrays[name] = np.array(array)
-        return replace(self, arrays=arrays, best=None)
+        return replace(self, arrays=arrays, best=None, best_epoch=0, before=None)
 
     @property
     def signature(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from onnxslim.data import Batch, Loader
-from onnxslim.errors import CheckpointError, TrainingError
+from onnxslim.errors import TrainingError
 from onnxslim.files import make_folder, write_atomic
 from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import to_bytes
@@ -42,21 +43,30 @@ class TeacherCache:
     ) -> None:
         """Reads what there is; runs the teacher over every other view, each written at its end.
 
-        Raises CheckpointError where a file is damaged.
+        A file that is not as it was written is made again, with a warning.
         """
         paths = [self.folder / f"view-{view}.safetensors" for view in range(self._views)]
-        missing = [view for view, path in enumerate(paths) if not path.is_file()]
+        found: dict[int, Array] = {}
+        for view, path in enumerate(paths):
+            if path.is_file():
+                try:
+                    found[view] = self._read(path)
+                except _DamagedError as error:
+                    warnings.warn(f"{error}: the teacher runs again for it", UserWarning, stacklevel=2)
+        missing = [view for view in range(self._views) if view not in found]
         if missing:
             make_folder(self.folder)
             session, samples = Session(self._teacher, threads=threads), len(self._loader.dataset)
             for done, view in enumerate(missing):
-                found = []
+                answers = []
                 for made in self._loader.view(view, batch):
-                    found.append(_answer(session, made))
+                    answers.append(_answer(session, made))
                     if progress is not None:
                         progress("teacher", done * samples + int(made.indices[-1]) + 1, samples * len(missing))
-                write_atomic(paths[view], safetensors.numpy.save({"outputs": np.concatenate(found)}))
-        self._outputs = np.stack([self._read(path) for path in paths], axis=1)
+                found[view] = np.concatenate(answers)
+                note = {"sha256": _digest(found[view])}
+                write_atomic(paths[view], safetensors.numpy.save({"outputs": found[view]}, note))
+        self._outputs = np.stack([found[view] for view in range(self._views)], axis=1)
 
     def outputs(self, indices: Array, views: Array) -> Array:
         """float32 [n, classes] for samples under their views."""
@@ -66,10 +76,22 @@ class TeacherCache:
 
     def _read(self, path: Path) -> Array:
         try:
-            found: Array = safetensors.numpy.load_file(path)["outputs"]
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): remove it, and the teacher runs again") from error
+            with safetensors.safe_open(path, framework="numpy") as file:
+                found: Array = file.get_tensor("outputs")
+                written = (file.metadata() or {}).get("sha256")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise _DamagedError(f"The teacher's outputs in {path} cannot be read ({error})") from error
+        if written != _digest(found) or len(found) != len(self._loader.dataset):
+            raise _DamagedError(f"The teacher's outputs in {path} do not match their digest")
         return found
+
+
+class _DamagedError(Exception):
+    """A file that is not as it was written."""
+
+
+def _digest(outputs: Array) -> str:
+    return hashlib.sha256(repr(outputs.shape).encode() + np.ascontiguousarray(outputs).tobytes()).hexdigest()
 
 
 def _answer(session: Session, batch: Batch) -> Array:

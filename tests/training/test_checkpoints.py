@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +32,12 @@ def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
 def test_the_newest_few_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "1-train", keep=2)
     for epoch in range(1, 12):
-        checkpoints.save(at(epoch), is_best=epoch == 3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-train-0010", "1-train-0011", "1-train-best"]
-    best = checkpoints.best(STATE)
+        checkpoints.save(replace(at(epoch), best_epoch=min(epoch, 3)), is_best=epoch <= 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-train-0010", "1-train-0011", "1-train-best-0003"]
+    best = checkpoints.best(replace(STATE, best_epoch=3))
     assert best is not None
     assert best.epoch == 3
+    assert checkpoints.best(replace(STATE, best=None)) is None
 
 
 def test_the_best_is_there_before_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,29 +46,75 @@ def test_the_best_is_there_before_the_newest(tmp_path: Path, monkeypatch: pytest
     checkpoints = Checkpoints(tmp_path, "train")
     monkeypatch.setattr(checkpoints, "_write", lambda name, state: order.append(name))
     checkpoints.save(at(1), is_best=True)
-    assert order == ["train-best", "train-0001"]
+    assert order == ["train-best-0001", "train-0001"]
 
 
-@pytest.mark.parametrize("damage", ["tensors", "json", "missing", "flipped"])
-def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, damage: str) -> None:
+def test_the_best_of_before_stays_until_the_newest_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = Checkpoints(tmp_path, "train")
-    checkpoints.save(at(1))
-    newest = checkpoints.save(at(2))
-    tensors = newest / "state.safetensors"
+    checkpoints.save(replace(at(1), best_epoch=1), is_best=True)
+    write = checkpoints._write
+
+    def killed(name: str, state: State) -> Path:
+        if name == "train-0002":
+            raise KeyboardInterrupt
+        return write(name, state)
+
+    monkeypatch.setattr(checkpoints, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(replace(at(2), best_epoch=2), is_best=True)
+    found = Checkpoints(tmp_path, "train").latest(STATE)
+    assert found is not None
+    assert found.epoch == 1
+    best = Checkpoints(tmp_path, "train").best(found)
+    assert best is not None
+    assert best.epoch == 1
+
+
+def harm(folder: Path, damage: str) -> None:
+    """Does to a checkpoint what disks and people do."""
+    tensors = folder / "state.safetensors"
     if damage == "tensors":
         tensors.write_bytes(tensors.read_bytes()[:-3])
     elif damage == "json":
-        (newest / "state.json").write_text("{")
+        (folder / "state.json").write_text("{")
+    elif damage == "digit":
+        text = (folder / "state.json").read_text()
+        assert '"best": 0.5' in text
+        (folder / "state.json").write_text(text.replace('"best": 0.5', '"best": 0.6'))
+    elif damage == "gone":
+        shutil.rmtree(folder)
     elif damage == "missing":
         tensors.unlink()
     else:
         data = bytearray(tensors.read_bytes())
         data[-1] ^= 1
         tensors.write_bytes(bytes(data))
+
+
+DAMAGES = ["tensors", "json", "missing", "flipped", "digit"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, "train")
+    checkpoints.save(at(1))
+    harm(checkpoints.save(at(2)), damage)
     with pytest.warns(UserWarning, match=r"train-0002' cannot be read"):
         found = checkpoints.latest(STATE)
     assert found is not None
     assert found.epoch == 1
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
+def test_without_its_best_a_state_is_refused(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, "train")
+    state = replace(at(1), best_epoch=1)
+    checkpoints.save(state, is_best=True)
+    harm(tmp_path / "train-best-0001", damage)
+    with pytest.raises(CheckpointError, match=r"train-best-0001' cannot be read .*best on val.*remove all of"):
+        checkpoints.best(state)
 
 
 def test_what_a_kill_left_half_written_is_not_seen_and_swept_away(tmp_path: Path) -> None:

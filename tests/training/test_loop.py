@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -19,7 +22,7 @@ from onnxslim.graph import Array, Graph
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared
-from onnxslim.training.loop import Interrupted
+from onnxslim.training.loop import Interrupted, _Pace
 from onnxslim.training.optimizers import AdamW
 from onnxslim.training.schedules import Schedule
 from onnxslim.training.step import StepOptions
@@ -116,18 +119,100 @@ def test_a_second_interrupt_stops_at_once(trainer: Callable) -> None:
     assert threading.active_count() >= 1
 
 
-def test_the_best_on_val_is_returned(trainer: Callable, tmp_path: Path) -> None:
-    scores = iter([0.1, 0.9, 0.3, 0.2])
-    seen = []
+class Scores:
+    """A validation that gives what it is told to, and keeps what it was asked about."""
 
-    def validate(graph: Graph) -> float:
-        seen.append(graph)
-        return next(scores)
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.seen = list(scores), list[Graph]()
 
-    result = trainer(tmp_path, validate=validate).run()
-    assert_same(result.best, seen[1])
-    assert_same(result.graph, seen[3])
+    def __call__(self, graph: Graph) -> float:
+        self.seen.append(graph)
+        return self.scores[len(self.seen) - 1]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["checkpoints", "in memory"])
+def test_the_best_on_val_is_returned(trainer: Callable, tmp_path: Path, kept: bool) -> None:
+    validate = Scores(0.0, 0.1, 0.9, 0.3, 0.2)
+    result = trainer(tmp_path if kept else None, validate=validate).run()
+    assert_same(result.best, validate.seen[2])
+    assert_same(result.graph, validate.seen[4])
     assert [record["val"] for record in result.history] == [0.1, 0.9, 0.3, 0.2]
+    assert (result.state.best, result.state.best_epoch, result.state.before) == (0.9, 2, 0.0)
+
+
+def test_the_state_before_training_is_one_of_the_candidates(trainer: Callable, tmp_path: Path) -> None:
+    made = trainer(tmp_path, validate=Scores(0.9, 0.1, 0.2, 0.9, 0.3))
+    result = made.run()
+    assert_same(result.best, made.student)
+    assert (result.state.best, result.state.best_epoch, result.state.before) == (0.9, 0, 0.9)
+    again = replace(made, validate=lambda _: pytest.fail("measured again")).run(resume=True)
+    assert_same(again.best, made.student)
+
+
+def test_the_best_of_an_earlier_training_is_no_candidate(trainer: Callable, tmp_path: Path) -> None:
+    trainer(tmp_path, validate=Scores(0.5, 0.9), epochs=1).run()
+    assert trainer(tmp_path, epochs=1).run().state.best is None
+    validate = Scores(0.1, 0.3)
+    result = trainer(tmp_path, validate=validate, epochs=1, schedule=Schedule(0.2)).run()
+    assert_same(result.best, validate.seen[1])
+
+
+def test_resumed_without_its_best_it_is_refused(trainer: Callable, tmp_path: Path) -> None:
+    made = trainer(tmp_path, validate=Scores(0.0, 0.9, 0.5), epochs=2)
+    made.run()
+    shutil.rmtree(tmp_path / "train-best-0001")
+    with pytest.raises(CheckpointError, match="train-best-0001"):
+        replace(made, epochs=3).run(resume=True)
+
+
+def test_an_epoch_that_was_interrupted_counts_all_of_its_time(
+    trainer: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that goes on by a second a look: the epoch's steps take as long, in one process or in two."""
+    ticks = itertools.count()
+    monkeypatch.setattr("onnxslim.training.loop.time.perf_counter", lambda: float(next(ticks)))
+    made = trainer(tmp_path, epochs=1)
+    with pytest.raises(Interrupted):
+        replace(made, progress=StopAt(4)).run()
+    ticks = itertools.count(1000)  # a day later
+    resumed = made.run(resume=True)
+    (record,) = resumed.history
+    assert resumed.seconds_before > 0
+    assert resumed.seconds_before < record["seconds"] < 100
+    assert record["images_per_second"] == pytest.approx(96 / record["seconds"], abs=0.05)
+
+
+def test_every_epoch_is_said(trainer: Callable, tmp_path: Path) -> None:
+    lines: list[str] = []
+    made = trainer(tmp_path, epochs=2, validate=Scores(0.0, 0.5, 0.4), say=lines.append)
+    made.run()
+    number = r"[\d.e+-]+"
+    expected = [
+        "train: measuring the model before training",
+        "train: building the training step",
+        rf"train: epoch 1 of 2: loss {number}, train top-1 {number} %, val 0.5000 \(the best yet\), learning rate "
+        rf"{number}, [\d,]+ images/s, about \d+ s left",
+        rf"train: epoch 2 of 2: loss {number}, train top-1 {number} %, val 0.4000, learning rate {number}, "
+        r"[\d,]+ images/s",
+    ]
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected):
+        assert re.fullmatch(pattern, line), line
+    lines.clear()
+    replace(made, epochs=3, validate=Scores(0.1)).run(resume=True)
+    assert lines[0] == "train: going on with epoch 3"
+
+
+def test_what_is_left_is_reckoned_from_what_was_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("onnxslim.training.loop.time.perf_counter", lambda: now)
+    pace = _Pace()
+    pace.start(900)
+    now = 10.0
+    assert pace.left(910, 1000) == 90.0
+    pace.start(910)  # the next epoch's
+    now = 40.0  # a validation lay between
+    assert pace.left(920, 1000) == 160.0
 
 
 def test_frozen_statistics_stay(trainer: Callable) -> None:
@@ -190,9 +275,14 @@ def test_a_teachers_outputs_are_kept_view_by_view(trainer: Callable, tmp_path: P
         if view < 2:
             np.testing.assert_array_equal(fewer.outputs(images, views), cache.outputs(images, views))
     damaged = cache.folder / "view-1.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match=r"view-1\.safetensors cannot be read .*: remove it"):
-        cache.prepare()
+    whole = damaged.read_bytes()
+    changed = bytearray(whole)
+    changed[-2] ^= 1
+    for content in (whole[:-5], bytes(changed), b"", (cache.folder / "view-2.safetensors").read_bytes()[::-1]):
+        damaged.write_bytes(content)
+        with pytest.warns(UserWarning, match=r"view-1\.safetensors .*: the teacher runs again for it"):
+            cache.prepare()
+        assert damaged.read_bytes() == whole
 
 
 def test_unlabelled_data_are_enough_for_distillation(trainer: Callable) -> None:
