@@ -67,6 +67,10 @@ class Graph:
     def item(self, id: int) -> Node | Value:
         return self._network.items[id]
 
+    def holds(self, item: Node | Value) -> bool:
+        """Whether a node or value is still part of the graph."""
+        return item.id in self._network.items
+
     @property
     def inputs(self) -> list[Value]:
         return [self._network.value(i) for i in self._inputs]

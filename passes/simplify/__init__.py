@@ -6,6 +6,7 @@ from passes.simplify.eliminate_common import EliminateCommon
 from passes.simplify.eliminate_dead import EliminateDead
 from passes.simplify.eliminate_dropout import EliminateDropout
 from passes.simplify.eliminate_identity import EliminateIdentity
+from passes.simplify.eliminate_neutral import EliminateNeutral
 from passes.simplify.fold_affine import FoldAffine
 from passes.simplify.fold_batchnorm import FoldBatchnorm
 from passes.simplify.fold_constants import FoldConstants
@@ -13,10 +14,15 @@ from passes.simplify.fold_pad import FoldPad
 from passes.simplify.fold_shapes import FoldShapes
 from passes.simplify.for_runtime import for_runtime
 from passes.simplify.freeze_initializers import FreezeInitializers
+from passes.simplify.fuse_gelu import FuseGelu
 from passes.simplify.fuse_gemm import FuseGemm
+from passes.simplify.fuse_hard_swish import FuseHardSwish
+from passes.simplify.fuse_normalization import FuseNormalization
 from passes.simplify.infer_shapes import InferShapes
 from passes.simplify.inline_functions import InlineFunctions
+from passes.simplify.merge_concats import MergeConcats
 from passes.simplify.merge_movements import MergeMovements
+from passes.simplify.plain_ops import PlainOps
 from passes.simplify.restore_batchnorm import RestoreBatchnorm
 from passes.simplify.set_batch import SetBatch
 from passes.simplify.to_float32 import ToFloat32
@@ -27,16 +33,22 @@ __all__ = [
     "EliminateDead",
     "EliminateDropout",
     "EliminateIdentity",
+    "EliminateNeutral",
     "FoldAffine",
     "FoldBatchnorm",
     "FoldConstants",
     "FoldPad",
     "FoldShapes",
     "FreezeInitializers",
+    "FuseGelu",
     "FuseGemm",
+    "FuseHardSwish",
+    "FuseNormalization",
     "InferShapes",
     "InlineFunctions",
+    "MergeConcats",
     "MergeMovements",
+    "PlainOps",
     "RestoreBatchnorm",
     "SetBatch",
     "ToFloat32",
@@ -47,7 +59,15 @@ __all__ = [
 
 
 _BROADCASTING = 7
-_CLEANING = (InferShapes(), FoldConstants(), FoldShapes(), EliminateIdentity(), EliminateDropout(), EliminateDead())
+_CLEANING = (
+    InferShapes(),
+    PlainOps(),
+    FoldConstants(),
+    FoldShapes(),
+    EliminateIdentity(),
+    EliminateDropout(),
+    EliminateDead(),
+)
 
 
 def canonicalize(*, float32: bool = False) -> Pipeline:
@@ -57,7 +77,7 @@ def canonicalize(*, float32: bool = False) -> Pipeline:
     `float32` also widens half-precision models, which training and quantisation need.
     """
     opening = (FreezeInitializers(), InlineFunctions(), ConvertOpset(), *((ToFloat32(),) if float32 else ()))
-    return Pipeline((*opening, Pipeline(_CLEANING, to_fixed_point=True)))
+    return Pipeline((*opening, Pipeline((*_CLEANING, FuseHardSwish()), to_fixed_point=True)))
 
 
 def simplify(opset: int = 18) -> Pipeline:
@@ -69,5 +89,7 @@ def simplify(opset: int = 18) -> Pipeline:
         careful = (FoldConstants(), EliminateCommon(), EliminateDead())
         return Pipeline((FreezeInitializers(), Pipeline(careful, to_fixed_point=True)))
     # What is shared can no longer take in what follows it: folding comes before sharing.
-    folding = (MergeMovements(), FoldPad(), FoldBatchnorm(), FoldAffine(), FuseGemm(), EliminateCommon())
-    return Pipeline((FreezeInitializers(), Pipeline((*_CLEANING, *folding, EliminateDead()), to_fixed_point=True)))
+    merging = (EliminateNeutral(), MergeMovements(), MergeConcats(), FoldPad())
+    fusing = (FuseHardSwish(), FuseGelu(), FuseNormalization(), FoldBatchnorm(), FoldAffine(), FuseGemm())
+    steps = (*_CLEANING, *merging, *fusing, EliminateCommon(), EliminateDead())
+    return Pipeline((FreezeInitializers(), Pipeline(steps, to_fixed_point=True)))

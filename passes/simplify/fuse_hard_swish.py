@@ -1,0 +1,112 @@
+"""`FuseHardSwish`: HardSigmoid and HardSwish, where exporters wrote them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxslim.graph import Graph, Node, Value
+from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from passes.simplify.matching import Region, is_float, near
+
+__all__ = ["FuseHardSwish"]
+
+_SWISH_SINCE = 14
+
+
+@dataclass(frozen=True)
+class FuseHardSwish(Pass):
+    """c · Clip(a·x + b, 0, 1/c)        →  HardSigmoid(x; alpha = a·c, beta = b·c)
+    x · c · Clip(x + 3, 0, 6), c = 1/6  →  HardSwish(x), up to opset 13 x · HardSigmoid(x; 1/6, 1/2)
+
+    in every spelling: sums, differences, products and quotients with numbers in any order, Relu6 as Clip, as Relu and
+    Min or as Min and Max, the sixth before or after the product, and HardSigmoid as a node.
+
+    Refuses, naming the node, where something else reads a step in between. Retained: types other than float32, which
+    ONNX Runtime's kernel of HardSigmoid does not take, and a Clip of x itself, which is one node already.
+
+    Contract: equal to 1e-5 of the largest output (the same sums and products in another order).
+    """
+
+    name: ClassVar[str] = "fuse_hard_swish"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        count, refused = 0, []
+        for fuse in (_hard_swish, _hard_sigmoid):
+            for node in reversed(graph.nodes()):  # the outermost first: what is inside goes with it
+                if graph.holds(node) and not node.domain:
+                    why = fuse(graph, node)
+                    count += why == ""
+                    if why:
+                        refused.append(Refusal(str(node), why))
+        return Outcome(count, tuple(refused))
+
+
+def _hard_swish(graph: Graph, root: Node) -> str | None:
+    """Fuses what ends in `root`: "" where it did, None where there is nothing, else why not."""
+    if root.op not in ("Div", "Mul") or not is_float(graph.result(root)):
+        return None
+    region = Region(graph, root)
+    factor, terms = region.product(root)
+    if len(terms) != 2:
+        return None
+    for x, gate in (terms, terms[::-1]):
+        tried = Region(graph, root)
+        tried.nodes.update(region.nodes)
+        if not _is_gate(tried, gate, x, factor):
+            continue
+        if not tried.is_closed:
+            return "what lies between it and its input is read elsewhere too"
+        if len(tried.nodes) < 3 and graph.opset < _SWISH_SINCE:
+            return None  # HardSigmoid and Mul as they are
+        if graph.opset >= _SWISH_SINCE:
+            tried.replace("HardSwish", [x])
+        else:
+            base = root.name or graph.result(root).name
+            node = tried.replace("Mul", [x, x])
+            gate = graph.op("HardSigmoid", x, name=f"{base}.gate", alpha=1 / 6, beta=0.5)
+            graph.set_type(gate, x.dtype, x.shape)
+            graph.set_input(node, 1, gate)
+        return ""
+    return None
+
+
+def _is_gate(region: Region, gate: Value, x: Value, factor: float) -> bool:
+    """Whether factor · gate is HardSigmoid(x; 1/6, 1/2)."""
+    node = region.graph.producer(gate)
+    if node is not None and node.op == "HardSigmoid" and not node.domain:
+        region.nodes[node.id] = node
+        alpha, beta = node.attr("alpha", 0.2), node.attr("beta", 0.5)
+        return region.graph.operand(node, 0) is x and near(factor, 1) and near(alpha, 1 / 6) and near(beta, 0.5)
+    inner, scale, shift = region.affine(gate)
+    cut = region.bounds(inner)
+    if cut is None or shift != 0:
+        return False
+    line = region.polynomial(cut[0], x)
+    if line is None or len(line) != 2:
+        return False
+    low, high = cut[1] * factor * scale, cut[2] * factor * scale
+    return low == 0 and near(high, 1) and near(line[1] * factor * scale, 1 / 6) and near(line[0] * factor * scale, 0.5)
+
+
+def _hard_sigmoid(graph: Graph, root: Node) -> str | None:
+    """Like `_hard_swish`."""
+    if root.op not in ("Clip", "Div", "Max", "Min", "Mul") or not is_float(graph.result(root)):
+        return None
+    region = Region(graph, root)
+    factor, inner = 1.0, graph.result(root)
+    if root.op in ("Div", "Mul"):
+        factor, terms = region.product(root)
+        if len(terms) != 1:
+            return None
+        inner = terms[0]
+    cut = region.bounds(inner)
+    if cut is None or cut[1] * factor != 0 or not near(cut[2] * factor, 1):
+        return None
+    x, scale, shift = region.affine(cut[0])
+    if x is cut[0] and root.op not in ("Div", "Mul"):
+        return None
+    if not region.is_closed:
+        return "what lies between it and its input is read elsewhere too"
+    region.replace("HardSigmoid", [x], {"alpha": scale * factor, "beta": shift * factor})
+    return ""
