@@ -20,7 +20,7 @@ from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 from onnxslim.onnx_io.bodies import bodies_of
 from passes.gradient.decompose import DECOMPOSITIONS
-from passes.gradient.rules import RULES
+from passes.gradient.rules import CONSTANT_INPUTS, RULES
 from passes.gradient.tape import GradientOptions, Tape
 
 __all__ = ["differentiable_ops", "differentiate", "refusal"]
@@ -85,12 +85,35 @@ def differentiate(
         inputs = graph.node_inputs(node)
         wanted = [v is not None and v.id in reached for v in inputs]
         found = rule(Tape(graph, node, dys, wanted, options))
-        for value, gradient, wants in zip(inputs, found, wanted):
-            if value is not None and gradient is not None and wants:
-                if gradient.shape is None:  # rules further back read the shape from the gradient
-                    graph.set_type(gradient, value.dtype, value.shape)
-                gradients.setdefault(value.id, []).append(gradient)
+        for value, gradient in _given(node, inputs, wanted, found):
+            if gradient.shape is None:  # rules further back read the shape from the gradient
+                graph.set_type(gradient, value.dtype, value.shape)
+            gradients.setdefault(value.id, []).append(gradient)
     return {value.name: _result(graph, value, gradients) for value in wrt}
+
+
+def _given(
+    node: Node, inputs: Sequence[Value | None], wanted: Sequence[bool], found: Sequence[Value | None]
+) -> list[tuple[Value, Value]]:
+    """The inputs that a gradient is wanted of, with what the node's rule gave for them.
+
+    Raises GradientError where it gave none for an input that it does not declare constant: a missing gradient would
+    be a zero that nobody sees.
+    """
+    constant = CONSTANT_INPUTS.get((node.domain, node.op), frozenset())
+    pairs = []
+    for slot, (value, wants) in enumerate(zip(inputs, wanted)):
+        gradient = found[slot] if slot < len(found) else None
+        if value is None or not wants:
+            continue
+        if gradient is not None:
+            pairs.append((value, gradient))
+        elif slot not in constant:
+            raise GradientError(
+                f"{node}: its input {slot}, '{value.name}', is trained or depends on what is, and the gradient rule of "
+                f"{node.op} has none for it: make it a constant, or leave what it depends on untrained"
+            )
+    return pairs
 
 
 def _in_the_way(node: Node, loss: Value) -> GradientError:

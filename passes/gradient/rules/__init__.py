@@ -13,7 +13,7 @@ from passes.gradient.rules import (
 )
 from passes.gradient.tape import Rule
 
-__all__ = ["RULES"]
+__all__ = ["CONSTANT_INPUTS", "RULES"]
 
 RULES: dict[tuple[str, str], Rule] = {
     ("", op): rule
@@ -21,3 +21,11 @@ RULES: dict[tuple[str, str], Rule] = {
     for op, rule in family.RULES.items()
 } | {("onnxslim", "FakeQuant"): fake_quant.fake_quant}
 RULES |= layout.RULES
+
+CONSTANT_INPUTS: dict[tuple[str, str], frozenset[int]] = {
+    **{("", op): frozenset([0]) for op in elementwise.FLAT},
+    ("onnxslim", "FakeQuant"): frozenset([1, 2, 3]),
+}
+"""Float inputs that a rule takes for constants, by slot: of ops whose slope is zero but at their steps, and the scale,
+zero point and range of a fake-quant, which follow what they are observed on. For any other input that a gradient is
+wanted of, a rule gives one, or `differentiate` raises."""

@@ -14,7 +14,7 @@ from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Value
 from passes.gradient.tape import Rule, Tape
 
-__all__ = ["RULES"]
+__all__ = ["FLAT", "RULES"]
 
 Gradients = Sequence[Value | None]
 _LARGE = 2.0**27  # bounds beyond it would leave float32 when scaled; nothing is clipped there
@@ -47,7 +47,7 @@ def _pow(t: Tape) -> Gradients:
     """y = aᵇ: da = dy · b · aᵇ⁻¹, db = dy · y · ln a. A square is spared the powers."""
     a, b = t.x(0), t.x(1)
     power = t.graph.constant_of(b)
-    if power is not None and power.size == 1 and power.item() == 2:
+    if power is not None and power.size == 1 and power.item() == 2 and not t.wants(1):
         return [t.unbroadcast(t.scale(t.mul(t.dy, a), 2), 0), None]
     if not b.dtype.is_float:
         b = t.op("Cast", b, to=int(a.dtype))
@@ -202,6 +202,7 @@ def _flat(t: Tape) -> Gradients:
     return [None]
 
 
+FLAT = ("Ceil", "Floor", "Round", "Sign")
 RULES: dict[str, Rule] = {
     "Abs": lambda t: [t.mul(t.dy, t.op("Sign", t.x()))],
     "Acos": lambda t: [t.neg(_over_root(t, t.sub(t.const(1), _square(t))))],
@@ -212,7 +213,6 @@ RULES: dict[str, Rule] = {
     "Atan": lambda t: [t.div(t.dy, t.add(_square(t), t.const(1)))],
     "Atanh": lambda t: [t.div(t.dy, t.sub(t.const(1), _square(t)))],
     "Cast": _cast,
-    "Ceil": _flat,
     "Clip": _clip,
     "Cos": lambda t: [t.neg(t.mul(t.dy, t.op("Sin", t.x())))],
     "Cosh": lambda t: [t.mul(t.dy, t.op("Sinh", t.x()))],
@@ -220,7 +220,6 @@ RULES: dict[str, Rule] = {
     "Elu": _elu,
     "Erf": _erf,
     "Exp": lambda t: [t.mul(t.dy, t.y())],
-    "Floor": _flat,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "Identity": lambda t: [t.dy],
@@ -235,9 +234,7 @@ RULES: dict[str, Rule] = {
     "Pow": _pow,
     "Reciprocal": lambda t: [t.neg(t.mul(t.dy, t.mul(t.y(), t.y())))],
     "Relu": _relu,
-    "Round": _flat,
     "Sigmoid": _sigmoid,
-    "Sign": _flat,
     "Sin": lambda t: [t.mul(t.dy, t.op("Cos", t.x()))],
     "Sinh": lambda t: [t.mul(t.dy, t.op("Cosh", t.x()))],
     "Softplus": _softplus,
@@ -247,4 +244,5 @@ RULES: dict[str, Rule] = {
     "Tan": lambda t: [t.mul(t.dy, t.add(t.mul(t.y(), t.y()), t.const(1)))],
     "Tanh": _tanh,
     "Where": _where,
+    **dict.fromkeys(FLAT, _flat),
 }

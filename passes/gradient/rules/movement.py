@@ -115,7 +115,7 @@ def _gather(t: Tape) -> Gradients:
 
 
 def _pad(t: Tape) -> Gradients:
-    """Constant mode: the middle of the gradient."""
+    """Constant mode: the middle of the gradient; to the value, the sum of what is around it."""
     if t.node.attr("mode", "constant") != "constant":
         raise GradientError(f"{t.node}: Pad has a gradient rule for mode 'constant' only, not '{t.node.attr('mode')}'")
     pads = t.graph.constant_of(t.graph.input(t.node, 1))
@@ -126,7 +126,13 @@ def _pad(t: Tape) -> Gradients:
     ends = [b + s for b, s in zip(begins, t.shape())]
     if any(int(p) < 0 for p in np.asarray(pads).reshape(-1)):
         raise GradientError(f"{t.node}: negative pads have no gradient rule; use Slice")
-    return [t.op("Slice", t.dy, t.ints(*begins), t.ints(*ends), t.ints(*range(rank))), None, None]
+    dx = t.op("Slice", t.dy, t.ints(*begins), t.ints(*ends), t.ints(*range(rank))) if t.wants(0) else None
+    if not t.wants(2):
+        return [dx, None, None]
+    around = np.ones(t.y().static_shape, np.float32)
+    around[tuple(slice(begin, end) for begin, end in zip(begins, ends))] = 0
+    total = t.sum(t.mul(t.dy, t.const(around)), range(rank))
+    return [dx, None, t.reshape(total, t.shape(2))]
 
 
 def _expand(t: Tape) -> Gradients:

@@ -33,7 +33,7 @@ def _batch_norm(t: Tape) -> Gradients:
     mean, var = _batch_statistics(t) if training else (t.x(3), t.x(4))
     zero = t.const(np.zeros(channels))
     if not training and not any(t.wants(slot) for slot in range(1, 5)):
-        return [_affine(t, gamma, zero, zero, var, epsilon), None, None, None, None]
+        return [_affine(t, gamma, zero, zero, var, epsilon)]
     squared = t.op("Reciprocal", t.add(var, t.const(epsilon)))  # 1/σ²
     dbeta = _per_channel(t, t.dy, shape)
     dot = t.dots(t.dy, x, math.prod(shape[:2]), math.prod(shape[2:]))
@@ -48,7 +48,8 @@ def _batch_norm(t: Tape) -> Gradients:
         b = t.mul(t.mul(t.scale(gamma, -1 / count), squared), dgamma)
         affine = _affine(t, gamma, t.mul(b, t.neg(mean)), t.scale(dbeta, 1 / count), var, epsilon)
         dx = t.add_scaled(affine, x, b, shape)
-    return [dx, dgamma, dbeta, None, None]
+    running = [zero if t.wants(slot) else None for slot in (3, 4)]  # which training mode does not read
+    return [dx, dgamma, dbeta, *running]
 
 
 def _affine(t: Tape, gamma: Value, bias: Value, mean: Value, var: Value, epsilon: float) -> Value:

@@ -19,7 +19,7 @@ from onnxslim.runtime.session import Session
 from onnxslim.text import to_text
 from passes.gradient import GradientOptions, differentiable_ops, differentiate, refusal
 from passes.gradient.decompose import DECOMPOSITIONS
-from passes.gradient.rules import RULES
+from passes.gradient.rules import CONSTANT_INPUTS, RULES
 from passes.quantize import ExpandFakeQuant
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -64,6 +64,54 @@ def test_what_the_loss_does_not_read_gets_zeros() -> None:
     found = differentiate(graph, loss, [spare, w])
     assert list(found) == ["spare", "w"]
     np.testing.assert_array_equal(found["spare"].array, np.zeros(5))
+
+
+def test_a_gradient_that_a_rule_does_not_give_is_no_silent_zero() -> None:
+    """Resize takes its scales as they are; who trains them is told, by node and input."""
+    graph = Graph()
+    x, scales = graph.add_input("x", DType.FLOAT, (1, 1, 2, 2)), graph.add_constant("k", np.float32([1, 1, 2, 2]))
+    y = graph.op("Resize", x, None, scales, name="larger", mode="linear")
+    loss = graph.op("ReduceSum", y, name="loss", keepdims=0)
+    infer_shapes(graph)
+    with pytest.raises(GradientError, match=r"'larger' \(Resize\): its input 2, 'k', is trained .* none for it"):
+        differentiate(graph, loss, [x, scales])
+
+
+def test_a_rule_that_forgets_an_input_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few gradients count as missing ones."""
+    monkeypatch.setitem(RULES, ("", "MatMul"), lambda t: [t.dy])
+    graph, loss, w = small()
+    with pytest.raises(GradientError, match=r"'product' \(MatMul\): its input 1, 'w'"):
+        differentiate(graph, loss, [w])
+
+
+@pytest.mark.parametrize("op", ["Ceil", "Floor", "Round", "Sign"])
+def test_steps_are_declared_to_have_no_slope(op: str) -> None:
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, (3,))
+    loss = graph.op("ReduceSum", graph.op(op, x, name="y"), name="loss", keepdims=0)
+    infer_shapes(graph)
+    np.testing.assert_array_equal(differentiate(graph, loss, [x])["x"].array, np.zeros(3))
+
+
+def test_a_fake_quants_scale_is_declared_constant() -> None:
+    """Though it is computed from a weight here: the gradient of the weight is the straight-through one alone."""
+    graph = Graph()
+    w = graph.add_input("w", DType.FLOAT, (4,))
+    scale = graph.op("ReduceMax", graph.op("Abs", w, name="size"), name="scale", keepdims=0)
+    zero = graph.add_constant("zero", np.float32(0))
+    made = graph.op("FakeQuant", w, scale, zero, name="q", domain="onnxslim", kind="weight", bits=8, signed=1)
+    infer_shapes(graph)
+    loss = graph.op("ReduceSum", made, name="loss", keepdims=0)
+    infer_shapes(graph)
+    graph.add_output(differentiate(graph, loss, [w])["w"])
+    ExpandFakeQuant()(graph)
+    (found,) = Session(graph).run({"w": np.float32([0.1, -0.2, 0.3, 0.05])}).values()
+    np.testing.assert_array_equal(found, np.ones(4))
+
+
+def test_what_is_declared_constant_has_a_rule() -> None:
+    assert set(CONSTANT_INPUTS) <= set(RULES)
 
 
 def test_nothing_is_built_beside_the_way() -> None:

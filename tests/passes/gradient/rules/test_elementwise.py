@@ -96,6 +96,10 @@ def test_power_by_a_constant(power: np.ndarray, check: Callable, spaced: Callabl
     check("Pow", [spaced((3, 2, 2), 4), np.asarray(power)])
 
 
+def test_an_exponent_of_two_gets_its_gradient(check: Callable, spaced: Callable) -> None:
+    check("Pow", [spaced((3, 2), 4, 0.5, 2), np.asarray(np.float32(2))], [0, 1])
+
+
 @pytest.mark.parametrize("slot", [0, 1])
 @pytest.mark.parametrize("op", ["Add", "Mul", "Div", "Sub"])
 def test_one_side_only(op: str, slot: int, check: Callable, spaced: Callable) -> None:

@@ -148,7 +148,13 @@ def test_gather_with_computed_indices(spaced: Callable) -> None:
 def test_pad(shape: tuple[int, ...], seed: int, data: st.DataObject, check: Callable, spaced: Callable) -> None:
     pads = data.draw(st.lists(st.integers(0, 2), min_size=2 * len(shape), max_size=2 * len(shape)))
     fill = data.draw(st.sampled_from([None, np.asarray(np.float32(1.5))]))
-    check("Pad", [spaced(shape, seed), ints(*pads), fill])
+    check("Pad", [spaced(shape, seed), ints(*pads), fill], [0] if fill is None else [0, 2])
+
+
+def test_the_value_that_is_padded_with_gets_its_gradient(check: Callable, spaced: Callable) -> None:
+    """Of one element, as opset 13 has it too; and alone, where nothing else of the Pad is trained."""
+    check("Pad", [spaced((2, 3), 0), ints(1, 0, 0, 2), np.full(1, 0.5, np.float32)], [2])
+    check("Pad", [spaced((2, 3), 0), ints(0, 0, 0, 0), np.asarray(np.float32(0.5))], [0, 2])
 
 
 @FEW
