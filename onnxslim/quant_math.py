@@ -22,6 +22,7 @@ __all__ = [
     "affine_from_range",
     "dequantize",
     "fake_quant",
+    "fitting_weight_scale",
     "per_axis",
     "qrange",
     "quantize",
@@ -29,8 +30,13 @@ __all__ = [
     "weight_scale",
 ]
 
-SCALE_FLOOR = np.float32(2.0**-20)
-"""No scale is smaller: a dead channel (all weights 0) keeps a scale that its bias fits into as int32."""
+SCALE_FLOOR = np.float32(2.0**-80)
+"""No scale is smaller, so that nothing is divided by 0 where all values are 0. It is no smallest useful scale: how
+small a weight's may be for a bias to fit an int32 is relative to that bias and to the input's scale
+(`fitting_weight_scale`)."""
+
+_BIAS_LIMIT = 2.0**30
+_PRODUCT_FLOOR = 2.0**-110  # of s_x · s_w: the multiplier s_x · s_w / s_y stays a normal float32 number
 
 
 def qrange(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
@@ -72,6 +78,20 @@ def weight_scale(array: Array, axis: int | None, bits: int = 8) -> Array:
     others = None if axis is None else tuple(a for a in range(array.ndim) if a != axis % array.ndim)
     largest = np.max(np.abs(array.astype(np.float32)), axis=others, initial=0)
     return np.asarray(np.maximum(largest / qmax, SCALE_FLOOR), np.float32)
+
+
+def fitting_weight_scale(scale: Array, input_scale: float, bias: Array | None) -> Array:
+    """A weight's scale, float32 [C] or [], raised where |bias| / (input_scale · scale) would exceed 2³⁰; bias is [C].
+
+    That is a channel whose weights are next to nothing beside its bias, a dead one most often. Raising the scale moves
+    its weights by at most half of the new scale each, which is 2⁻³¹ of the bias per step of the input: nothing that
+    the output's grid can show. All other channels keep their scale, bit for bit.
+    """
+    least = np.asarray(_PRODUCT_FLOOR / float(input_scale))
+    if bias is not None:
+        needed = np.abs(bias.astype(np.float64)) / (float(input_scale) * _BIAS_LIMIT)
+        least = np.maximum(least, needed if scale.ndim else needed.max(initial=0))
+    return np.asarray(np.where(least > scale * (1 + 2.0**-20), least, scale).astype(np.float32), np.float32)
 
 
 def per_axis(parameter: Array, axis: int | None, rank: int) -> Array:

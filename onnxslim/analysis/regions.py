@@ -1,10 +1,10 @@
 """Quantisation regions: which tensors get a grid, which of them share one, and what stays float.
 
 A *compute* op (Conv, Gemm …) reads a quantised input and a quantised weight, and its output is
-quantised after the batch norm and ReLU that fuse with it. An *integer* op (Add, pools …) joins
-where it stands between quantised ops. A *shared-scale* op (Concat, MaxPool, Reshape …) hands
-integers on, so the values around it form one group with one grid, quantised at the group's
-sources only.
+quantised after the batch norm and ReLU that fuse with it. An *integer* op (Add, Concat, pools …) joins
+where it stands between quantised ops; each of its inputs, and its output, has a grid of its own. A
+*shared-scale* op (MaxPool, Reshape …) hands integers on, so the grid of what it reads is also that of
+what it writes, which is not quantised again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnxslim.ops import given_numbers, is_left_out, is_training
 from onnxslim.targets import Target
 
 __all__ = [
-    "Group", "Regions", "Site", "Weight", "cuts_at_zero", "find_regions", "fused_tail", "handed_data", "hands_on",
+    "Regions", "Site", "Weight", "bias_fits", "cuts_at_zero", "find_regions", "fused_tail", "hands_on",
     "weight_axis",
 ]  # fmt: skip
 
@@ -44,18 +44,11 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Sites that share one grid."""
-
-    sites: tuple[Site, ...]
-
-
-@dataclass(frozen=True)
 class Regions:
     """What can be quantised: `compute` and `integer` nodes, and per (node, reason) what cannot."""
 
     weights: tuple[Weight, ...]
-    groups: tuple[Group, ...]
+    sites: tuple[Site, ...]
     compute: tuple[Node, ...]
     integer: tuple[Node, ...]
     refused: tuple[tuple[Node, str], ...]
@@ -66,11 +59,22 @@ def weight_axis(node: Node, weight: Value) -> int | None:
     rank = len(weight.static_shape)
     if node.op == "Conv":
         return 0
-    if node.op == "ConvTranspose":
-        return 1 if node.attr("group", 1) == 1 else None
     if node.op == "Gemm":
         return 0 if node.attr("transB", 0) else 1
     return 1 if rank == 2 else None
+
+
+def bias_fits(graph: Graph, node: Node) -> bool:
+    """Whether a compute node's third input is a constant that adds one number to each output channel.
+
+    Gemm's C may be any shape that broadcasts to [M, N]; a column [M, 1] adds one to each row, which no kernel's
+    bias does, even where M equals N.
+    """
+    bias, weight = graph.constant_of(graph.operand(node, 2)), graph.operand(node, 1)
+    axis = weight_axis(node, weight)
+    if bias is None or axis is None:
+        return False
+    return bias.size == 1 or bias.shape[-1] == bias.size == weight.static_shape[axis]
 
 
 def fused_tail(graph: Graph, node: Node) -> Value:
@@ -81,7 +85,7 @@ def fused_tail(graph: Graph, node: Node) -> Value:
     value = graph.result(node)
     follower = _only_reader(graph, value)
     norm = follower is not None and follower.op == "BatchNormalization" and not is_training(graph, follower)
-    if follower is not None and norm and node.op in ("Conv", "ConvTranspose", "Gemm"):
+    if follower is not None and norm and node.op in ("Conv", "Gemm"):
         value = graph.result(follower)
         follower = _only_reader(graph, value)
     if follower is not None and cuts_at_zero(graph, follower):
@@ -92,24 +96,20 @@ def fused_tail(graph: Graph, node: Node) -> Value:
 def hands_on(graph: Graph, node: Node, target: Target) -> bool:
     """Whether a node hands its data on unchanged, so that one grid serves both sides.
 
-    Padding must be with 0, or with values of the tensor itself; MaxPool must not give indices.
+    Padding must be with 0, or with values of the tensor itself; MaxPool must not give indices; Resize must repeat
+    what it reads (mode nearest).
     """
-    if node.op not in target.shared_scale_ops or node.domain:
+    if node.op not in (*target.shared_scale_ops, *target.through_float_ops) or node.domain:
         return False
-    if any(v is None or v.array is not None or not _may_be_float(v) for v in handed_data(graph, node)):
+    data = graph.input(node, 0)
+    if data is None or data.array is not None or not _may_be_float(data):
         return False
-    if node.op == "MaxPool":
-        return node.arity[1] == 1
-    if node.op != "Pad" or node.attr("mode", "constant") != "constant":
-        return True
-    fill = given_numbers(graph, node, "value", 2)
-    return is_left_out(graph, node, "value", 2) or (fill is not None and not fill.any())
-
-
-def handed_data(graph: Graph, node: Node) -> list[Value | None]:
-    """The inputs that a shared-scale op hands on: all of Concat, the first of others."""
-    inputs = graph.node_inputs(node)
-    return inputs if node.op == "Concat" else inputs[:1]
+    if node.op == "Resize":
+        return str(node.attr("mode", "nearest")) == "nearest"
+    if node.op == "Pad" and node.attr("mode", "constant") == "constant":
+        fill = given_numbers(graph, node, "value", 2)
+        return is_left_out(graph, node, "value", 2) or (fill is not None and not fill.any())
+    return node.op != "MaxPool" or node.arity[1] == 1
 
 
 def _may_be_float(value: Value) -> bool:
@@ -136,21 +136,23 @@ def cuts_at_zero(graph: Graph, node: Node) -> bool:
 
 
 class _Finder:
-    """One search: demands spread from compute ops until nothing changes, then groups are read off."""
+    """One search: demands spread from compute ops until nothing changes, then sites are read off."""
 
     def __init__(self, graph: Graph, target: Target, skip: Collection[int]) -> None:
         self.graph, self.target, self.skip = graph, target, skip
         self.order = graph.nodes()
         self.refused: list[tuple[Node, str]] = []
-        self.parent: dict[int, int] = {}  # union-find over value ids: one grid a class
-        self.demanded: set[int] = set()  # class roots that need a grid
+        self.source: dict[int, int] = {}  # of what a shared-scale op writes: the value that it reads
+        self.demanded: set[int] = set()  # sources that need a grid
         self.kernel_outputs: set[int] = set()  # values that a quantised kernel writes
-        self.handed_on: set[int] = set()  # values that a shared-scale op writes
+        self.handing: set[int] = set()  # shared-scale ops
 
     def find(self) -> Regions:
         for node in self.order:
             if node.id not in self.skip and hands_on(self.graph, node, self.target):
-                self._join(node)
+                self.handing.add(node.id)
+                read = self.graph.operand(node, 0).id
+                self.source |= {v.id: read for v in self.graph.node_outputs(node) if v is not None}
         compute = [node for node in self.order if self._is_compute(node)]
         for node in compute:
             self._demand(node)
@@ -165,8 +167,8 @@ class _Finder:
         integer.sort(key=lambda node: order[node.id])
         chosen = {node.id for node in compute + integer}
         self._explain(chosen)
-        weights, groups = self._weights(compute), self._groups(chosen)
-        return Regions(weights, groups, tuple(compute), tuple(integer), tuple(self.refused))
+        weights, sites = self._weights(compute), self._sites(chosen)
+        return Regions(weights, sites, tuple(compute), tuple(integer), tuple(self.refused))
 
     # ------------------------------------------------------------------ who is quantised
 
@@ -194,12 +196,13 @@ class _Finder:
         weight = self.graph.operand(node, 1)
         if node.op != "MatMul" and self.graph.constant_of(weight) is None:
             return f"its weight '{weight.name}' is not a constant"
+        if self.graph.constant_of(self.graph.operand(node, 0)) is not None:
+            return "integer kernels take a constant as the second operand only"
         if node.op == "Gemm" and node.attr("alpha", 1.0) != 1.0:
             return "integer kernels need alpha = 1"
-        if node.op == "Gemm" and self.graph.input(node, 2) is not None:
-            bias = self.graph.operand(node, 2)
-            if node.attr("beta", 1.0) != 1.0 or self.graph.constant_of(bias) is None:
-                return "integer kernels add a constant bias with beta = 1 only"
+        plain = self.graph.input(node, 2) is None or (node.attr("beta", 1.0) == 1.0 and bias_fits(self.graph, node))
+        if node.op == "Gemm" and not plain:
+            return "integer kernels add a constant bias of one number a channel with beta = 1 only"
         return None
 
     def _outputs(self, node: Node) -> Value:
@@ -230,65 +233,43 @@ class _Finder:
             if node.id in hopeful:
                 inputs = [v for v in self.graph.node_inputs(node) if v is not None]
                 data = self._data_inputs(node)
-                constants_allowed = node.op == "ReduceMean"
-                if (
-                    data
-                    and (constants_allowed or len(inputs) == len(data))
-                    and all(self._root(v.id) in ready for v in data)
-                ):
+                if data and len(inputs) == len(data) and all(self._root(v.id) in ready for v in data):
                     ready.add(self._root(self._outputs(node).id))
                     fresh.append(node)
         return fresh
 
-    # ------------------------------------------------------------------ one grid for several values
-
-    def _join(self, node: Node) -> None:
-        data = handed_data(self.graph, node)
-        outputs = [v for v in self.graph.node_outputs(node) if v is not None]
-        members = [v.id for v in data if v is not None] + [v.id for v in outputs]
-        self.handed_on.update(v.id for v in outputs)
-        for id in members[1:]:
-            a, b = sorted((self._root(members[0]), self._root(id)))
-            if a != b:
-                self.parent[b] = a
-
     def _root(self, id: int) -> int:
-        while id in self.parent:
-            id = self.parent[id]
+        """The value whose grid a value has: itself, or what shared-scale ops handed on."""
+        while id in self.source:
+            id = self.source[id]
         return id
 
     # ------------------------------------------------------------------ the answer
 
-    def _groups(self, chosen: set[int]) -> tuple[Group, ...]:
+    def _sites(self, chosen: set[int]) -> tuple[Site, ...]:
         demanded = {self._root(id) for id in self.demanded}
-        sites: dict[int, list[Site]] = {}
+        sites: list[Site] = []
         for value in self.graph.values():
-            root = self._root(value.id)
-            if root not in demanded or value.array is not None or value.id in self.handed_on:
+            if value.id not in demanded or value.array is not None:
                 continue
             everywhere = value.id in self.kernel_outputs
             direct = [use for use in self.graph.uses(value) if use.slot < CAPTURE]  # bodies keep reading floats
             uses = tuple(use for use in direct if everywhere or self._reads_integers(use, chosen))
             if uses or (everywhere and self.graph.is_output(value)):
-                sites.setdefault(root, []).append(Site(value, uses, everywhere))
-        return tuple(Group(tuple(found)) for found in sites.values())
+                sites.append(Site(value, uses, everywhere))
+        return tuple(sites)
 
     def _reads_integers(self, use: Use, chosen: set[int]) -> bool:
-        node = use.node
-        if node.id in chosen:
-            return True
-        return node.op in self.target.shared_scale_ops and (use.slot == 0 or node.op == "Concat")
+        return use.node.id in chosen or (use.node.id in self.handing and use.slot == 0)
 
     def _weights(self, compute: list[Node]) -> tuple[Weight, ...]:
         found: dict[int, tuple[Value, list[Use], list[int | None]]] = {}
         for node in compute:
-            for slot in (0, 1):
-                value = self.graph.operand(node, slot)
-                if self.graph.constant_of(value) is not None:
-                    _, uses, axes = found.setdefault(value.id, (value, [], []))
-                    uses.append(Use(node, slot))
-                    per_channel = self.target.weight_per_channel and slot == 1
-                    axes.append(weight_axis(node, value) if per_channel else None)
+            value = self.graph.operand(node, 1)
+            if self.graph.constant_of(value) is not None:
+                _, uses, axes = found.setdefault(value.id, (value, [], []))
+                uses.append(Use(node, 1))
+                axes.append(weight_axis(node, value) if self.target.weight_per_channel else None)
         return tuple(
             Weight(value, tuple(uses), axes[0] if len(set(axes)) == 1 else None) for value, uses, axes in found.values()
         )
@@ -298,11 +279,22 @@ class _Finder:
         told = chosen | {node.id for node, _ in self.refused}
         fused = {"Relu", "Clip", "BatchNormalization", "Identity", "Constant"}
         for node in self.order:
-            if node.id in told or node.op in fused or node.op in self.target.shared_scale_ops:
+            if node.id in told or node.op in fused or node.id in self.handing:
                 continue
             if node.id in self.skip:
                 self.refused.append((node, "skipped as asked"))
-            elif node.op in self.target.integer_ops:
+            elif node.op in self.target.integer_ops and not node.domain:
                 self.refused.append((node, "not between quantised ops"))
+            elif node.op in self.target.float_by_choice and not node.domain:
+                self.refused.append((node, f"{node.op} stays in float, which is faster and more exact"))
             elif any(v is not None and _may_be_float(v) for v in self.graph.node_outputs(node)):
-                self.refused.append((node, f"no integer kernel for {node.op} on target '{self.target.name}'"))
+                self.refused.append((node, f"no integer kernel for {_described(node)} on target '{self.target.name}'"))
+
+
+def _described(node: Node) -> str:
+    """An op, and what about it no kernel takes where it is one that others of its kind take."""
+    if node.op == "Resize":
+        return f"Resize of mode '{node.attr('mode', 'nearest')}'"
+    if node.op == "MaxPool":
+        return "MaxPool with indices"
+    return "Pad with another value than 0" if node.op == "Pad" else node.op

@@ -204,16 +204,7 @@ def _mean(node: Node, inputs: list[Tensor | None]) -> Accumulator | None:
     x = inputs[0]
     if not isinstance(x, Ints) or x.axis is not None:
         return None
-    axes: tuple[int, ...] = tuple(range(2, x.q.ndim))
-    keep = True
-    if node.op == "ReduceMean":
-        given = inputs[1] if len(inputs) > 1 else node.attr("axes")
-        if given is None:
-            axes = () if node.attr("noop_with_empty_axes", 0) else tuple(range(x.q.ndim))
-        else:
-            axes = tuple(int(a) % x.q.ndim for a in np.asarray(given).reshape(-1))
-        keep = bool(node.attr("keepdims", 1))
-    return mean(x, axes, keep)
+    return mean(x, tuple(range(2, x.q.ndim)), keepdims=True)
 
 
 def _pool(node: Node, inputs: list[Tensor | None]) -> Accumulator | Ints | None:
@@ -233,19 +224,6 @@ def _concat(node: Node, inputs: list[Tensor | None]) -> Ints | None:
     return Ints(np.concatenate([p.q for p in parts], axis=int(node.attr("axis"))), first.scale, first.zero_point, None)
 
 
-def _pad(node: Node, inputs: list[Tensor | None]) -> Ints | None:
-    x, pads = inputs[0], inputs[1] if len(inputs) > 1 else None
-    if not isinstance(x, Ints) or x.axis is not None or node.attr("mode", "constant") != "constant" or len(inputs) > 3:
-        return None
-    fill = inputs[2] if len(inputs) > 2 else None
-    if not isinstance(pads, np.ndarray) or (fill is not None and real(fill).any()):
-        return None
-    ends = [(int(a), int(b)) for a, b in zip(pads[: x.q.ndim], pads[x.q.ndim :])]
-    if any(a < 0 or b < 0 for a, b in ends):
-        return None
-    return Ints(np.pad(x.q, ends, constant_values=x.zero_point), x.scale, x.zero_point, None)
-
-
 _RULES: Mapping[str, Callable[[Node, list[Tensor | None]], Tensor | None]] = {
     "Conv": _conv,
     "Gemm": _matmul,
@@ -253,9 +231,7 @@ _RULES: Mapping[str, Callable[[Node, list[Tensor | None]], Tensor | None]] = {
     "Add": _add,
     "Relu": _relu,
     "GlobalAveragePool": _mean,
-    "ReduceMean": _mean,
     "AveragePool": _pool,
     "MaxPool": _pool,
     "Concat": _concat,
-    "Pad": _pad,
 }

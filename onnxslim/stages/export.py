@@ -21,7 +21,7 @@ from onnxslim.stages.preprocessing import note_preprocess
 from onnxslim.stages.quantize import TargetName
 from onnxslim.targets import load_target
 from passes.deploy import ShortenNames
-from passes.quantize import LowerToQdq, RoundBiases
+from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases
 from passes.simplify import FoldBatchnorm, canonicalize
 
 __all__ = ["Export", "Exported", "export_model", "lower", "target_of"]
@@ -84,7 +84,7 @@ def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tu
     graph = graph.copy()
     context = Context(target=load_target(target))
     outcome = Outcome()
-    for step in (canonicalize(), FoldBatchnorm(), RoundBiases(), LowerToQdq(), ShortenNames()):
+    for step in (canonicalize(), FoldBatchnorm(), FlattenToReshape(), RoundBiases(), LowerToQdq(), ShortenNames()):
         outcome += step(graph, context)
     if preprocess is not None:
         note_preprocess(graph, preprocess)

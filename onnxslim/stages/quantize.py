@@ -12,15 +12,21 @@ from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batc
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
 from onnxslim.graph import Array, Graph
-from onnxslim.rewrite import Context
+from onnxslim.rewrite import Context, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input
 from onnxslim.targets import load_target, target_names
-from passes.quantize import InsertFakeQuant
-from passes.simplify import FoldBatchnorm, canonicalize
+from passes.quantize import InsertFakeQuant, MeanToPool
+from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, canonicalize
 
-__all__ = ["Quantize", "TargetName", "calibration_batches"]
+__all__ = ["Quantize", "TargetName", "calibration_batches", "ready_to_quantize"]
+
+
+def ready_to_quantize() -> Pipeline:
+    """What a model goes through before fake-quant nodes are put in: float32, constants folded, in ops that have
+    integer kernels."""
+    return Pipeline((canonicalize(float32=True), FoldPad(), MeanToPool(), EliminateDead()))
 
 
 def _known_target(name: str) -> str:
@@ -56,7 +62,7 @@ class Quantize(Stage):
         check_fits(context.data.get(self.data), only_data_input(graph), None, context.data.preprocess)
         plain = graph.copy()
         blank = Context(target=load_target(self.target), seed=context.seed)
-        canonicalize(float32=True)(plain, blank)
+        ready_to_quantize()(plain, blank)
         self._insert().requests(plain, blank)  # knows whether `skip` matches
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
@@ -74,7 +80,7 @@ class Quantize(Stage):
         """`run`, without a run: the graph with fake-quant nodes, calibrated on a data set."""
         graph = graph.copy()
         blank = Context(target=load_target(self.target), seed=seed)
-        outcome = canonicalize(float32=True)(graph, blank)
+        outcome = ready_to_quantize()(graph, blank)
         if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
             outcome += FoldBatchnorm()(graph, blank)
         insert = self._insert()

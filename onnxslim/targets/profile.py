@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -22,18 +23,22 @@ __all__ = ["Target", "load_target", "target_names"]
 class Target:
     """One deployment target.
 
+    aliases: other names that mean this target.
     activation_signed: int8 or uint8 activations. The grids coincide: zp_u8 = zp_s8 + 128.
     weight_per_channel: one weight scale an output channel; else one a tensor.
     reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose u8·s8 sums saturate in 16 bits.
     quantized_ops: ops with an integer kernel that multiply by weights: inputs and weights quantised.
     float_output_ops: those of them whose kernel can write float, so that the last layer's output stays float.
     integer_ops: other ops with an integer kernel; on integers where what they read and feed is.
-    shared_scale_ops: ops that hand integers on unchanged: one scale on both sides (Concat: on all sides).
+    shared_scale_ops: ops that hand integers on unchanged: one scale on both sides.
+    through_float_ops: ops that hand values on unchanged in float: one scale on both sides, to the same integers.
+    float_by_choice: ops with an integer kernel that is not used, because float is faster and more exact.
     ort_platform: `target_platform` of ONNX Runtime's ORT-format converter.
     """
 
     name: str
     title: str
+    aliases: tuple[str, ...]
     activation_signed: bool
     activation_bits: int
     weight_bits: int
@@ -43,6 +48,8 @@ class Target:
     float_output_ops: tuple[str, ...]
     integer_ops: tuple[str, ...]
     shared_scale_ops: tuple[str, ...]
+    through_float_ops: tuple[str, ...]
+    float_by_choice: tuple[str, ...]
     ort_platform: str
 
     @classmethod
@@ -75,10 +82,21 @@ def target_names() -> list[str]:
 
 
 def load_target(name: str) -> Target:
-    """A built-in profile by name; RecipeError naming near ones otherwise."""
-    if name not in target_names():
-        near = difflib.get_close_matches(name, target_names(), n=1)
+    """A built-in profile by its name or an alias; RecipeError naming near ones otherwise."""
+    profiles = _profiles()
+    if name not in profiles:
+        near = difflib.get_close_matches(name, profiles, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise RecipeError(f"Unknown target '{name}'; known: {', '.join(target_names())}{hint}")
-    file = resources.files("onnxslim.targets").joinpath(f"{name}.yaml")
-    return Target.parse(file.read_text("utf-8"), file.name)
+        raise RecipeError(f"Unknown target '{name}'; known: {', '.join(sorted(profiles))}{hint}")
+    return profiles[name]
+
+
+@lru_cache(maxsize=1)
+def _profiles() -> dict[str, Target]:
+    """All profiles, under each of their names."""
+    found: dict[str, Target] = {}
+    for name in target_names():
+        file = resources.files("onnxslim.targets").joinpath(f"{name}.yaml")
+        target = Target.parse(file.read_text("utf-8"), file.name)
+        found |= dict.fromkeys((target.name, *target.aliases), target)
+    return found

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from onnxslim.analysis.regions import handed_data, hands_on
+from onnxslim.analysis.regions import hands_on
 from onnxslim.errors import ModelError
 from onnxslim.graph import Array, Graph, Node, Value
 from onnxslim.targets import Target
@@ -44,14 +42,6 @@ class Grid:
         bits, signed, narrow = node.attr("bits", 8), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0))
         return cls(arrays[0], arrays[1], bits, signed, narrow, axis)
 
-    def same(self, other: Grid) -> bool:
-        """Whether both put the same integers on the same numbers."""
-        return (
-            (self.bits, self.signed, self.narrow, self.axis) == (other.bits, other.signed, other.narrow, other.axis)
-            and np.array_equal(self.scale, other.scale)
-            and np.array_equal(self.zero_point, other.zero_point)
-        )
-
 
 class Grids:
     """The activation grid of any value: given by a FakeQuant, and handed on by shared-scale ops."""
@@ -62,12 +52,9 @@ class Grids:
             if node.op == "FakeQuant" and node.domain == "onnxslim":
                 self._of[graph.result(node).id] = Grid.of(graph, node)
             elif hands_on(graph, node, target):
-                sources = [self._of.get(v.id) for v in handed_data(graph, node) if v is not None]
-                first = sources[0]
-                if first is not None and all(s is not None and s.same(first) for s in sources):
-                    for value in graph.node_outputs(node):
-                        if value is not None:
-                            self._of[value.id] = first
+                grid = self._of.get(graph.operand(node, 0).id)
+                if grid is not None:
+                    self._of |= {value.id: grid for value in graph.node_outputs(node) if value is not None}
 
     def of(self, value: Value) -> Grid | None:
         return self._of.get(value.id)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.analysis.regions import Group, Regions, Weight, find_regions
+from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
 from onnxslim.analysis.scope import Names, label, matched
 from onnxslim.errors import DataError, RecipeError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
@@ -25,8 +25,7 @@ class InsertFakeQuant(Pass):
 
     Weights: symmetric, narrow, per output channel (per tensor where the target or the op needs it).
     Activations: affine, per tensor, scale and zero point from the "range" statistic, which each
-    FakeQuant also keeps as its fourth input. FakeQuants whose values meet in Concat, or pass
-    through pools and reshapes, share one scale, one zero point and one range initialiser.
+    FakeQuant also keeps as its fourth input. A value keeps its grid through pools and reshapes.
 
     `weight_bits`, `activation_bits`: 2 to 8; None takes the target's. `per_channel`: None takes the target's.
     `skip`: nodes to leave in float, each entry a node's name, an op type, a glob, or "re:" and a
@@ -47,8 +46,7 @@ class InsertFakeQuant(Pass):
     name: ClassVar[str] = "insert_fake_quant"
 
     def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
-        regions = self._regions(graph, context)
-        return [StatisticRequest(site.value.name, "range") for group in regions.groups for site in group.sites]
+        return [StatisticRequest(site.value.name, "range") for site in self._regions(graph, context).sites]
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         present = next((n for n in graph.nodes() if n.domain == "onnxslim" and n.op == "FakeQuant"), None)
@@ -56,12 +54,12 @@ class InsertFakeQuant(Pass):
             return Outcome(refused=(Refusal(str(present), "the graph has fake-quant nodes already"),))
         target = self._target(context)
         regions = self._regions(graph, context)
-        ranges = [self._range(group, context) for group in regions.groups]
+        ranges = [self._range(site.value, context) for site in regions.sites]
         for weight in regions.weights:
             _insert_weight(graph, weight, target)
-        for group, observed in zip(regions.groups, ranges):
-            _insert_group(graph, group, observed, target)
-        count = len(regions.weights) + sum(len(group.sites) for group in regions.groups)
+        for site, observed in zip(regions.sites, ranges):
+            _insert_activation(graph, site, observed, target)
+        count = len(regions.weights) + len(regions.sites)
         if count:
             graph.opsets["onnxslim"] = 1
         return Outcome(count, tuple(Refusal(str(node), why) for node, why in regions.refused))
@@ -81,22 +79,19 @@ class InsertFakeQuant(Pass):
     def _regions(self, graph: Graph, context: Context) -> Regions:
         return find_regions(graph, self._target(context), _skipped(graph, self.skip))
 
-    def _range(self, group: Group, context: Context) -> tuple[float, float]:
-        """(lo, hi) over all sites of the group, widened to hold 0."""
-        lo = hi = 0.0
-        for site in group.sites:
-            observed = context.statistics.get(StatisticRequest(site.value.name, "range"))
-            if observed is None:
-                if self.default_range is None:
-                    raise DataError(
-                        f"Pass '{self.name}' needs the range of '{site.value.name}', which was not gathered: "
-                        "calibrate with `requests` first, or give `default_range`"
-                    )
-                observed = np.array(self.default_range, np.float32)
-            if not np.isfinite(observed).all():
-                raise DataError(f"The range of '{site.value.name}' is {observed}: the model gives NaN or infinity")
-            lo, hi = min(lo, float(observed[0])), max(hi, float(observed[1]))
-        return lo, hi
+    def _range(self, value: Value, context: Context) -> tuple[float, float]:
+        """(lo, hi), widened to hold 0."""
+        observed = context.statistics.get(StatisticRequest(value.name, "range"))
+        if observed is None:
+            if self.default_range is None:
+                raise DataError(
+                    f"Pass '{self.name}' needs the range of '{value.name}', which was not gathered: "
+                    "calibrate with `requests` first, or give `default_range`"
+                )
+            observed = np.array(self.default_range, np.float32)
+        if not np.isfinite(observed).all():
+            raise DataError(f"The range of '{value.name}' is {observed}: the model gives NaN or infinity")
+        return min(0.0, float(observed[0])), max(0.0, float(observed[1]))
 
 
 def _skipped(graph: Graph, patterns: tuple[str, ...]) -> set[int]:
@@ -125,36 +120,34 @@ def _insert_weight(graph: Graph, weight: Weight, target: Target) -> None:
         graph.set_input(use.node, use.slot, graph.result(node))
 
 
-def _insert_group(graph: Graph, group: Group, observed: tuple[float, float], target: Target) -> None:
-    """One FakeQuant a site, all reading the same scale, zero point and range."""
+def _insert_activation(graph: Graph, site: Site, observed: tuple[float, float], target: Target) -> None:
+    """FakeQuant(value, scale, zero point, range) for all that reads integers."""
     bits, signed = target.activation_bits, target.activation_signed
-    owner = group.sites[0].value
+    value = site.value
     lo_hi = np.array(observed, np.float32)
     grid = affine_from_range(lo_hi[0], lo_hi[1], bits, signed)
     scale, zero_point = (
-        graph.add_constant(f"{owner.name}.{what}", array, role=Role.SCALE)
+        graph.add_constant(f"{value.name}.{what}", array, role=Role.SCALE)
         for what, array in zip(("scale", "zero_point"), grid)
     )
-    shared = [scale, zero_point, graph.add_constant(f"{owner.name}.range", lo_hi, role=Role.STATISTIC)]
+    grid_values = [scale, zero_point, graph.add_constant(f"{value.name}.range", lo_hi, role=Role.STATISTIC)]
     attributes = {"bits": bits, "signed": int(signed), "narrow": 0, "kind": "activation"}
-    for site in group.sites:
-        value = site.value
-        node = graph.add_node(
-            "FakeQuant",
-            [value, *shared],
-            [f"{value.name}.quantized"],
-            attributes,
-            domain="onnxslim",
-            name=f"{value.name}.fake_quant",
-        )
-        result = graph.result(node)
-        graph.set_type(result, DType.FLOAT, value.shape)
-        if site.everywhere and graph.is_output(value):
-            _take_over_output(graph, value, result, node)
-        for use in site.uses:
-            graph.set_input(use.node, use.slot, result)
-    for value in shared:  # last: an output's name moves to its quantised form
-        graph.set_role(value, value.role, owner.name)
+    node = graph.add_node(
+        "FakeQuant",
+        [value, *grid_values],
+        [f"{value.name}.quantized"],
+        attributes,
+        domain="onnxslim",
+        name=f"{value.name}.fake_quant",
+    )
+    result = graph.result(node)
+    graph.set_type(result, DType.FLOAT, value.shape)
+    if site.everywhere and graph.is_output(value):
+        _take_over_output(graph, value, result, node)
+    for use in site.uses:
+        graph.set_input(use.node, use.slot, result)
+    for kept in grid_values:  # last: an output's name moves to its quantised form
+        graph.set_role(kept, kept.role, value.name)
 
 
 def _take_over_output(graph: Graph, value: Value, result: Value, node: Node) -> None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxslim.analysis.regions import bias_fits, weight_axis
 from onnxslim.graph import Array, Graph, Node
+from onnxslim.quant_math import fitting_weight_scale
 from onnxslim.rewrite import Refusal
 from onnxslim.targets import Target
 from passes.quantize.grids import Grid, Grids
 
 __all__ = ["Layer", "bias_scale", "fitting_scale", "quantized_layers"]
-
-_BIAS_LIMIT = 2.0**30
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,10 @@ def quantized_layers(graph: Graph, grids: Grids, target: Target) -> tuple[list[L
 
 
 def fitting_scale(scale: Array, layers: Sequence[Layer]) -> Array:
-    """A weight's trained scale, raised where a bias of the layers that share the weight would exceed 2³⁰.
-
-    That is a dead channel: weights near 0, bias not. Raising the scale costs its weights at most half
-    of the new scale each, 2⁻³¹ of the bias per step of the input: nothing that the output's grid can
-    show. All other channels keep their scale, bit for bit.
-    """
+    """A weight's trained scale, raised where a bias of the layers that share the weight would not fit an int32."""
     for layer in layers:
-        if layer.bias is not None:
-            needed = np.abs(layer.bias.astype(np.float64)) / (float(layer.input.scale) * _BIAS_LIMIT)
-            if scale.ndim == 0:
-                needed = np.asarray(needed.max(initial=0))
-            scale = np.where(needed > scale * (1 + 2.0**-20), needed, scale).astype(np.float32)
-    return np.asarray(scale, np.float32)
+        scale = fitting_weight_scale(scale, float(layer.input.scale), layer.bias)
+    return scale
 
 
 def bias_scale(layer: Layer, weight_scale: Array) -> Array:
@@ -81,18 +72,15 @@ def _layer(graph: Graph, node: Node, grids: Grids) -> Layer | Refusal | None:
     if value is None:
         return Layer(node, data[0], weights[0], None)
     bias, channels = graph.constant_of(value), _channels(graph, node)
-    if bias is None or bias.size not in (1, channels) or bias.shape[-1:] not in ((), (1,), (channels,)):
+    if bias is None or not bias_fits(graph, node):
         return Refusal(str(node), f"its bias '{value.name}' {value.shape} is not a constant of [{channels}]")
     return Layer(node, data[0], weights[0], np.broadcast_to(bias.reshape(-1), (channels,)))
 
 
 def _channels(graph: Graph, node: Node) -> int:
-    shape = graph.operand(node, 1).static_shape
-    if node.op == "ConvTranspose":
-        return shape[1] * int(node.attr("group", 1))
-    if node.op == "Gemm":
-        return shape[0] if node.attr("transB", 0) else shape[1]
-    return shape[0]
+    weight = graph.operand(node, 1)
+    axis = weight_axis(node, weight)
+    return weight.static_shape[-1 if axis is None else axis]
 
 
 def _unfolded(graph: Graph, node: Node) -> list[Refusal]:

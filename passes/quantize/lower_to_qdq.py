@@ -27,8 +27,8 @@ class LowerToQdq(Pass):
     q_w: int8 initialiser, from weight and scale as trained. q_b: int32 with scale s_x·s_w. Activations
     get the target's type: an int8 grid is the uint8 grid with zero point − 128. A ReLU or Clip that
     the saturation of the following QuantizeLinear already does is dropped; where the grid is wider
-    (shared with a branch below 0), a pair of its own stands before it, which changes nothing.
-    Shared-scale ops (MaxPool, Concat, Reshape …) between integers get the pair of their input again.
+    (it reaches below 0), a pair of its own stands before it, which changes nothing.
+    Shared-scale ops (MaxPool, Reshape …) between integers get the pair of their input again.
 
     Refuses, naming the node: compute ops whose input or weight is not fake-quantised, batch norm that
     was not folded, biases that no kernel takes. Those stay in float. Grids below 8 bits keep their

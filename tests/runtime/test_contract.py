@@ -18,9 +18,9 @@ from onnxslim.rewrite import Context, StatisticRequest
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.contract import Int8Contract, compare_int8
 from onnxslim.runtime.session import Session
+from onnxslim.stages.quantize import ready_to_quantize
 from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
-from passes.simplify import canonicalize
 
 INSERT = InsertFakeQuant(weight_bits=capabilities().exact_weight_bits)
 
@@ -125,7 +125,7 @@ def test_trained_networks(name: str) -> None:
     if not files:
         pytest.skip(f"{name}.onnx is not here")
     graph = read(files[0])
-    canonicalize()(graph)
+    ready_to_quantize()(graph)
     result, lowered = contract(graph, real_images(root.parent / "shared" / "data" / "cifar10.zip"))
     assert result.largest <= 1
     assert result.agreement >= 0.995

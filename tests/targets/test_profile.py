@@ -10,6 +10,7 @@ from onnxslim.targets import Target, load_target, target_names
 GOOD = """
 name: t
 title: T
+aliases: [u]
 activation_signed: false
 activation_bits: 8
 weight_bits: 8
@@ -19,6 +20,8 @@ quantized_ops: [Conv]
 float_output_ops: []
 integer_ops: []
 shared_scale_ops: []
+through_float_ops: []
+float_by_choice: []
 ort_platform: amd64
 """
 
@@ -29,13 +32,20 @@ def test_every_built_in_profile_loads() -> None:
         target = load_target(name)
         assert target.name == name
         assert set(target.float_output_ops) <= set(target.quantized_ops)
-        assert not set(target.integer_ops) & set(target.shared_scale_ops)
+        listed = [*target.quantized_ops, *target.integer_ops, *target.shared_scale_ops]
+        listed += [*target.through_float_ops, *target.float_by_choice]
+        assert len(set(listed)) == len(listed)
         assert target.ort_platform in ("arm", "amd64")
 
 
 def test_activation_types() -> None:
     assert load_target("arm").activation_signed
     assert not load_target("x64").activation_signed
+
+
+@pytest.mark.parametrize("name", ["android", "ios"])
+def test_phones_are_arm(name: str) -> None:
+    assert load_target(name) is load_target("arm")
 
 
 def test_unknown_name_suggests_a_near_one() -> None:

@@ -1,0 +1,51 @@
+"""`FlattenToReshape`: a Flatten between integers, written as the op that moves integers in every release."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxslim.graph import Graph, Node
+from onnxslim.rewrite import Context, Outcome, Pass
+
+__all__ = ["FlattenToReshape"]
+
+
+@dataclass(frozen=True)
+class FlattenToReshape(Pass):
+    """Flatten(x, axis = 1) → Reshape(x, [0, K]), K the product of the other axes, or −1 where it is not known.
+
+    ONNX Runtime 1.19 takes quantised values through Reshape as integers, and through Flatten as floats.
+    Retained: other axes, and values of rank 0 or of unknown rank.
+
+    Exact.
+    """
+
+    name: ClassVar[str] = "flatten_to_reshape"
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        found = [node for node in graph.nodes() if _is_plain(graph, node)]
+        for node in found:
+            _rewrite(graph, node)
+        return Outcome(len(found))
+
+
+def _is_plain(graph: Graph, node: Node) -> bool:
+    if node.op != "Flatten" or node.domain:
+        return False
+    shape = graph.operand(node, 0).shape
+    return bool(shape) and node.attr("axis", 1) in (1, 1 - len(shape or ()))
+
+
+def _rewrite(graph: Graph, node: Node) -> None:
+    value, result = graph.operand(node, 0), graph.result(node)
+    sizes = [d for d in (value.shape or ())[1:] if isinstance(d, int)]
+    known = len(sizes) == len(value.shape or ()) - 1
+    target = np.array([0, math.prod(sizes) if known else -1], np.int64)
+    name = node.name
+    graph.detach(node)
+    shape = graph.add_constant(f"{result.name}.shape", target)
+    graph.add_node("Reshape", [value, shape], [result], name=name)
