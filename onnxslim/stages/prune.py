@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
-from onnxslim.data import Dataset, Loader, ProgressCallback, check_fits
+from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.graph import Array, Graph
@@ -292,12 +294,12 @@ class Prune(Stage):
         loader = Loader(train, only_data_input(graph).name, context.data.preprocess, batch=batch, seed=context.seed)
         count = min(-(-self.samples // batch), loader.steps_per_epoch)
 
-        def batches() -> Iterator[tuple[Mapping[str, Array], Array]]:
-            for made, _ in zip(loader.epoch(0), range(count)):
-                assert made.labels is not None
-                yield made.feeds, made.labels
+        def labelled(made: Batch) -> tuple[Mapping[str, Array], Array]:
+            assert made.labels is not None
+            return made.feeds, made.labels
 
-        return gradient_products(graph, batches(), batch, count, context.progress)
+        with closing(loader.epoch(0)) as batches:
+            return gradient_products(graph, map(labelled, islice(batches, count)), batch, count, context.progress)
 
 
 def _size(graph: Graph) -> Size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
@@ -209,8 +210,9 @@ class Train(Stage):
             context.tell(note)
         if self.restore_batchnorm:
             context.tell("measuring batch norms")
-            seen = islice(loader.epoch(0), -(-_MEASURED // self.batch))  # images as they are trained on
-            restored = restore_batchnorm(student, (batch.feeds for batch in seen), context)
+            with closing(loader.epoch(0)) as batches:  # images as they are trained on
+                seen = islice(batches, -(-_MEASURED // self.batch))
+                restored = restore_batchnorm(student, (batch.feeds for batch in seen), context)
         mark_roles(student)
         teacher = self.prepared_teacher(context)
         cache = None
