@@ -166,8 +166,11 @@ class Prune(Stage):
         if self.criterion == "bn_scale" and work.batches is None:
             _ = work.pruner.scores  # no batch norm will be put back: it says which group has none
 
+    def writes(self, label: str) -> tuple[str, ...]:
+        return (_own_sensitivities(label),)
+
     def run(self, graph: Graph, context: RunContext) -> StageResult:
-        plan, work = self.plan(graph, context, context.folder / f"{context.label}-sensitivities.json")
+        plan, work = self.plan(graph, context, context.folder / _own_sensitivities(context.label))
         cut, units = self.cut(plan, work)
         whole = _size(context.whole or graph)
         left = {
@@ -318,3 +321,8 @@ def _ratio_to(whole: Graph, progress: ProgressCallback | None) -> Callable[[Grap
         return measure_latency({"whole": whole, "cut": cut}, progress=progress)["cut"].ratio
 
     return ratio
+
+
+def _own_sensitivities(label: str) -> str:
+    """The file of measured sensitivities of a stage that names none."""
+    return f"{label}-sensitivities.json"
