@@ -21,7 +21,7 @@ from onnxslim.stages.preprocessing import note_preprocess
 from onnxslim.stages.quantize import TargetName
 from onnxslim.targets import load_target
 from passes.deploy import ShortenNames
-from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases
+from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases, SaturateHardSigmoid
 from passes.simplify import FoldBatchnorm, canonicalize
 
 __all__ = ["Export", "Exported", "export_model", "lower", "target_of"]
@@ -95,7 +95,8 @@ def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tu
     graph = graph.copy()
     context = Context(target=load_target(target))
     outcome = Outcome()
-    for step in (canonicalize(), FoldBatchnorm(), FlattenToReshape(), RoundBiases(), LowerToQdq(), ShortenNames()):
+    int8 = FlattenToReshape(), RoundBiases(), LowerToQdq(), SaturateHardSigmoid()
+    for step in (canonicalize(), FoldBatchnorm(), *int8, ShortenNames()):
         outcome += step(graph, context)
     if preprocess is not None:
         note_preprocess(graph, preprocess)
