@@ -157,7 +157,7 @@ def node_macs(graph: Graph, node: Node) -> int | None:
         return None if node.domain or node.op in _UNKNOWN else 0
     try:
         return rule(graph, node)
-    except ModelError:  # an axis is dynamic
+    except (ModelError, IndexError):  # an axis is dynamic, or an operand has fewer axes than the op takes
         return None
 
 

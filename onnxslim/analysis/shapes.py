@@ -266,7 +266,8 @@ def _fixed(graph: Graph, value: Value) -> Array | None:
 def _declare_source(body: onnx.GraphProto, graph: Graph, value: Value, constants: Mapping[int, Array]) -> None:
     array = _integers(constants[value.id]) if value.id in constants else _fixed(graph, value)
     if array is not None and array.size <= _VALUES.get(array.dtype.kind, -1) and array.dtype.itemsize >= 4:
-        tensor = numpy_helper.from_array(np.asarray(array, value.dtype.numpy), value.name)
+        known = np.asarray(array) if value.dtype is DType.UNDEFINED else np.asarray(array, value.dtype.numpy)
+        tensor = numpy_helper.from_array(known, value.name)
         body.initializer.append(tensor)
         return
     proto = type_proto(value)

@@ -15,17 +15,14 @@ __all__ = ["compress", "demo", "recipe"]
 def compress(
     recipe: Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the run of that name: the files it wrote, no others.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run of that name.")] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
     ] = None,
 ) -> None:
     """Run a recipe, stage by stage, into runs/NAME: model.onnx, model.ort, report.json.
 
-    Ctrl-C keeps what is done; --resume goes on from there, to the same result. The folder of a finished run stands for
-    its model.onnx wherever a command takes a model.
+    Ctrl-C keeps what is done; --resume goes on from there, to the same result.
 
     Examples:
 
@@ -40,9 +37,7 @@ def compress(
 
     with progress_bar() as progress:
         try:
-            report = run(
-                recipe, resume=resume, force=force, overrides=tuple(set_ or ()), progress=progress, say=progress.say
-            )
+            report = run(recipe, resume=resume, force=force, overrides=tuple(set_ or ()), progress=progress)
         except KeyboardInterrupt as stop:
             again = " ".join(["onnxslim compress", str(recipe), "--resume", *(f"--set {s}" for s in set_ or ())])
             raise KeyboardInterrupt(
@@ -83,5 +78,5 @@ def demo(
     from onnxslim.demo import run_demo
 
     with progress_bar() as progress:
-        view = run_demo(folder, seed=seed, progress=progress, say=progress.say)
+        view = run_demo(folder, seed=seed, progress=progress)
     print_view(view)

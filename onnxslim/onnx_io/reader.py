@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnxslim.collector import paused
 from onnxslim.errors import ModelError, ModelFormatError, UnsupportedError
 from onnxslim.files import read_regular
-from onnxslim.graph import Graph, Node, Value
+from onnxslim.graph import DType, Graph, Node, Value
 from onnxslim.onnx_io.bodies import captured_names, local_names
 from onnxslim.onnx_io.functions import require_no_recursion
 from onnxslim.onnx_io.tensors import ExternalFiles, array_of, load_sparse, load_tensors
@@ -205,7 +205,8 @@ class _Reader:
 
     def _describe(self, value: Value, info: onnx.ValueInfoProto) -> None:
         dtype, shape = tensor_type(info.type, info.name)
-        if value.array is None and value.sparse is None:
+        said_before = dtype is DType.UNDEFINED and shape is None and value.dtype is not DType.UNDEFINED
+        if value.array is None and value.sparse is None and not (said_before and is_plain(info.type)):
             self.graph.set_type(value, dtype, shape)
             value.type_proto = None if is_plain(info.type) else _copy(info.type)
         value.doc = info.doc_string or value.doc
