@@ -7,15 +7,15 @@ the old size shows by what it would make of that: its constant is rewritten, or 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import networkx as nx
 import numpy as np
 
 from onnxslim.analysis.shape_values import known_constant
 from onnxslim.analysis.shapes import infer_shapes, inferred_types, sweep
-from onnxslim.analysis.sizes import forget_inferred
-from onnxslim.errors import ModelError, UnsupportedError
+from onnxslim.analysis.sizes import data_inputs, forget_inferred, set_input_shapes, unsized
+from onnxslim.errors import DataError, ModelError, UnsupportedError
 from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
 
 __all__ = ["set_batch", "with_batch"]
@@ -26,9 +26,17 @@ _STATES: Mapping[str, tuple[int, ...]] = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5
 _ADVICE = "export the model again with a dynamic batch axis, or use the batch size it was exported with"
 
 
-def with_batch(graph: Graph, batch: int) -> Graph:
-    """A copy whose graph inputs all have `batch` on their first axis; see `set_batch`."""
+def with_batch(graph: Graph, batch: int, sample: Sequence[int] | None = None) -> Graph:
+    """A copy whose graph inputs all have `batch` on their first axis; see `set_batch`. sample: the shape of one sample
+    of a graph's one input, for further axes that it leaves free."""
     twin = graph.copy()
+    if sample is not None:
+        source = data_inputs(twin)[0]
+        if source.shape is not None and unsized(twin, {}):
+            if len(source.shape) != len(sample) + 1:
+                raise DataError(f"Input '{source.name}' has {len(source.shape)} axes, got samples of {tuple(sample)}")
+            fixed = [d if isinstance(d, int) else s for d, s in zip(source.shape[1:], sample)]
+            set_input_shapes(twin, {source.name: (source.shape[0], *fixed)})
     set_batch(twin, batch)
     return twin
 

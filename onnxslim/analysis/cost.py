@@ -15,38 +15,53 @@ from onnx import numpy_helper
 from onnxslim.analysis.batch import with_batch
 from onnxslim.analysis.scope import label
 from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.analysis.sizes import with_sizes
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 
-__all__ = ["Cost", "NodeCost", "cost", "element_bits", "node_macs", "one_sample", "parameters", "stored_bytes"]
+__all__ = [
+    "Cost",
+    "NodeCost",
+    "cost",
+    "element_bits",
+    "is_counted",
+    "node_macs",
+    "one_sample",
+    "parameters",
+    "stored_bytes",
+]
 
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node: `name` (of its first output where it has none), op, MACs for one sample, parameters it
-    reads first."""
+    """One node: `name` (of its first output where it has none), op, MACs for one sample (None where they depend on
+    sizes that are not known), parameters it reads first."""
 
     name: str
     op: str
-    macs: int
+    macs: int | None
     params: int
 
 
 @dataclass(frozen=True)
 class Cost:
-    """macs: multiply-accumulates for one sample. params: elements of weights. bytes: of all constants,
-    as stored. unknown: nodes that may multiply and were counted as 0, their cost being unknown."""
+    """macs: multiply-accumulates for one sample; None where they depend on sizes that are not known. params: elements
+    of weights. bytes: of all constants, as stored. unknown: nodes that may multiply, whose cost is not known: those
+    that no rule counts are not in `macs`, those of unknown sizes make it None."""
 
-    macs: int
+    macs: int | None
     params: int
     bytes: int
     by_node: tuple[NodeCost, ...]
     unknown: tuple[str, ...] = ()
 
 
-def cost(graph: Graph) -> Cost:
-    """Cost of a graph with a symbolic or static batch axis; the graph is not changed."""
-    sample, batch = one_sample(graph)
+def cost(graph: Graph, sizes: Mapping[str, int] | None = None) -> Cost:
+    """Cost of a graph with a symbolic or static batch axis; the graph is not changed.
+
+    sizes: of other free axes of its inputs, by symbol or as `input[axis]`.
+    """
+    sample, batch = one_sample(graph, sizes)
     weights = {value.id for value in parameters(sample)}
     counted: set[int] = set()
     rows: list[NodeCost] = []
@@ -61,16 +76,22 @@ def cost(graph: Graph) -> Cost:
             if value is not None and value.id in weights and value.id not in counted:
                 counted.add(value.id)
                 params += math.prod(value.static_shape)
-        rows.append(NodeCost(name, node.op, (macs or 0) // batch, params))
-    return Cost(
-        sum(r.macs for r in rows), sum(r.params for r in rows), stored_bytes(sample), tuple(rows), tuple(unknown)
-    )
+        counts = macs is None and is_counted(node)
+        rows.append(NodeCost(name, node.op, None if counts else (macs or 0) // batch, params))
+    total = None if any(r.macs is None for r in rows) else sum(r.macs or 0 for r in rows)
+    return Cost(total, sum(r.params for r in rows), stored_bytes(sample), tuple(rows), tuple(unknown))
 
 
-def one_sample(graph: Graph) -> tuple[Graph, int]:
+def is_counted(node: Node) -> bool:
+    """Whether there is a rule for the op's MACs, so that only sizes can make them unknown."""
+    return node.domain in ("", "com.microsoft") and node.op in _RULES
+
+
+def one_sample(graph: Graph, sizes: Mapping[str, int] | None = None) -> tuple[Graph, int]:
     """A copy fit for counting, and the number of samples it takes at once: Constant nodes are
-    initialisers, shapes are inferred, and the batch is 1 where the model leaves it open."""
-    twin = graph.copy()
+    initialisers, shapes are inferred, other free axes have the given `sizes`, and the batch is 1 where the model
+    leaves it open."""
+    twin = with_sizes(graph, sizes) if sizes else graph.copy()
     for node in twin.nodes():
         tensor = node.attributes.get("value")
         if node.op == "Constant" and not node.domain and tensor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnxslim.analysis.cost import Cost, cost, one_sample, parameters
@@ -73,11 +73,13 @@ def inspect_model(
     target: Target | None = None,
     differentiable: Callable[[Node], str | None] | None = None,
     file_bytes: int | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Inspection:
     """Looks at a graph, which is not changed.
 
     target: asks what can be quantised for it. differentiable: gives the reason why a node has no
     gradient, or None where it has one; asks what can be trained. file_bytes: size on disk, if known.
+    sizes: of free axes of the inputs, for the cost.
     """
     sample, _ = one_sample(graph)
     quantizable: tuple[str, ...] | None = None
@@ -96,7 +98,7 @@ def inspect_model(
         inputs=tuple(Tensor(v.name, type_text(v)) for v in graph.inputs if v.array is None),
         outputs=tuple(Tensor(v.name, type_text(v)) for v in graph.outputs),
         ops=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
-        cost=cost(graph),
+        cost=cost(graph, sizes),
         file_bytes=file_bytes,
         quantizable=quantizable,
         not_quantizable=refused,

@@ -14,7 +14,17 @@ from onnxslim.analysis.shapes import has_rule, infer_shapes
 from onnxslim.errors import DataError
 from onnxslim.graph import Dim, Graph, Shape, Value
 
-__all__ = ["FreeAxis", "data_inputs", "forget_inferred", "free_axes", "set_input_shapes", "sized", "with_sizes"]
+__all__ = [
+    "FreeAxis",
+    "data_inputs",
+    "forget_inferred",
+    "free_axes",
+    "set_input_shapes",
+    "sized",
+    "sizes_at",
+    "unsized",
+    "with_sizes",
+]
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,20 @@ def with_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:
     twin = graph.copy()
     set_input_shapes(twin, sized(twin, sizes))
     return twin
+
+
+def sizes_at(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The sizes, as options give them, at which the inputs have these shapes; of first axes, the batch, none."""
+    return {
+        axis.place: shapes[axis.input][axis.axis]
+        for axis in free_axes(graph)
+        if axis.axis > 0 and axis.input in shapes and len(shapes[axis.input]) > axis.axis
+    }
+
+
+def unsized(graph: Graph, sizes: Mapping[str, int]) -> list[FreeAxis]:
+    """The free axes, but for the batch on first axes, that `sizes` leaves free."""
+    return [axis for axis in free_axes(graph) if axis.axis > 0 and str(axis) not in sizes and axis.place not in sizes]
 
 
 def set_input_shapes(graph: Graph, shapes: Mapping[str, Sequence[Dim]]) -> None:

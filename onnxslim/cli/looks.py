@@ -12,12 +12,14 @@ from onnxslim.cli.options import (
     LayoutOption,
     Mean,
     ModelFile,
+    Sizes,
     Split,
     Std,
     TargetOption,
     preprocess_of,
     print_view,
     progress_bar,
+    sizes_of,
 )
 
 __all__ = ["doctor", "evaluate", "inspect"]
@@ -75,7 +77,7 @@ def evaluate(
     typer.echo(f"Measured on: {found.cpu}; {int8_path(found.vnni)}; {found.distribution} {found.version}")
 
 
-def inspect(model: ModelFile, target: TargetOption = "x64") -> None:
+def inspect(model: ModelFile, target: TargetOption = "x64", size: Sizes = None) -> None:
     """Show a model: inputs, outputs, ops, parameters, MACs, bytes; what can be quantised and trained, or why not.
 
     Examples:
@@ -83,6 +85,8 @@ def inspect(model: ModelFile, target: TargetOption = "x64") -> None:
         onnxslim inspect model.onnx
 
         onnxslim inspect model.onnx --target arm
+
+        onnxslim inspect detector.onnx --size height=480 --size width=640
     """
     from onnxslim.analysis.inspection import inspect_model
     from onnxslim.evaluation import size_of
@@ -92,7 +96,9 @@ def inspect(model: ModelFile, target: TargetOption = "x64") -> None:
     from passes.gradient import refusal
 
     profile = load_target(target)
-    found = inspect_model(read(model), target=profile, differentiable=refusal, file_bytes=size_of(model))
+    found = inspect_model(
+        read(model), target=profile, differentiable=refusal, file_bytes=size_of(model), sizes=sizes_of(size)
+    )
     print_view(inspection_view(found, target=target))
 
 

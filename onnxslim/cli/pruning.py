@@ -12,10 +12,12 @@ from onnxslim.cli.options import (
     LayoutOption,
     Mean,
     ModelFile,
+    Sizes,
     Std,
     preprocess_of,
     print_view,
     progress_bar,
+    sizes_of,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def prune(
     samples: Samples = 512,
     restore_batchnorm: RestoreBatchnorm = True,
     seed: Seed = 0,
+    size: Sizes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be cut, and write no model.")] = False,
 ) -> None:
     """Cut channels out of a model until it is as small as asked for, wherever the network couples them.
@@ -127,6 +130,7 @@ def prune(
         "sensitivities": None if sensitivities is None else str(sensitivities),
         "samples": samples,
         "restore_batchnorm": restore_batchnorm,
+        "sizes": sizes_of(size),
     }
     options = {key: value for key, value in options.items() if value is not None}
     given = None if data is None else _data(model, data, split, val_split, mean, std, layout)
@@ -235,6 +239,11 @@ def _show(plan: PrunePlan, multiple: int, masked: bool) -> None:
     if plan.latency is not None:
         left += f", {100 * plan.latency:.0f} % of latency, as measured"
     typer.echo(f"Masked, all shapes kept; cut, there would be left: {left}." if masked else f"Left: {left}.")
+    if plan.counted_at is not None:
+        typer.echo(
+            f"The input's sizes are unknown: MACs are counted at {plan.counted_at}, where the model runs; for others, "
+            "give --size AXIS=NUMBER."
+        )
     if plan.repaired:
         typer.echo(f"Rounding to multiples of {multiple} had cut deeper; {plan.repaired} units were given back.")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from onnxslim.analysis.channels import Axis, Group
-from onnxslim.analysis.cost import element_bits, node_macs, one_sample, parameters
+from onnxslim.analysis.cost import element_bits, is_counted, node_macs, one_sample, parameters
 from onnxslim.graph import Graph, Node, Value
 
 __all__ = ["Footprint", "Size"]
@@ -24,14 +24,17 @@ class Size(NamedTuple):
 class Footprint:
     """The size of a model by how many units of its groups are left; only what a group touches is counted anew.
 
-    A sketch of the graph has its shapes changed; its arrays stay, and nothing can run it.
+    A sketch of the graph has its shapes changed; its arrays stay, and nothing can run it. sizes: of free axes of its
+    inputs; where MACs depend on others, none are counted.
     """
 
-    def __init__(self, graph: Graph, groups: Mapping[str, Group]) -> None:
-        self._sketch, self._batch = one_sample(graph)
+    def __init__(self, graph: Graph, groups: Mapping[str, Group], sizes: Mapping[str, int] | None = None) -> None:
+        self._sketch, self._batch = one_sample(graph, sizes)
         self._groups = {name: _Touched(self._sketch, group) for name, group in groups.items()}
         self.left = {name: group.units for name, group in groups.items()}
-        self._macs = {node.id: node_macs(self._sketch, node) or 0 for node in self._sketch.nodes()}
+        macs = {node: node_macs(self._sketch, node) for node in self._sketch.nodes()}
+        self._countable = not any(count is None and is_counted(node) for node, count in macs.items())
+        self._macs = {node.id: count or 0 for node, count in macs.items()}
         self._weights = {value.id for value in parameters(self._sketch)}
         self._elements = {v.id: math.prod(v.static_shape) for v in self._sketch.initializers()}
         self._bits = {v.id: element_bits(v) for v in self._sketch.initializers()}
@@ -41,11 +44,12 @@ class Footprint:
 
     @property
     def size(self) -> Size:
-        return Size(self._total_macs // self._batch, self._total_params, round(self._total_bytes))
+        macs = self._total_macs // self._batch if self._countable else 0
+        return Size(macs, self._total_params, round(self._total_bytes))
 
     def macs_of(self, node: Node) -> int:
         """Of one node of the graph, for one sample."""
-        return self._macs[node.id] // self._batch
+        return self._macs[node.id] // self._batch if self._countable else 0
 
     def set(self, name: str, left: int) -> None:
         """So many units of a group are left."""

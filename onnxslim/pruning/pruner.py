@@ -69,7 +69,8 @@ class GroupPlan:
 @dataclass(frozen=True)
 class PrunePlan:
     """What goes, group by group, and the model's size before and after; its latency as a fraction of the whole
-    model's, where that was asked for."""
+    model's, where that was asked for. counted_at: the shapes of the inputs for which MACs are counted, where neither
+    the model, nor data, nor options say them."""
 
     groups: tuple[GroupPlan, ...]
     before: Size
@@ -77,6 +78,7 @@ class PrunePlan:
     level: float
     repaired: int
     latency: float | None = None
+    counted_at: str | None = None
 
     @property
     def left(self) -> dict[str, float]:
@@ -98,7 +100,8 @@ class PrunePlan:
 class Pruner:
     """Plans cuts of one graph, which has inferred shapes and is not changed.
 
-    products: what the criterion taylor needs, gradient · weight by parameter for each batch. Raises RecipeError where
+    products: what the criterion taylor needs, gradient · weight by parameter for each batch. sizes: of free axes of
+    the inputs, at which MACs are counted. Raises RecipeError where
     the scope is wrong or empty.
     """
 
@@ -109,7 +112,9 @@ class Pruner:
         criterion: Criterion = "l1",
         seed: int = 0,
         products: Sequence[Mapping[str, Array]] = (),
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
+        self.sizes = sizes
         self.graph, self.scope, self.criterion, self.seed, self.products = graph, scope, criterion, seed, products
         self.groups: Groups = find_groups(graph)
         self.chosen: tuple[Group, ...] = tuple(_in_scope(graph, self.groups, scope))
@@ -150,7 +155,7 @@ class Pruner:
         graph), above 1 an absolute number. latency: of a cut model, measured.
         Raises UnsupportedError with the reachable range.
         """
-        footprint = Footprint(self.graph, {group.name: group for group in self.chosen})
+        footprint = Footprint(self.graph, {group.name: group for group in self.chosen}, self.sizes)
         before, macs = footprint.size, self._macs(footprint)
         measured: LatencyTarget[Mapping[str, int]] | None = None
         if latency is not None:
@@ -166,7 +171,7 @@ class Pruner:
     def require_reachable(self, targets: Mapping[str, float], whole: Size | None = None) -> None:
         """Raises UnsupportedError with the reachable range where a target is out of reach, before anything is
         scored or measured."""
-        footprint = Footprint(self.graph, {group.name: group for group in self.chosen})
+        footprint = Footprint(self.graph, {group.name: group for group in self.chosen}, self.sizes)
         before = footprint.size
         smallest = footprint.with_left({name: limit.least for name, limit in self.limits.items()})
         require_reachable(_bounds(targets, whole or before), smallest, before)
@@ -187,7 +192,7 @@ def _bounds(targets: Mapping[str, float], whole: Size) -> list[Target]:
         if not getattr(whole, quantity):
             raise UnsupportedError(
                 f"{quantity}: the model has none that can be counted (sizes that are free but for the batch, or ops of "
-                "unknown cost): give another target, such as params or bytes"
+                "unknown cost): give the sizes (--size AXIS=NUMBER), or another target, such as params or bytes"
             )
     return [Target(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
 

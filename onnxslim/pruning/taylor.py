@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 import numpy as np
 
@@ -34,13 +35,17 @@ def gradient_products(
     """
     student = graph.copy()
     mark_parameters(student)
-    step = build_step(student, batch, StepOptions((CrossEntropy(),), frozen_batchnorm=True))
+    upcoming = iter(batches)
+    first = next(upcoming, None)
+    shapes = [] if first is None else [array.shape[1:] for array in first[0].values()]
+    sample = shapes[0] if len(shapes) == 1 else None
+    step = build_step(student, batch, StepOptions((CrossEntropy(),), frozen_batchnorm=True, sample=sample))
     arrays = {v.name: v.array for v in student.initializers() if v.array is not None}
     state = step.fed_from({name: arrays[name] for name in step.state})
     session = Session(step.graph, fuse_qdq=False)
     names = [v.name for v in step.graph.outputs if v.name.startswith(_GRADIENT)]
     found: list[dict[str, Array]] = []
-    for feeds, labels in batches:
+    for feeds, labels in chain([] if first is None else [first], upcoming):
         gradients = session.run({**feeds, LABEL: labels, **state}, names)
         if not all(np.isfinite(gradient).all() for gradient in gradients.values()):
             raise DataError("Criterion taylor: the model gives NaN or infinity on these data; look for it in them")

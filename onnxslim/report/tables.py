@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxslim.analysis.cost import Cost
 from onnxslim.analysis.inspection import Inspection, Reason
 from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
@@ -98,6 +99,13 @@ def report_view(report: Report) -> RenderableType:
     return Group(*parts)
 
 
+def _macs(cost: Cost) -> str:
+    unknown = f"{len(cost.unknown)} nodes of unknown cost"
+    if cost.macs is None:
+        return f"unknown ({unknown}: give the sizes of free axes, --size AXIS=NUMBER)"
+    return f"{cost.macs:,}{f' (and {unknown})' if cost.unknown else ''}"
+
+
 def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
     """What `onnxslim inspect` prints."""
     facts = Table.grid(padding=(0, 2))
@@ -110,8 +118,7 @@ def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
     if found.producer:
         _row(facts, "producer", found.producer)
     _row(facts, "parameters", f"{found.cost.params:,}")
-    unknown = f" (and {len(found.cost.unknown)} nodes of unknown cost)" if found.cost.unknown else ""
-    _row(facts, "MACs, one sample", f"{found.cost.macs:,}{unknown}")
+    _row(facts, "MACs, one sample", _macs(found.cost))
     _row(facts, "bytes", f"{found.cost.bytes if found.file_bytes is None else found.file_bytes:,}")
     _row(facts, "ops", ", ".join(f"{op} × {count}" for op, count in found.ops))
     parts: list[RenderableType] = [Text(f"Model '{found.name}'"), facts]

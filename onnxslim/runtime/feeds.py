@@ -55,6 +55,7 @@ def find_feeds(
     sizes: Mapping[str, int] | None = None,
     given: Mapping[str, Array] | None = None,
     seed: int = 0,
+    start: tuple[int, int] | None = None,
     seconds: float = _SECONDS,
 ) -> tuple[Sample, ...]:
     """One or two samples on which the graph runs in the child, where it is then loaded.
@@ -63,7 +64,7 @@ def find_feeds(
     different symbols where the model takes that. Where axes share a symbol, they are equal in the first sample, and
     differ in a second one if the model runs on that. given: real inputs, which are then the only sample. Numbers are
     random by `seed`. The graph must be one that this runtime reads (FakeQuant expanded, opset converted); it is not
-    changed. After `seconds` no further size is tried.
+    changed. start: what is tried first, as in `_LADDER`. After `seconds` no further size is tried.
 
     Raises ModelError, with what was tried and what came of it, where it runs on none; UnsupportedError where no
     sizes can help; DataError where `sizes` or `given` do not fit, or an input is of unknown rank.
@@ -75,7 +76,7 @@ def find_feeds(
         _run(graph, child, sample)
         return (sample,)
     search = _Search(graph, child, sized(graph, sizes or {}), seed, time.monotonic() + seconds)
-    first = search.first()
+    first = search.first(_LADDER if start is None else (start, *_LADDER))
     second = search.unequal()
     return (first,) if second is None else (first, second)
 
@@ -100,9 +101,9 @@ class _Search:
         self.tried: dict[Hashable, str] = {}
         self.sample: Sample | None = None
 
-    def first(self) -> Sample:
+    def first(self, ladder: Sequence[tuple[int, int]]) -> Sample:
         """Axes of one symbol are equal; others as different as the model takes."""
-        for base, step in _LADDER if self.free else _LADDER[:1]:
+        for base, step in ladder if self.free else ladder[:1]:
             for scheme in _SCHEMES:
                 keys = [scheme(axis, axis in self.batch) for axis in self.free]
                 for batch in _BATCHES:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say
+from onnxslim.data.dataset import input_array
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.files import write_atomic
 from onnxslim.graph import DType, Graph, Value
@@ -27,6 +29,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "classes_of",
+    "data_shape",
     "half_precision_note",
     "only_data_input",
     "prepared",
@@ -152,6 +155,11 @@ def only_data_input(graph: Graph) -> Value:
         names = ", ".join(f"'{v.name}'" for v in inputs) or "none"
         raise DataError(f"Graph '{graph.name}': expected one input to feed images to, got {names}")
     return inputs[0]
+
+
+def data_shape(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> tuple[int, ...]:
+    """The shape of one sample as the graph's input gets it."""
+    return preprocess(input_array(dataset.read(np.zeros(1, np.int64)), only_data_input(graph).name)).shape[1:]
 
 
 def classes_of(graph: Graph) -> int | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
+from onnxslim.analysis.sizes import set_input_shapes, sized, sizes_at, unsized
 from onnxslim.data import Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
@@ -22,14 +23,27 @@ from onnxslim.pruning.metric import Metric, load_metric, require_trained, top1
 from onnxslim.pruning.pruner import Mode, PrunePlan, Pruner, Scope, Strategy
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
 from onnxslim.pruning.taylor import gradient_products
-from onnxslim.stages.base import InputPath, RunContext, Stage, StageResult, classes_of, only_data_input, prepared
+from onnxslim.runtime.child import Child
+from onnxslim.runtime.feeds import find_feeds
+from onnxslim.stages.base import (
+    InputPath,
+    RunContext,
+    Stage,
+    StageResult,
+    classes_of,
+    data_shape,
+    only_data_input,
+    prepared,
+)
 from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.stages.quantize import calibration_batches
 from passes.prune import CutChannels
-from passes.simplify import FoldBatchnorm
+from passes.quantize import ExpandFakeQuant
+from passes.simplify import FoldBatchnorm, for_runtime
 
 __all__ = ["Prune"]
 
+_USUAL = (224, 32)  # pixels: height, and how much wider an image is; borders then count little
 _BATCH = 256  # statistics of a batch are those of the data only where it is large
 _GRADIENT_BATCH = 64
 _QUANTITIES = ("macs", "params", "bytes")
@@ -40,13 +54,16 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 @dataclass(frozen=True)
 class Workspace:
     """A graph to be cut, and what it came from. restored: whether batch norms were put back, and are to be folded
-    again. batches: unlabelled data for them."""
+    again. batches: unlabelled data for them. sizes: of free axes of the input; counted_at: the input's shape, where
+    they were found by trying."""
 
     graph: Graph
     digest: str
     pruner: Pruner
     restored: bool
     batches: _Batches | None
+    sizes: Mapping[str, int]
+    counted_at: str | None
 
     def settle(self, graph: Graph) -> None:
         """After a cut of `graph`: batch norm's statistics are measured anew, and what was put back is folded."""
@@ -126,6 +143,11 @@ class Prune(Stage):
         min_length=1,
         description="Of each group's channels, where its sensitivity is measured.",
     )
+    sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="Of free axes of the input, by name or as x[2], at which MACs are counted and latency is measured. "
+        "Default: those of the data; without data, sizes at which the model runs.",
+    )
     metric: str | None = Field(
         default=None,
         description="What sensitivity measures on data.val: package.module:function(model, data, preprocess) → number. "
@@ -147,7 +169,9 @@ class Prune(Stage):
             self.check_measured(context)
         self.check_criterion(graph, work, context)
         if context.foreseen:
-            work.pruner.require_reachable(self.targets, _size(context.whole or graph))
+            known = not unsized(graph, work.sizes)
+            targets = {q: bound for q, bound in self.targets.items() if known or q != "macs"}
+            work.pruner.require_reachable(targets, _size(context.whole or graph, work.sizes))
 
     def check_measured(self, context: RunContext) -> None:
         """Finds a metric that is not there, and missing labels."""
@@ -167,7 +191,7 @@ class Prune(Stage):
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         plan, work = self.plan(graph, context, context.folder / f"{context.label}-sensitivities.json")
         cut, units = self.cut(plan, work)
-        whole = _size(context.whole or graph)
+        whole = _size(context.whole or graph, work.sizes)
         left = {
             f"{q}_left": round(getattr(plan.after, q) / getattr(whole, q), 4) for q in _QUANTITIES if getattr(whole, q)
         }
@@ -215,9 +239,12 @@ class Prune(Stage):
             path = own if self.sensitivities is None else Path(self.sensitivities)
             losses = self.measure(work, context, path).losses
         whole = context.whole or graph
-        latency = None if self.latency is None else LatencyTarget(self.latency, _ratio_to(whole, context.progress))
+        latency = None
+        if self.latency is not None:
+            latency = LatencyTarget(self.latency, _ratio_to(whole, work.sizes, context.progress))
         ideal = work.pruner.ideal(self.strategy, losses)
-        return work.pruner.plan(ideal, self.targets, latency, _size(whole)), work
+        plan = work.pruner.plan(ideal, self.targets, latency, _size(whole, work.sizes))
+        return replace(plan, counted_at=work.counted_at), work
 
     def workspace(self, graph: Graph, context: RunContext, *, dry: bool = False) -> Workspace:
         """The graph prepared for cutting; `dry`: nothing is measured."""
@@ -230,8 +257,33 @@ class Prune(Stage):
             restored = restore_batchnorm(work, batches(), context).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
         products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
-        pruner = Pruner(work, scope, self.criterion, context.seed, products)
-        return Workspace(work, digest_of(graph), pruner, bool(restored), batches)
+        sizes, counted_at = self._sizes(work, context, dry)
+        pruner = Pruner(work, scope, self.criterion, context.seed, products, sizes)
+        return Workspace(work, digest_of(graph), pruner, bool(restored), batches, sizes, counted_at)
+
+    def _sizes(self, graph: Graph, context: RunContext, dry: bool) -> tuple[dict[str, int], str | None]:
+        """Of the input's free axes, and, where they were found by trying, the shape at which the graph ran. `dry`:
+        nothing is tried."""
+        sizes = dict(self.sizes)
+        sized(graph, sizes)  # knows whether there are such axes
+        if not unsized(graph, sizes):
+            return sizes, None
+        if context.data.has("train"):
+            shape = data_shape(graph, context.data.get("train"), context.data.preprocess)
+            return {**sizes_at(graph, {only_data_input(graph).name: (0, *shape)}), **sizes}, None
+        if dry or (self.macs is None and self.latency is None):
+            return sizes, None
+        free = ", ".join(map(str, unsized(graph, sizes)))
+        if self.macs is not None and self.macs > 1:
+            raise RecipeError(
+                f"macs: a number of MACs depends on the sizes of {free}, which the model leaves free: give them "
+                "(--size AXIS=NUMBER), or a fraction"
+            )
+        runnable = graph.copy()
+        ExpandFakeQuant()(runnable)
+        with Child() as child:
+            sample = find_feeds(for_runtime(runnable), child, sizes=sizes, seed=context.seed, start=_USUAL)[0]
+        return sizes_at(graph, {name: array.shape for name, array in sample.feeds.items()}), str(sample)
 
     def measure(self, work: Workspace, context: RunContext, path: Path | None) -> Sensitivities:
         """The sensitivity of every group in scope on data.val; what the file has is not measured again."""
@@ -300,19 +352,22 @@ class Prune(Stage):
         return gradient_products(graph, batches(), batch, count, context.progress)
 
 
-def _size(graph: Graph) -> Size:
-    whole = cost(prepared(graph))
-    return Size(whole.macs, whole.params, whole.bytes)
+def _size(graph: Graph, sizes: Mapping[str, int]) -> Size:
+    """MACs are 0 where they cannot be counted."""
+    whole = cost(prepared(graph), sizes)
+    return Size(whole.macs or 0, whole.params, whole.bytes)
 
 
-def _ratio_to(whole: Graph, progress: ProgressCallback | None) -> Callable[[Graph], float]:
+def _ratio_to(whole: Graph, sizes: Mapping[str, int], progress: ProgressCallback | None) -> Callable[[Graph], float]:
     """Measures which part of the whole model's time a cut one takes, the two taking turns."""
 
     whole = prepared(whole)
     FoldBatchnorm()(whole)
+    set_input_shapes(whole, sized(whole, sizes))
 
     def ratio(cut: Graph) -> float:
         FoldBatchnorm()(cut)
+        set_input_shapes(cut, sized(cut, sizes))
         return measure_latency({"whole": whole, "cut": cut}, progress=progress)["cut"].ratio
 
     return ratio

@@ -194,7 +194,7 @@ class Train(Stage):
         mark_roles(student)
         loader = self.loader(student, context)
         teacher = self.prepared_teacher(context)
-        build_step(student, 2, self.step_options(), teacher)
+        build_step(student, 2, self.step_options(loader), teacher)
         if any(isinstance(loss, CrossEntropy | SoftLabel) for loss in self.losses()):
             feeds = loader.make(np.arange(min(_LOOKED_AT, len(loader.dataset))), 0).feeds
             require_scores(student, feeds, "model")
@@ -220,7 +220,9 @@ class Train(Stage):
             cache.prepare(context.progress, threads=context.workers)
         norms = any(node.op == "BatchNormalization" for node in student.nodes())
         frozen = round(self.freeze_batchnorm * self.epochs) if norms else 0
-        options = replace(self.step_options(), layout=self.chosen_layout(student, context, teacher, cache))
+        options = replace(
+            self.step_options(loader), layout=self.chosen_layout(student, context, teacher, cache, loader)
+        )
         trainer = Trainer(
             student,
             loader,
@@ -299,18 +301,19 @@ class Train(Stage):
             found.append(MeanSquare(distill.mean_square.weight, "teacher"))
         return tuple(loss for loss in found if loss.weight > 0)
 
-    def step_options(self) -> StepOptions:
-        return StepOptions(self.losses(), labelled=self.needs_labels, gradient=self.gradient)
+    def step_options(self, loader: Loader) -> StepOptions:
+        sample = loader.make(np.zeros(1, np.int64), 0).feeds[loader.input_name].shape[1:]
+        return StepOptions(self.losses(), labelled=self.needs_labels, gradient=self.gradient, sample=sample)
 
     def chosen_layout(
-        self, student: Graph, context: RunContext, teacher: Graph | None, cache: TeacherCache | None
+        self, student: Graph, context: RunContext, teacher: Graph | None, cache: TeacherCache | None, loader: Loader
     ) -> Layout:
         """The layout in the run's plan, where it was chosen on a machine like this; else it is chosen now."""
         path, wanted = context.folder / "plan.json", self.layout if self.gradient == "own" else "plain"
         plan = Plan.load(path, context.label) if context.resume else None
         if plan is not None and plan.holds_here():
             return plan.layout
-        options = replace(self.step_options(), teacher_as_input=cache is not None)
+        options = replace(self.step_options(loader), teacher_as_input=cache is not None)
         share = shares(self.batch, context.workers)[0]
         arrays = State.of(student, self.made_optimizer()).arrays
         moved = plan is not None

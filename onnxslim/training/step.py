@@ -42,7 +42,8 @@ _LANES = 8  # where the runtime has no blocked kernels any width serves; this on
 class StepOptions:
     """teacher_as_input: the teacher's logits are fed (from a cache) instead of computed in the graph.
     frozen_batchnorm: batch norm uses its running statistics. labelled: whether labels are fed.
-    layout: plain, channels in the vector lanes where that helps (blocked), or images (lanes)."""
+    layout: plain, channels in the vector lanes where that helps (blocked), or images (lanes).
+    sample: the shape of one sample, for the axes that student and teacher leave free."""
 
     losses: tuple[Loss, ...]
     teacher_as_input: bool = False
@@ -50,6 +51,7 @@ class StepOptions:
     labelled: bool = True
     gradient: Literal["own", "ort"] = "own"
     layout: Layout = "plain"
+    sample: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     """
     student = student.copy()
     trained = trained_of(student, frozen_batchnorm=options.frozen_batchnorm)
-    graph = with_batch(student, batch)
+    graph = with_batch(student, batch, options.sample)
     data = [v.name for v in graph.inputs if v.array is None]
     logits = graph.outputs[0]
     infer_shapes(graph)
@@ -96,7 +98,7 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
         data.append(target.name)
         target = _given(graph, target, teacher)
     elif teacher is not None:
-        MergeTeacher()(graph, Context(graphs={"teacher": with_batch(teacher, batch)}))
+        MergeTeacher()(graph, Context(graphs={"teacher": with_batch(teacher, batch, options.sample)}))
         target = graph.value(f"{PREFIX}{teacher.outputs[0].name}")
     loss, components = attach_losses(graph, options.losses, Taps(logits, target, label))
     outputs = [loss, *components.values(), *_observe(graph, trained)]

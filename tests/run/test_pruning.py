@@ -102,19 +102,32 @@ def test_prune_train_prune_quantize_train_export(job: Path) -> None:
     assert onnxslim.compress("p.yaml", resume=True) == report
 
 
-def test_a_quantity_that_cannot_be_counted_is_no_target() -> None:
-    """A free axis beside the batch: nobody knows how many products there are."""
+def test_a_quantity_that_is_not_wanted_is_not_counted() -> None:
+    """A free axis beside the batch: how many products there are is found where it matters."""
     graph = Graph("tokens")
     x = graph.add_input("x", DType.FLOAT, ("n", "t", 8))
     rng = np.random.default_rng(0)
     w, v = (graph.add_constant("w", rng.random(s, np.float32), role=Role.PARAMETER) for s in ((8, 32), (32, 3)))
     graph.add_output(graph.op("MatMul", graph.op("Relu", graph.op("MatMul", x, w, name="a")), v, name="b"))
-    with pytest.raises(UnsupportedError, match="macs: the model has none that can be counted .* params or bytes"):
-        onnxslim.plan_pruning(graph, macs=0.5)
+    counted = onnxslim.plan_pruning(graph, macs=0.5)
+    assert counted.counted_at == "x [2, 224, 8]"
+    assert 0.4 <= counted.left["macs"] <= 0.5
     plan = onnxslim.plan_pruning(graph, params=0.5)
+    assert plan.counted_at is None
     assert set(plan.left) == {"params", "bytes"}
     assert 0.4 <= plan.left["params"] <= 0.5
     assert onnxslim.prune(graph, params=0.5).graph.value("w").static_shape == (8, 16)
+
+
+def test_a_quantity_that_cannot_be_counted_is_no_target() -> None:
+    """No op of a foreign domain is counted."""
+    graph = Graph("odd")
+    x = graph.add_input("x", DType.FLOAT, ("n", 8))
+    w, v = (graph.add_constant("w", np.ones(s, np.float32), role=Role.PARAMETER) for s in ((32, 8), (3, 32)))
+    y = graph.op("Relu", graph.op("FusedLinear", x, w, name="a", domain="com.example"), name="r")
+    graph.add_output(graph.op("FusedLinear", y, v, name="b", domain="com.example"))
+    with pytest.raises(UnsupportedError, match="no channels that a weight makes|none that can be counted"):
+        onnxslim.plan_pruning(graph, macs=0.5)
 
 
 def test_a_plan_by_sensitivity_leaves_no_file(job: Path) -> None:
