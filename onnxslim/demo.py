@@ -19,7 +19,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from onnxslim.builders import small_cnn
-from onnxslim.data import Preprocess, ProgressCallback, open_dataset
+from onnxslim.data import Preprocess, ProgressCallback, Say, open_dataset
 from onnxslim.errors import InstallationError
 from onnxslim.evaluation import compare
 from onnxslim.files import make_folder, write_atomic
@@ -50,13 +50,15 @@ class DemoResult:
         return {row.name: row for row in self.rows}[title]
 
 
-def run_demo(folder: str | Path, *, seed: int = 0, progress: ProgressCallback | None = None) -> RenderableType:
+def run_demo(
+    folder: str | Path, *, seed: int = 0, progress: ProgressCallback | None = None, say: Say | None = None
+) -> RenderableType:
     """Runs the demo into `folder` and gives what to print. An earlier demo there is replaced.
 
     Raises InstallationError where scikit-learn is missing or ONNX Runtime cannot train, OutputError
     where the folder cannot be written or holds something else.
     """
-    result = train_models(Path(folder), seed=seed, progress=progress)
+    result = train_models(Path(folder), seed=seed, progress=progress, say=say)
     found = capabilities()
     title = f"Handwritten digits ({TRAIN} train, {VAL} val), measured on {TEST} test images"
     parts: list[RenderableType] = [
@@ -70,7 +72,12 @@ def run_demo(folder: str | Path, *, seed: int = 0, progress: ProgressCallback | 
 
 
 def train_models(
-    folder: Path, *, seed: int = 0, epochs: int = 12, progress: ProgressCallback | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    epochs: int = 12,
+    progress: ProgressCallback | None = None,
+    say: Say | None = None,
 ) -> DemoResult:
     """Every model of the demo, trained, exported and compared.
 
@@ -87,6 +94,8 @@ def train_models(
     for place, (title, name, recipe) in enumerate(jobs):
         if progress is not None:
             progress("Demo", place, len(jobs))
+        if say is not None:
+            say(f"{place + 1} of {len(jobs)}: {title}")
         run = {"name": name, "folder": str(folder), "seed": seed}
         roles = {**dict.fromkeys(("train", "val"), str(data)), "normalize": {"mean": [*MEAN], "std": [*STD]}}
         compress(

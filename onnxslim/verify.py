@@ -9,12 +9,13 @@ from typing import Any
 
 import onnx
 
+from onnxslim.analysis.attributes import attribute_fault, nodes_faults
 from onnxslim.analysis.operands import misfit
 from onnxslim.analysis.shapes import TYPES, inferred_types, known_types
 from onnxslim.errors import ModelError, VerifyError
 from onnxslim.graph import DType, Graph, Node, Shape, Value
 
-__all__ = ["verify"]
+__all__ = ["require_sound_attributes", "verify"]
 
 _KIND_NAMES = {code: name for name, code in onnx.AttributeProto.AttributeType.items()}
 
@@ -124,6 +125,26 @@ def _check_signature(graph: Graph, node: Node) -> None:
     for name in signature.required:
         if name not in node.attributes:
             raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")
+    _check_numbers(graph, node)
+
+
+def require_sound_attributes(graph: Graph) -> None:
+    """Raises VerifyError where an attribute holds a number that its op cannot take, also in bodies and functions: some
+    of them end the process in which ONNX Runtime meets them."""
+    local = {(f.domain, f.name) for f in graph.functions}
+    for node in graph.nodes():
+        if (node.domain, node.op) not in local:
+            _check_numbers(graph, node)
+    for function in graph.functions:
+        fault = next(nodes_faults(function.node), None)
+        if fault is not None:
+            raise VerifyError(f"Function '{function.name}' of graph '{graph.name}': {fault}")
+
+
+def _check_numbers(graph: Graph, node: Node) -> None:
+    fault = attribute_fault(graph, node)
+    if fault is not None:
+        raise VerifyError(f"{_where(graph, node)}: {fault}")
 
 
 @dataclass(frozen=True)

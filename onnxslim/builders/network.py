@@ -13,7 +13,7 @@ from onnxslim.graph import Array, DType, Graph, Role, Value
 
 __all__ = ["Activation", "Network", "divisible"]
 
-Activation: TypeAlias = Literal["relu", "relu6"]
+Activation: TypeAlias = Literal["relu", "relu6", "hard_swish", "silu"]
 
 
 def divisible(channels: float, by: int = 8) -> int:
@@ -96,9 +96,14 @@ class Network:
         return y if activation is None else self.activate(y, activation, name=f"{name}.{activation}")
 
     def activate(self, x: Value, activation: Activation, *, name: str) -> Value:
-        """relu: max(x, 0); relu6: min(max(x, 0), 6)."""
+        """relu: max(x, 0); relu6: min(max(x, 0), 6); silu: x · σ(x); hard_swish: x · relu6(x + 3) / 6."""
         if activation == "relu":
             y = self.graph.op("Relu", x, name=name)
+        elif activation == "hard_swish":
+            y = self.graph.op("HardSwish", x, name=name)
+        elif activation == "silu":
+            gate = self._typed(self.graph.op("Sigmoid", x, name=f"{name}.gate"), x.shape or ())
+            y = self.graph.op("Mul", x, gate, name=name)
         else:
             y = self.graph.op("Clip", x, self._scalar("zero", 0.0), self._scalar("six", 6.0), name=name)
         return self._typed(y, x.shape or ())
@@ -106,6 +111,27 @@ class Network:
     def add(self, a: Value, b: Value, *, name: str) -> Value:
         """The sum of two values of equal shape: a residual connection."""
         return self._typed(self.graph.op("Add", a, b, name=name), a.shape or ())
+
+    def concat(self, *parts: Value, name: str) -> Value:
+        """[N, C_i, H, W] side by side along the channels."""
+        channels = sum(self._image_shape(part, name)[1] for part in parts)
+        _, _, height, width = self._image_shape(parts[0], name)
+        return self._typed(self.graph.op("Concat", *parts, name=name, axis=1), ("N", channels, height, width))
+
+    def squeeze_excite(self, x: Value, channels: int, *, name: str) -> Value:
+        """Each channel of x times a gate in 0 … 1 that the means of all give: two 1×1 convolutions with biases, with
+        `channels` between them (Hu et al. 2018, arXiv 1709.01507; the gate is MobileNetV3's hard sigmoid)."""
+        inside = self._image_shape(x, name)[1]
+        y = self._typed(self.graph.op("GlobalAveragePool", x, name=f"{name}.pool"), ("N", inside, 1, 1))
+        for part, width, gain in (("squeeze", channels, 2.0), ("excite", inside, 1.0)):
+            before = channels if part == "excite" else inside
+            weight = self._parameter(f"{name}.{part}.weight", self._normal((width, before, 1, 1), gain / before))
+            bias = self._parameter(f"{name}.{part}.bias", np.zeros(width, np.float32))
+            y = self._typed(self.graph.op("Conv", y, weight, bias, name=f"{name}.{part}"), ("N", width, 1, 1))
+            if part == "squeeze":
+                y = self.activate(y, "relu", name=f"{name}.relu")
+        y = self._typed(self.graph.op("HardSigmoid", y, name=f"{name}.gate", alpha=1 / 6, beta=0.5), y.shape or ())
+        return self._typed(self.graph.op("Mul", x, y, name=name), x.shape or ())
 
     def max_pool(self, x: Value, size: int = 2, *, name: str) -> Value:
         """The maximum of each size × size window, windows side by side."""

@@ -6,20 +6,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
 
-    from onnxslim.data import Preprocess, ProgressCallback
+    from onnxslim.data import Preprocess
 
 __all__ = [
     "DataPath",
     "LayoutOption",
     "Mean",
     "ModelFile",
+    "Progress",
     "Sizes",
     "Split",
     "Std",
@@ -60,6 +61,14 @@ Sizes = Annotated[
 ]
 
 
+class Progress(Protocol):
+    """Shows how far a job is, and lines that say what it does."""
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
 def print_view(view: RenderableType) -> None:
     from rich.console import Console
 
@@ -70,7 +79,7 @@ def print_view(view: RenderableType) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[ProgressCallback]:
+def progress_bar() -> Iterator[Progress]:
     from rich.console import Console
 
     from onnxslim.data import ProgressBar

@@ -15,14 +15,17 @@ __all__ = ["compress", "demo", "recipe"]
 def compress(
     recipe: Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the run of that name.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the run of that name: the files it wrote, no others.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
     ] = None,
 ) -> None:
     """Run a recipe, stage by stage, into runs/NAME: model.onnx, model.ort, report.json.
 
-    Ctrl-C keeps what is done; --resume goes on from there, to the same result.
+    Ctrl-C keeps what is done; --resume goes on from there, to the same result. The folder of a finished run stands for
+    its model.onnx wherever a command takes a model.
 
     Examples:
 
@@ -37,7 +40,9 @@ def compress(
 
     with progress_bar() as progress:
         try:
-            report = run(recipe, resume=resume, force=force, overrides=tuple(set_ or ()), progress=progress)
+            report = run(
+                recipe, resume=resume, force=force, overrides=tuple(set_ or ()), progress=progress, say=progress.say
+            )
         except KeyboardInterrupt as stop:
             again = " ".join(["onnxslim compress", str(recipe), "--resume", *(f"--set {s}" for s in set_ or ())])
             raise KeyboardInterrupt(
@@ -78,5 +83,5 @@ def demo(
     from onnxslim.demo import run_demo
 
     with progress_bar() as progress:
-        view = run_demo(folder, seed=seed, progress=progress)
+        view = run_demo(folder, seed=seed, progress=progress, say=progress.say)
     print_view(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,11 +110,12 @@ def evaluate(
 
     parts = []
     done = 0
-    for part in prefetch(score, range(0, len(dataset), step), threads=threads, ahead=2 * threads):
-        parts.append(part)
-        done += len(part[0])
-        if progress is not None:
-            progress("evaluating", done, len(dataset))
+    with closing(prefetch(score, range(0, len(dataset), step), threads=threads, ahead=2 * threads)) as scored:
+        for part in scored:
+            parts.append(part)
+            done += len(part[0])
+            if progress is not None:
+                progress("evaluating", done, len(dataset))
     predictions, correct, correct_top5 = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Evaluation(
         classes,

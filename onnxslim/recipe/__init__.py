@@ -1,6 +1,6 @@
 """Recipes: what a run does, as a strictly validated YAML file or Python mapping."""
 
-from onnxslim.recipe.load import dump_recipe, load_recipe, parse_recipe
+from onnxslim.recipe.load import dump_recipe, input_paths, load_recipe, parse_recipe
 from onnxslim.recipe.schema import (
     DataOptions,
     EvaluateOptions,
@@ -23,6 +23,7 @@ __all__ = [
     "StageEntry",
     "describe",
     "dump_recipe",
+    "input_paths",
     "json_schema",
     "load_recipe",
     "parse_recipe",

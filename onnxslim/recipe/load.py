@@ -17,7 +17,7 @@ from onnxslim.recipe.schema import Recipe, model_of
 from onnxslim.recipe.source import Entry, Given, Loc, Origin, apply_set, from_python, load_tree
 from onnxslim.stages.base import InputPath
 
-__all__ = ["dump_recipe", "load_recipe", "parse_recipe"]
+__all__ = ["dump_recipe", "input_paths", "load_recipe", "parse_recipe"]
 
 _ROLES = ("train", "val", "test")
 _EXPECTED = {
@@ -73,6 +73,11 @@ def dump_recipe(recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> 
     if provenance is not None:
         tree["provenance"] = dict(provenance)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+
+
+def input_paths(recipe: Recipe) -> tuple[str, ...]:
+    """The files and folders that a recipe reads, absolute."""
+    return tuple(path for _, path, must_exist in _paths(recipe, ()) if must_exist)
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

@@ -5,9 +5,10 @@
                  stages/0.onnx, 0.json, …    the model after each stage, and what it reported
                  checkpoints/ log.jsonl      of training
                  model.onnx model.ort required_operators.config
-                 report.json                 written last: the run is finished
+                 report.json                 written last, and noted in run.json: the run is finished
 
-Everything that can be known to be wrong is found before the folder is made.
+A recipe without an export gets one with its defaults, so that every run leaves a model. Everything that can be known to
+be wrong is found before the folder is made.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.data import Dataset, Preprocess, ProgressCallback, check_fits, open_dataset
+from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say, check_fits, open_dataset, time_in_words
 from onnxslim.data.dataset import ArrayDataset, input_array
-from onnxslim.errors import DataError, OnnxSlimError, RecipeError
+from onnxslim.errors import DataError, ModelError, OnnxSlimError, RecipeError, UnsupportedError
 from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import read
-from onnxslim.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from onnxslim.recipe import Recipe, dump_recipe, input_paths, load_recipe, parse_recipe
 from onnxslim.recipe.schema import SourceOptions
 from onnxslim.report import Report, StageRow, accuracy_of, model_rows
-from onnxslim.run.folder import Finished, RunFolder, machine
+from onnxslim.run.folder import Finished, RunFolder, files_of, machine
 from onnxslim.runtime.capabilities import require_sound
 from onnxslim.runtime.installation import require_own_passes
-from onnxslim.stages import Prune, Quantize
+from onnxslim.stages import Export, Prune, Quantize
 from onnxslim.stages.base import Data, Log, RunContext, Stage, classes_of, half_precision_note, only_data_input
 
 __all__ = ["compress", "open_data", "open_roles", "preprocess_in", "with_workers"]
@@ -50,35 +51,48 @@ def compress(
     force: bool = False,
     overrides: Sequence[str] = (),
     progress: ProgressCallback | None = None,
+    say: Say | None = None,
 ) -> Report:
     """Runs a recipe: a YAML file, or a mapping with the same keys, in which models may be `Graph`s and
     data any source of `open_dataset`.
 
     resume: continues the run of that name after its last finished stage, and training after its last
-    checkpoint; a finished run is only reported. Options of finished stages must be unchanged.
-    force: replaces the run of that name. overrides: "stages.1.train.epochs=2", as `--set`.
+    checkpoint; a finished run is only reported. Options of finished stages must be unchanged; what else differs
+    from what ran (stages behind, how is measured) is done.
+    force: replaces the run of that name: the files that it wrote, and no others. overrides:
+    "stages.1.train.epochs=2", as `--set`. say: takes lines that say what is being done, one an epoch among them.
 
     Raises RecipeError, ModelError, DataError … before anything is written where the cause can be known
-    before; OutputError where the run's folder exists already.
+    before, and takes the folder back where it is found before a stage is finished; OutputError where the run's folder
+    exists already.
     """
     require_own_passes()
     require_sound()
+    files = [Path(recipe)] if isinstance(recipe, str | Path) else []
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else parse_recipe(recipe, overrides)
     if resume and force:
         raise RecipeError("resume continues a run and force replaces it: give one of them")
     folder = RunFolder(Path(recipe.run.folder) / str(recipe.run.name))
+    if resume or force:
+        folder.require_run()
     recipe = with_workers(recipe, folder.stored("run", "workers") if resume else None)
-    job = _Job.prepare(recipe, progress)
+    job = _Job.prepare(recipe, progress, say)
     with folder.held():
-        if resume and folder.exists:
-            folder.require_same(job.fixed, [entry.stage for entry in recipe.stages])
-            if folder.report_path.is_file():
-                return Report.read(folder.report_path)
+        is_new = not (resume and folder.exists)
+        if is_new:
+            inputs = [Path(path) for path in input_paths(recipe)]
+            folder.create(files_of(job.stages), replace_old=force, inputs=[*files, *inputs])
         else:
-            folder.create(replace_old=force)
-        folder.write_recipe(dump_recipe(recipe, {**machine(), "digests": job.fixed["digests"]}), job.fixed)
-        return job.run(folder, resume)
+            folder.require_same(job.fixed, job.stages)
+        provenance = {**machine(), "digests": job.fixed["digests"]}
+        folder.write_recipe(dump_recipe(recipe, provenance), job.fixed, files_of(job.stages))
+        try:
+            return job.run(folder, resume)
+        except (DataError, ModelError, RecipeError, UnsupportedError):
+            if is_new:
+                folder.remove()
+            raise
 
 
 def open_data(source: SourceOptions, role: str, recipe: Recipe, progress: ProgressCallback | None = None) -> Dataset:
@@ -107,16 +121,25 @@ class _Job:
     teacher: Graph | None
     data: Data
     progress: ProgressCallback | None
+    say: Say | None = None
 
     @classmethod
-    def prepare(cls, recipe: Recipe, progress: ProgressCallback | None) -> _Job:
+    def prepare(cls, recipe: Recipe, progress: ProgressCallback | None, say: Say | None) -> _Job:
         student = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
         teacher = recipe.teacher
         if teacher is not None and not isinstance(teacher, Graph):
             teacher = read(teacher)
-        job = cls(recipe, student, teacher, Data(open_roles(recipe, progress), preprocess_in(recipe)), progress)
+        data = Data(open_roles(recipe, progress), preprocess_in(recipe))
+        job = cls(recipe, student, teacher, data, progress, say)
+        job.tell("checking the recipe, the models and the data")
         job.check()
         return job
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those of the recipe, and an export where it has none."""
+        found = tuple(entry.stage for entry in self.recipe.stages)
+        return found if any(stage.kind == Export.kind for stage in found) else (*found, Export())
 
     def check(self) -> None:
         """Everything that is wrong before anything is run; raises the first."""
@@ -130,16 +153,16 @@ class _Job:
         if self.recipe.evaluate.test and not self.data.get("test").labelled:
             raise DataError("evaluate.test needs labels; data.test has none")
         context = self.context(Path(), 0)
-        for number, entry in enumerate(self.recipe.stages):
-            with _Named(f"stages.{number}.{entry.stage.kind}"):
-                entry.stage.check(self.student, context)
-            if isinstance(entry.stage, Prune):
+        for number, stage in enumerate(self.stages):
+            with _Named(f"stages.{number}.{stage.kind}"):
+                stage.check(self.student, context)
+            if isinstance(stage, Prune):
                 context = replace(context, foreseen=False)
         self.check_order()
 
     def check_order(self) -> None:
         """What stands after the last export would be done for nothing."""
-        kinds = [entry.stage.kind for entry in self.recipe.stages]
+        kinds = [stage.kind for stage in self.stages]
         if "export" in kinds and kinds[-1] != "export":
             raise RecipeError(
                 f"stages.{len(kinds) - 1}.{kinds[-1]} stands behind the last export, whose files would be without it: "
@@ -148,57 +171,103 @@ class _Job:
 
     @cached_property
     def fixed(self) -> dict[str, Any]:
-        """What a resumed run must have as it was: all of the recipe but the stages and measurements."""
+        """What a resumed run must have as it was: all of the recipe but the stages and measurements, and what its files
+        hold."""
         run, models = self.recipe.run, {"model": self.recipe.model, "teacher": self.recipe.teacher}
         digests = {key: digest_of(model) for key, model in models.items() if model is not None}
-        for role in self.data.roles:
-            if getattr(self.recipe.data, role).given is not None:
-                digests[role] = self.data.get(role).digest()
+        digests |= {role: self.data.get(role).digest() for role in self.data.roles if role != "test"}
         data = self.recipe.data.model_dump(mode="json", exclude={"test"})
         return {"digests": digests, "data": data, "run": {"seed": run.seed, "workers": run.workers}}
 
+    @cached_property
+    def measured(self) -> dict[str, Any]:
+        """How the result is measured, and on what: of a finished run this alone may differ without another result."""
+        options, test = self.recipe.evaluate, self.recipe.data.test
+        found: dict[str, Any] = {"evaluate": options.model_dump(mode="json")}
+        if options.test and test is not None:
+            found["test"] = {**test.model_dump(mode="json"), "digest": self.data.get("test").digest()}
+        return found
+
+    def tell(self, line: str) -> None:
+        if self.say is not None:
+            self.say(line)
+
     def context(self, folder: Path, number: int) -> RunContext:
         run = self.recipe.run
-        label = f"{number}-{self.recipe.stages[number].stage.kind}"
+        label = f"{number}-{self.stages[number].kind}"
         return RunContext(
-            folder, self.data, label, run.seed, run.workers or 1, self.teacher, self.student, progress=self.progress
+            folder,
+            self.data,
+            label,
+            run.seed,
+            run.workers or 1,
+            self.teacher,
+            self.student,
+            progress=self.progress,
+            say=self.say,
         )
 
     def run(self, folder: RunFolder, resume: bool) -> Report:
+        """Does what is not done yet. The report's seconds are those of all processes that it took, as far as what they
+        did was kept."""
         started = time.perf_counter()
+        kept = self.kept(folder)
+        report = folder.report(self.measured) if len(kept) == len(self.stages) else None
+        if report is not None:
+            return report
         log = Log(folder.path / "log.jsonl")
         log(event="run", resumed=resume)
-        baseline = folder.kept("baseline_val", lambda: accuracy_of(self.measure(self.student)))
-        graph, rows = self.student, []
-        for number, entry in enumerate(self.recipe.stages):
-            finished = folder.finished(number, entry.stage, graph)
-            if finished is None:
+        baseline = folder.kept("baseline_val", lambda: accuracy_of(self.measure(self.student, "the model")))
+        graph, rows, before = self.student, list[StageRow](), 0.0
+        for number, stage in enumerate(self.stages):
+            finished = kept[number] if number < len(kept) else folder.finished(number, stage, graph)
+            if finished is not None:
+                before += finished.row.seconds
+            else:
                 context = replace(self.context(folder.path, number), log=log, resume=resume)
-                finished = self.one_stage(folder, number, entry.stage, graph, context)
+                self.tell(f"stage {number + 1} of {len(self.stages)}: {stage.kind}")
+                finished, earlier = self.one_stage(folder, number, stage, graph, context)
+                before += earlier
                 log(event="stage", stage=context.label, seconds=finished.row.seconds)
             graph = finished.graph
             rows.append(finished.row)
-        report = self.final(folder, graph, rows, baseline)
-        report = replace(report, seconds=round(time.perf_counter() - started, 1))
-        report.write(folder.report_path)
+        report = self.final(folder, rows, baseline)
+        report = replace(report, seconds=round(before + time.perf_counter() - started, 1))
+        folder.write_report(report, self.measured)
         log(event="finished")
         return report
 
-    def one_stage(self, folder: RunFolder, number: int, stage: Stage, graph: Graph, context: RunContext) -> Finished:
+    def kept(self, folder: RunFolder) -> list[Finished]:
+        """The results of the stages that are done, up to the first that is not."""
+        found: list[Finished] = []
+        for number, stage in enumerate(self.stages):
+            finished = folder.finished(number, stage, found[-1].graph if found else self.student)
+            if finished is None:
+                break
+            found.append(finished)
+        return found
+
+    def one_stage(
+        self, folder: RunFolder, number: int, stage: Stage, graph: Graph, context: RunContext
+    ) -> tuple[Finished, float]:
+        """What a stage makes, kept in the folder; and the seconds that an earlier process spent on it."""
         if stage.resumable:
             folder.begin(number, stage)
         started = time.perf_counter()
         result = stage.run(graph, context)
-        val = accuracy_of(self.measure(result.graph)) if result.graph is not graph else None
+        val = accuracy_of(self.measure(result.graph, "the result")) if result.graph is not graph else None
         refused = tuple((refusal.where, refusal.why) for refusal in result.refused)
-        seconds = round(time.perf_counter() - started, 3)
+        seconds = round(time.perf_counter() - started + result.seconds_before, 3)
         row = StageRow(stage.kind, seconds, dict(result.summary), val, refused, result.notes)
-        return folder.finish(number, stage, graph, result.graph, row)
+        accuracy = "" if val is None else f", val top-1 {100 * val.top1:.2f} %"
+        context.tell(f"done in {time_in_words(seconds)}{accuracy}")
+        return folder.finish(number, stage, graph, result.graph, row, result.files), result.seconds_before
 
-    def measure(self, graph: Graph) -> Evaluation | None:
+    def measure(self, graph: Graph, what: str) -> Evaluation | None:
         """Accuracy on val; None where there is none with labels."""
         if not self.data.has("val") or not self.data.get("val").labelled:
             return None
+        self.tell(f"measuring {what} on val")
         options, workers = self.recipe.evaluate, self.recipe.run.workers or 1
         return evaluate(
             graph,
@@ -209,8 +278,9 @@ class _Job:
             progress=self.progress,
         )
 
-    def final(self, folder: RunFolder, graph: Graph, rows: list[StageRow], baseline: Any) -> Report:
+    def final(self, folder: RunFolder, rows: list[StageRow], baseline: Any) -> Report:
         """All exported models beside the float one they came from."""
+        self.tell("comparing the result with the model it came from")
         options = self.recipe.evaluate
         first: Model = self.student if isinstance(self.recipe.model, Graph) else self.recipe.model
         models: dict[str, Model] = {"float": first}
@@ -221,8 +291,6 @@ class _Job:
                 models[name] = folder.path / file["onnx"]
                 if "ort_bytes" in file:
                     ort_bytes[name] = file["ort_bytes"]
-        if len(models) == 1:
-            models["result"] = graph
         split = "test" if options.test else "val" if self.data.has("val") else None
         found = compare(
             models,
@@ -245,8 +313,7 @@ class _Job:
         this machine."""
         found = [half_precision_note(self.student, "trained and quantised")]
         found += [note for row in rows for note in row.notes]
-        stages = [entry.stage for entry in self.recipe.stages]
-        found += [stage.note for stage in stages if isinstance(stage, Quantize)]
+        found += [stage.note for stage in self.stages if isinstance(stage, Quantize)]
         return tuple(dict.fromkeys(note for note in found if note))
 
     def samples(self) -> Dataset:

@@ -76,7 +76,7 @@ class Child:
             write(model, path, external_data=True)
             head, data = {**head, "path": str(path)}, b""
         elif isinstance(model, Graph):
-            data = to_bytes(model)
+            data = to_bytes(model, named=True)
         else:
             data = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
         if (head, data) == (self._head, self._data) and "path" not in head:

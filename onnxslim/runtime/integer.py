@@ -6,9 +6,10 @@ integers accumulate exactly in int32 (bias included); the result is rescaled onc
     acc = Σ (q_x − z_x) · q_w + q_b                     int32
     q_y = clip(round_half_even(float32(acc) · m) + z_y),   m = s_x · s_w / s_y in float32, left to right
 
-Add: q_y = round((q_a − z_a) · s_a/s_y + (q_b − z_b) · s_b/s_y) + z_y. Means accumulate in int32 too, with
-m = s_x / n / s_y. Pools, Concat on one grid, and shape ops move integers. Whatever has no integer
-definition here (HardSwish, Softmax …) is computed in float32 from dequantised values, as runtimes do.
+Add: q_y = round((q_a − z_a) · s_a/s_y + (q_b − z_b) · s_b/s_y) + z_y. Mul: q_y = round((q_a − z_a) · (q_b − z_b) · m)
++ z_y, m = s_a · s_b / s_y. Means accumulate in int32 too, with m = s_x / n / s_y. Pools, Concat on one grid, and shape
+ops move integers. Whatever has no integer definition here (Sigmoid, Softmax …) is computed in float32 from
+dequantised values, as runtimes do.
 Weights may have zero points other than 0. (Jacob et al. 2018, arXiv:1712.05877.)
 """
 
@@ -22,7 +23,19 @@ import numpy as np
 from onnxslim.errors import DataError, UnsupportedError
 from onnxslim.graph import Array, DType, Graph, Node
 from onnxslim.quant_math import per_axis
-from onnxslim.runtime.integer_ops import Accumulator, Ints, Sum, Tensor, conv, matmul, mean, pool, real, reshape_like
+from onnxslim.runtime.integer_ops import (
+    Accumulator,
+    Ints,
+    Product,
+    Sum,
+    Tensor,
+    conv,
+    matmul,
+    mean,
+    pool,
+    real,
+    reshape_like,
+)
 from onnxslim.runtime.session import Session
 
 __all__ = ["IntegerEvaluator", "run_integer"]
@@ -151,7 +164,7 @@ def _quantize(node: Node, inputs: list[Tensor | None]) -> Array:
     elif isinstance(x, Accumulator):
         steps = x.acc.astype(np.float32)
         steps *= x.scale / scale
-    elif isinstance(x, Sum):
+    elif isinstance(x, Sum | Product):
         steps = x.steps(scale)
     else:
         assert x is not None
@@ -185,10 +198,21 @@ def _matmul(node: Node, inputs: list[Tensor | None]) -> Accumulator | None:
 
 
 def _add(node: Node, inputs: list[Tensor | None]) -> Sum | None:
+    pair = _two_on_grids(inputs)
+    return None if pair is None else Sum(*pair)
+
+
+def _mul(node: Node, inputs: list[Tensor | None]) -> Product | None:
+    pair = _two_on_grids(inputs)
+    return None if pair is None else Product(*pair)
+
+
+def _two_on_grids(inputs: list[Tensor | None]) -> tuple[Ints, Ints] | None:
+    """Both operands, where each is integers on one grid."""
     a, b = inputs
     if not isinstance(a, Ints) or not isinstance(b, Ints) or a.axis is not None or b.axis is not None:
         return None
-    return Sum(a, b)
+    return a, b
 
 
 def _relu(node: Node, inputs: list[Tensor | None]) -> Accumulator | Ints | None:
@@ -229,6 +253,7 @@ _RULES: Mapping[str, Callable[[Node, list[Tensor | None]], Tensor | None]] = {
     "Gemm": _matmul,
     "MatMul": _matmul,
     "Add": _add,
+    "Mul": _mul,
     "Relu": _relu,
     "GlobalAveragePool": _mean,
     "AveragePool": _pool,

@@ -16,7 +16,7 @@ from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array, Node
 from onnxslim.quant_math import dequantize, per_axis
 
-__all__ = ["Accumulator", "Ints", "Sum", "Tensor", "conv", "matmul", "mean", "pool", "real", "reshape_like"]
+__all__ = ["Accumulator", "Ints", "Product", "Sum", "Tensor", "conv", "matmul", "mean", "pool", "real", "reshape_like"]
 
 _CHUNK = 1 << 24  # elements of an im2col matrix
 
@@ -66,7 +66,20 @@ class Sum:
         return np.asarray(left, np.float32)
 
 
-Tensor: TypeAlias = "Array | Ints | Accumulator | Sum"
+@dataclass(frozen=True)
+class Product:
+    """Two integer tensors to be multiplied on the grid of the result."""
+
+    a: Ints
+    b: Ints
+
+    def steps(self, scale: Array) -> Array:
+        """The product in units of `scale`, float32: at most 255 · 255, so the integers are exact."""
+        product = self.a.centred(np.float32) * self.b.centred(np.float32)
+        return np.asarray(product * (self.a.scale * self.b.scale / scale), np.float32)
+
+
+Tensor: TypeAlias = "Array | Ints | Accumulator | Sum | Product"
 """What a value is during evaluation; a plain array is float32 numbers, or integers without a grid."""
 
 
@@ -78,6 +91,8 @@ def real(x: Tensor) -> Array:
         return np.asarray(x.acc.astype(np.float32) * x.scale, np.float32)
     if isinstance(x, Sum):
         return np.asarray(real(x.a) + real(x.b), np.float32)
+    if isinstance(x, Product):
+        return np.asarray(real(x.a) * real(x.b), np.float32)
     return x
 
 

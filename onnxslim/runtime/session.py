@@ -18,6 +18,7 @@ from onnxslim.graph import Array, DType, Graph, Shape, Value
 from onnxslim.onnx_io import to_bytes, to_proto
 from onnxslim.onnx_io.node_names import name_nodes
 from onnxslim.runtime.installation import load_runtime
+from onnxslim.verify import require_sound_attributes
 
 __all__ = ["Model", "Port", "Session", "model_name", "run_batches"]
 
@@ -73,7 +74,8 @@ class Session:
     model over 2 GB runs from a `Graph`. `name` is what messages call the model; default: its own, or its size.
 
     Raises UnsupportedError for ops, types and versions this ONNX Runtime has no kernel for,
-    ModelFormatError for bytes that are no model, ModelError for one that is not valid.
+    ModelFormatError for bytes that are no model, ModelError for one that is not valid. Numbers in a graph's attributes
+    are looked at before ONNX Runtime sees them; other ways to end its process are caught in a `Child` only.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Session:
     ) -> None:
         if threads < 1:
             raise DataError(f"A session needs at least 1 thread, got {threads}")
+        if isinstance(model, Graph):
+            require_sound_attributes(model)
         self._runtime = load_runtime()
         options = _options(self._runtime, threads, optimize, fuse_qdq)
         self._kept: list[Any] = []  # memory that the session reads in place

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say
 from onnxslim.data.dataset import input_array
 from onnxslim.errors import DataError, RecipeError
-from onnxslim.files import write_atomic
+from onnxslim.files import read_regular, write_atomic
 from onnxslim.graph import DType, Graph, Value
 from onnxslim.rewrite import Refusal
 from passes.simplify import canonicalize
@@ -44,10 +46,15 @@ class InputPath:
 
 
 class Options(BaseModel):
-    """Strict and frozen: unknown keys and other types are errors, numbers are not read from text."""
+    """Strict and frozen: unknown keys and other types are errors, numbers are finite and not read from text."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
     )
 
 
@@ -122,14 +129,18 @@ class RunContext:
 
 @dataclass(frozen=True)
 class StageResult:
-    """The graph after a stage, what the report says about it, where passes did not fire, what a user should know and
-    did not ask for (a sentence each), and the seconds that were spent on it before this process took over."""
+    """The graph after a stage, what the report says about it, and where passes did not fire.
+
+    notes: what a user should know and did not ask for, a sentence each. seconds_before: spent on it before this process
+    took over. files: that it wrote for the user.
+    """
 
     graph: Graph
     summary: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
     seconds_before: float = 0.0
+    files: tuple[Path, ...] = ()
 
 
 class Stage(Options, ABC):
@@ -138,14 +149,39 @@ class Stage(Options, ABC):
     kind: ClassVar[str]
     resumable: ClassVar[bool] = False
     """Whether an interrupted stage goes on from checkpoints; its options must then stay the same."""
+    repeatable: ClassVar[bool] = False
+    """Whether it changes no model, only writes files of one: then it can be done again at any time."""
 
     def check(self, graph: Graph, context: RunContext) -> None:
         """Raises what can be known to be wrong before anything is run or written."""
         return
 
+    def writes(self, label: str) -> tuple[str, ...]:
+        """The files beside the run's own that a stage of that label may leave in the run's folder, relative to it; in
+        checkpoints/ a `*` may stand for a part of a name."""
+        return ()
+
+    def input_digests(self) -> dict[str, str]:
+        """SHA-256 of the files that the options name, by key: what they hold is an option too."""
+        found = {}
+        for key, path in _input_paths(self, self.kind):
+            with contextlib.suppress(OSError):  # the stage says what is wrong with it
+                found[key] = hashlib.sha256(read_regular(path)).hexdigest()
+        return found
+
     @abstractmethod
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         """The model after this stage; `graph` is not changed."""
+
+
+def _input_paths(options: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+    """Key and path of every option that names a file which must be there."""
+    for name, info in type(options).model_fields.items():
+        value = getattr(options, name)
+        if isinstance(value, BaseModel):
+            yield from _input_paths(value, f"{prefix}.{name}")
+        elif isinstance(value, str) and any(isinstance(m, InputPath) and m.must_exist for m in info.metadata):
+            yield f"{prefix}.{name}", value
 
 
 def only_data_input(graph: Graph) -> Value:

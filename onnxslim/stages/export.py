@@ -21,7 +21,7 @@ from onnxslim.stages.preprocessing import note_preprocess
 from onnxslim.stages.quantize import TargetName
 from onnxslim.targets import load_target
 from passes.deploy import ShortenNames
-from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases
+from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases, SaturateHardSigmoid
 from passes.simplify import FoldBatchnorm, canonicalize
 
 __all__ = ["Export", "Exported", "export_model", "lower", "target_of"]
@@ -38,6 +38,10 @@ class Exported:
     config: Path | None
     refused: tuple[Refusal, ...] = ()
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.onnx, self.ort, self.config) if path is not None)
+
     def record(self, folder: Path) -> dict[str, Any]:
         """As JSON, paths relative to `folder`."""
         files = {"onnx": self.onnx, "ort": self.ort, "config": self.config}
@@ -50,6 +54,7 @@ class Export(Stage):
     """Folds batch norm, lowers fake-quant to int8 and writes model.onnx, model.ort and the operators' list."""
 
     kind: ClassVar[str] = "export"
+    repeatable: ClassVar[bool] = True
 
     targets: list[TargetName] = Field(
         default=[],
@@ -65,7 +70,13 @@ class Export(Stage):
             folder = context.folder if number == 0 else context.folder / target
             written.append(export_model(graph, target, folder, context.data.preprocess, ort=self.ort))
         summary = {"files": [exported.record(context.folder) for exported in written]}
-        return StageResult(graph, summary, written[0].refused)
+        files = tuple(file for exported in written for file in exported.paths)
+        return StageResult(graph, summary, written[0].refused, files=files)
+
+    def writes(self, label: str) -> tuple[str, ...]:
+        names = ("model.onnx", "model.ort", "required_operators.config")
+        others = tuple(dict.fromkeys(self.targets))[1:]
+        return (*names, *(f"{target}/{name}" for target in others for name in names))
 
 
 def target_of(graph: Graph) -> str:
@@ -84,7 +95,8 @@ def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tu
     graph = graph.copy()
     context = Context(target=load_target(target))
     outcome = Outcome()
-    for step in (canonicalize(), FoldBatchnorm(), FlattenToReshape(), RoundBiases(), LowerToQdq(), ShortenNames()):
+    int8 = FlattenToReshape(), RoundBiases(), LowerToQdq(), SaturateHardSigmoid()
+    for step in (canonicalize(), FoldBatchnorm(), *int8, ShortenNames()):
         outcome += step(graph, context)
     if preprocess is not None:
         note_preprocess(graph, preprocess)

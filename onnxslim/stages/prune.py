@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -11,7 +13,7 @@ from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
 from onnxslim.analysis.sizes import set_input_shapes, sized, sizes_at, unsized
-from onnxslim.data import Dataset, Loader, ProgressCallback, check_fits
+from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.graph import Array, Graph
@@ -188,8 +190,11 @@ class Prune(Stage):
         if self.criterion == "bn_scale" and work.batches is None:
             _ = work.pruner.scores  # no batch norm will be put back: it says which group has none
 
+    def writes(self, label: str) -> tuple[str, ...]:
+        return (_own_sensitivities(label),)
+
     def run(self, graph: Graph, context: RunContext) -> StageResult:
-        plan, work = self.plan(graph, context, context.folder / f"{context.label}-sensitivities.json")
+        plan, work = self.plan(graph, context, context.folder / _own_sensitivities(context.label))
         cut, units = self.cut(plan, work)
         whole = _size(context.whole or graph, work.sizes)
         left = {
@@ -344,12 +349,12 @@ class Prune(Stage):
         loader = Loader(train, only_data_input(graph).name, context.data.preprocess, batch=batch, seed=context.seed)
         count = min(-(-self.samples // batch), loader.steps_per_epoch)
 
-        def batches() -> Iterator[tuple[Mapping[str, Array], Array]]:
-            for made, _ in zip(loader.epoch(0), range(count)):
-                assert made.labels is not None
-                yield made.feeds, made.labels
+        def labelled(made: Batch) -> tuple[Mapping[str, Array], Array]:
+            assert made.labels is not None
+            return made.feeds, made.labels
 
-        return gradient_products(graph, batches(), batch, count, context.progress)
+        with closing(loader.epoch(0)) as batches:
+            return gradient_products(graph, map(labelled, islice(batches, count)), batch, count, context.progress)
 
 
 def _size(graph: Graph, sizes: Mapping[str, int]) -> Size:
@@ -371,3 +376,8 @@ def _ratio_to(whole: Graph, sizes: Mapping[str, int], progress: ProgressCallback
         return measure_latency({"whole": whole, "cut": cut}, progress=progress)["cut"].ratio
 
     return ratio
+
+
+def _own_sensitivities(label: str) -> str:
+    """The file of measured sensitivities of a stage that names none."""
+    return f"{label}-sensitivities.json"

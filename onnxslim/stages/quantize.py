@@ -17,7 +17,7 @@ from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input
 from onnxslim.targets import load_target, target_names
-from passes.quantize import InsertFakeQuant, MeanToPool
+from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
 from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, canonicalize
 
 __all__ = ["Quantize", "TargetName", "calibration_batches", "ready_to_quantize"]
@@ -83,6 +83,7 @@ class Quantize(Stage):
         outcome = ready_to_quantize()(graph, blank)
         if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
             outcome += FoldBatchnorm()(graph, blank)
+        outcome += SplitHardSwish(tuple(self.skip))(graph, blank)
         insert = self._insert()
         requests = insert.requests(graph, blank)
         name = only_data_input(graph).name

@@ -19,7 +19,7 @@ from onnxslim.data import Batch, Loader, ProgressCallback, Say, time_in_words
 from onnxslim.errors import DataError, TrainingError
 from onnxslim.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
-from onnxslim.training.nan_hunt import first_nonfinite
+from onnxslim.training.nan_hunt import first_nonfinite, nonfinite_state
 from onnxslim.training.optimizers import Optimizer
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.schedules import Schedule
@@ -100,21 +100,27 @@ class Trainer:
             state = self.start
         found = checkpoints.latest(state) if checkpoints is not None and resume else None
         state = self._begun(state, checkpoints) if found is None else self._resumed(found, checkpoints)
-        engine, frozen = None, None
         with self._interruptible():
+            state = self._trained(state, checkpoints)
+        best = self._written(self._best or state)
+        before = found.seconds if found is not None else 0.0
+        return TrainingResult(self._written(state), best, tuple(state.history), state, before)
+
+    def _trained(self, state: State, checkpoints: Checkpoints | None) -> State:
+        """The state after the last epoch. However it ends, no thread is left."""
+        engine, frozen = None, None
+        try:
             for epoch in range(state.epoch, self.epochs):
                 if engine is None or frozen != self._is_frozen(epoch):
                     if engine is not None:
-                        state = replace(state, arrays=engine.arrays())
                         engine.close()
                     frozen = self._is_frozen(epoch)
                     engine, steps = self._engine(state, frozen)
                 state = self._epoch(engine, steps, state, epoch, checkpoints)
-        if engine is not None:
-            engine.close()
-        best = self._written(self._best or state)
-        before = found.seconds if found is not None else 0.0
-        return TrainingResult(self._written(state), best, tuple(state.history), state, before)
+        finally:
+            if engine is not None:
+                engine.close()
+        return state
 
     def _begun(self, state: State, checkpoints: Checkpoints | None) -> State:
         """The state before training, measured, as the first candidate for the best; old checkpoints are forgotten."""
@@ -187,7 +193,7 @@ class Trainer:
         finally:
             batches.close()
         spent = clock.noted(state).spent
-        arrays = engine.arrays()
+        arrays = self._sound_arrays(engine, epoch, done, checkpoints)
         trained = replace(state, arrays=arrays, epoch=epoch + 1, step_in_epoch=0, step=(epoch + 1) * total, sums={})
         metric = self.validate(self._written(trained)) if self.validate is not None else None
         record = self._record(epoch, totals, total, rate, metric, spent)
@@ -276,12 +282,22 @@ class Trainer:
             start += step.batch
             if not where.startswith("no single"):
                 break
+        began = f"The loss is not finite in epoch {epoch + 1}, step {done + 1}. It began with {where}"
+        return f"{began}. {self._advice(checkpoints)}"
+
+    def _sound_arrays(self, engine: Engine, epoch: int, done: int, checkpoints: Checkpoints | None) -> dict[str, Array]:
+        """The state after `done` steps of an epoch; TrainingError naming what is NaN or infinite in it. The loss does
+        not tell of the last step's update, nor ever of running statistics."""
+        arrays = engine.arrays()
+        found = nonfinite_state(arrays, engine.before(), self.student)
+        if found is not None:
+            raise TrainingError(f"{found}: after epoch {epoch + 1}, step {done}. {self._advice(checkpoints)}")
+        return arrays
+
+    def _advice(self, checkpoints: Checkpoints | None) -> str:
         kept = checkpoints.newest_name() if checkpoints is not None else None
         advice = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written before it"
-        return (
-            f"The loss is not finite in epoch {epoch + 1}, step {done + 1}. It began with {where}. "
-            f"Training stopped; {advice}. A smaller learning_rate or a clip_norm usually helps"
-        )
+        return f"Training stopped; {advice}. A smaller learning_rate or a clip_norm usually helps"
 
     def _keep(
         self,
@@ -294,7 +310,8 @@ class Trainer:
         """Saves the state in mid-epoch and stops."""
         if checkpoints is not None:
             step = epoch * self.loader.steps_per_epoch + done
-            checkpoints.save(replace(state, arrays=engine.arrays(), epoch=epoch, step_in_epoch=done, step=step))
+            arrays = self._sound_arrays(engine, epoch, done, checkpoints)
+            checkpoints.save(replace(state, arrays=arrays, epoch=epoch, step_in_epoch=done, step=step))
         raise Interrupted(self._farewell(checkpoints, epoch, done))
 
     def _farewell(self, checkpoints: Checkpoints | None, epoch: int, done: int) -> str:

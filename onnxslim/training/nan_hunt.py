@@ -1,4 +1,4 @@
-"""Where a NaN began: the failing batch replayed with every value of the step graph in sight."""
+"""Where a NaN began: in the failing batch, replayed with every value of the step graph in sight; or in the state."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxslim.graph import Array, DType
+from onnxslim.graph import Array, DType, Graph, Role
 from onnxslim.runtime.session import Session
 from onnxslim.training.step import Step
 
-__all__ = ["first_nonfinite"]
+__all__ = ["first_nonfinite", "nonfinite_state"]
+
+
+_KINDS = {Role.PARAMETER: "parameter", Role.STATISTIC: "statistic", Role.SCALE: "scale"}
 
 
 def first_nonfinite(step: Step, feeds: Mapping[str, Array], state: Mapping[str, Array]) -> str:
@@ -39,6 +42,21 @@ def first_nonfinite(step: Step, feeds: Mapping[str, Array], state: Mapping[str, 
         if array.dtype.kind == "f" and not _finite(array):
             return f"'{value.name}', the output of {graph.producer(value)}, {_what(array)}"
     return "no single value (replayed one by one, every value is finite)"
+
+
+def nonfinite_state(arrays: Mapping[str, Array], before: Mapping[str, Array], graph: Graph) -> str | None:
+    """Names the first array of the training state that is not finite, and whether the last step made it so; None where
+    all are finite.
+
+    arrays: the state by name; before: as it was before the last step; graph: the student, whose values have roles.
+    """
+    for name, array in arrays.items():
+        if not _finite(array):
+            value = graph.find(name)
+            kind = _KINDS.get(value.role, "array") if value is not None else "optimiser's moment"
+            when = "since this step" if _finite(before[name]) else "since an earlier step"
+            return f"The {kind} '{name}' {_what(array)}, {when}"
+    return None
 
 
 def _finite(array: Array) -> bool:

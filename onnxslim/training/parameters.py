@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnxslim.errors import TrainingError
 from onnxslim.graph import DType, Graph, Node, Role, Value
-from onnxslim.training.update import BatchNormSpec, ObserverSpec, ParameterSpec, WeightScaleSpec
+from onnxslim.training.update import MOMENTUM, BatchNormSpec, ObserverSpec, ParameterSpec, WeightScaleSpec
 
 __all__ = ["Trained", "mark_parameters", "trained_of"]
 
@@ -68,11 +68,14 @@ def trained_of(graph: Graph, *, frozen_batchnorm: bool = False) -> Trained:
     """What training changes in a graph whose parameters are marked; batch norm's statistics unless frozen."""
     parameters = mark_parameters(graph)
     names = {v.name for v in parameters}
-    batchnorms, observers, weights = [], {}, []
+    batchnorms: dict[str, BatchNormSpec] = {}
+    observers: dict[int, ObserverSpec] = {}
+    weights: list[WeightScaleSpec] = []
     for node in graph.nodes():
         if node.op == "BatchNormalization" and not frozen_batchnorm:
             mean, var = graph.operand(node, 3), graph.operand(node, 4)
-            batchnorms.append(BatchNormSpec(mean.name, var.name, mean.static_shape[0]))
+            momentum = float(node.attr("momentum", MOMENTUM))
+            batchnorms.setdefault(mean.name, BatchNormSpec(mean.name, var.name, mean.static_shape[0], momentum))
         elif is_fake_quant(node):
             x, scale, zero_point = (graph.operand(node, slot) for slot in range(3))
             observed = graph.input(node, 3)
@@ -85,7 +88,7 @@ def trained_of(graph: Graph, *, frozen_batchnorm: bool = False) -> Trained:
                 )
                 observers[observed.id] = spec
     specs = tuple(ParameterSpec(v.name, v.static_shape, len(v.static_shape) > 1) for v in parameters)
-    return Trained(specs, tuple(batchnorms), tuple(observers.values()), tuple(dict.fromkeys(weights)))
+    return Trained(specs, tuple(batchnorms.values()), tuple(observers.values()), tuple(dict.fromkeys(weights)))
 
 
 def is_fake_quant(node: Node) -> bool:

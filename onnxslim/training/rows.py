@@ -82,11 +82,10 @@ def plans(plan: UpdatePlan) -> Plans:
         for name, decays in zip(_PARAMETERS, (True, False))
         if name in state
     }
-    channels = sum(spec.channels for spec in plan.batchnorms)
     observers = {_kind(spec): spec for spec in plan.observers}
     follows = replace(
         empty,
-        batchnorms=(BatchNormSpec("rows/mean", "rows/var", channels),) if plan.batchnorms else (),
+        batchnorms=(_row_of(plan.batchnorms),) if plan.batchnorms else (),
         observers=tuple(
             replace(spec, range=f"rows/range.{kind}", scale=f"rows/scale.{kind}", zero_point=f"rows/zero_point.{kind}",
                     count=len(state[f"rows/range.{kind}"]))
@@ -96,6 +95,16 @@ def plans(plan: UpdatePlan) -> Plans:
         read=plan.parameters,
     )  # fmt: skip
     return Plans(moves, follows)
+
+
+def _row_of(specs: Sequence[BatchNormSpec]) -> BatchNormSpec:
+    """All batch norms as one: each channel with its own momentum, or one for all where they agree."""
+    each = [m for spec in specs for m in _of_channels(spec)]
+    return BatchNormSpec("rows/mean", "rows/var", len(each), each[0] if len(set(each)) == 1 else tuple(each))
+
+
+def _of_channels(spec: BatchNormSpec) -> Sequence[float]:
+    return spec.momentum if isinstance(spec.momentum, tuple) else [spec.momentum] * spec.channels
 
 
 class Arena:

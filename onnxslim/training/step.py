@@ -17,7 +17,6 @@ from onnxslim.analysis.batch import with_batch
 from onnxslim.analysis.regions import cuts_at_zero
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import Array, DType, Graph, Role, Value
-from onnxslim.ops import is_training
 from onnxslim.rewrite import Context, Pass, Pipeline
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
@@ -105,13 +104,8 @@ def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph 
     if label is not None and len(logits.static_shape) == 2:
         outputs.append(_correct(graph, logits, label))
     infer_shapes(graph)
-    for node in graph.nodes():
-        if (
-            node.op == "BatchNormalization"
-            and is_training(graph, node)
-            and not graph.operand(node, 3).name.startswith(PREFIX)
-        ):
-            outputs += [graph.result(node, 1), graph.result(node, 2)]
+    for spec in trained.batchnorms:
+        outputs += [graph.value(f"batch_mean.{spec.mean}"), graph.value(f"batch_var.{spec.mean}")]
     wrt = [graph.value(spec.name) for spec in trained.parameters]
     for value in graph.outputs:
         graph.remove_output(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,11 @@ class TeacherCache:
             session, samples = Session(self._teacher, threads=threads), len(self._loader.dataset)
             for done, view in enumerate(missing):
                 answers = []
-                for made in self._loader.view(view, batch):
-                    answers.append(_answer(session, made))
-                    if progress is not None:
-                        progress("teacher", done * samples + int(made.indices[-1]) + 1, samples * len(missing))
+                with closing(self._loader.view(view, batch)) as batches:
+                    for made in batches:
+                        answers.append(_answer(session, made))
+                        if progress is not None:
+                            progress("teacher", done * samples + int(made.indices[-1]) + 1, samples * len(missing))
                 found[view] = np.concatenate(answers)
                 note = {"sha256": _digest(found[view])}
                 write_atomic(paths[view], safetensors.numpy.save({"outputs": found[view]}, note))

@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 MOMENTUM = 0.9
-"""Of running statistics and observed ranges: new = 0.9·old + 0.1·batch."""
+"""new = old + (1 − momentum)·(batch − old), of observed ranges, and of running statistics whose batch norm says no
+other."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class BatchNormSpec:
-    """A batch norm's running mean and variance, float32 [channels]."""
+    """A batch norm's running mean and variance, float32 [channels]. momentum: its own, one a channel where several
+    batch norms lie in one row."""
 
     mean: str
     var: str
     channels: int
+    momentum: float | tuple[float, ...] = MOMENTUM
 
 
 @dataclass(frozen=True)
@@ -220,14 +223,20 @@ class _Builder:
             var = self.op(
                 "Sub", raw, self.op("Mul", mean, mean, name=f"{spec.var}/mean_square"), name=f"{spec.var}/total"
             )
+        share = self._share_of_new(spec)
         for name, batch in ((spec.mean, mean), (spec.var, var)):
-            self._next(name, self._moved(self._input(name, shape), batch), shape)
+            self._next(name, self._moved(self._input(name, shape), batch, share), shape)
 
-    def _moved(self, old: Value, new: Value) -> Value:
-        kept = self.op("Mul", old, self.const(MOMENTUM), name=f"{old.name}/kept")
-        return self.op(
-            "Add", kept, self.op("Mul", new, self.const(0.1), name=f"{old.name}/added"), name=f"{old.name}/moved"
-        )
+    def _share_of_new(self, spec: BatchNormSpec) -> Value:
+        """1 − momentum, of all channels or of each."""
+        if isinstance(spec.momentum, float):
+            return self.const(1 - spec.momentum)
+        return self.graph.add_constant(f"{spec.mean}/share", (1 - np.array(spec.momentum)).astype(np.float32))
+
+    def _moved(self, old: Value, new: Value, share: Value) -> Value:
+        """old + share·(new − old): what does not change stays as it is, to the last bit."""
+        change = self.op("Mul", self.op("Sub", new, old, name=f"{old.name}/off"), share, name=f"{old.name}/change")
+        return self.op("Add", old, change, name=f"{old.name}/moved")
 
     def _observed(self, spec: ObserverSpec) -> None:
         """The range moves towards the batch's; scale and zero point by quant_math.affine_from_range."""
@@ -239,7 +248,7 @@ class _Builder:
             sign = self.graph.add_constant(f"{name}/sign", np.tile(np.array([-1, 1], np.float32), spec.count))
             outward = [self.op("Mul", part, sign, name=f"{name}/outward") for part in parts]
             batch = self.op("Mul", self.op("Max", *outward, name=f"{name}/widest"), sign, name=f"{name}/batch")
-        moved = self._moved(self._input(name, (size,)), batch)
+        moved = self._moved(self._input(name, (size,)), batch, self.const(1 - MOMENTUM))
         ends = [np.array(end) if spec.count == 1 else np.arange(end, size, 2) for end in (0, 1)]
         lowest, highest = (
             self.op("Gather", moved, self.graph.add_constant(f"{name}/ends", end), name=f"{name}/end", axis=0)

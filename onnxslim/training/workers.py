@@ -182,8 +182,13 @@ class Engine:
         """Copies of the present state."""
         return {name: buffer.array.copy() for name, buffer in self._banks[self._bank].items()}
 
+    def before(self) -> dict[str, Array]:
+        """Copies of the state before the last `apply`, which is still in the other bank."""
+        return {name: buffer.array.copy() for name, buffer in self._banks[1 - self._bank].items()}
+
     def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        """Ends the threads, once what runs has ended. A further call does nothing."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _placed(arena: Arena, name: str, array: Array, shared: Mapping[str, Buffer]) -> Buffer:

@@ -92,8 +92,21 @@ def test_add_joins_only_between_quantised_ops() -> None:
     regions = find_regions(graph, X64)
     assert [n.name for n in regions.integer] == ["inside"]
     assert [(n.name, why) for n, why in regions.refused] == [
-        ("", "no integer kernel for Sigmoid on target 'x64'"),
+        ("", "not between quantised ops"),
         ("outside", "not between quantised ops"),
+    ]
+
+
+def test_silu_joins_and_hard_swish_has_no_kernel_of_its_own() -> None:
+    graph, x = start()
+    y = conv(graph, x, name="first")
+    y = graph.op("Mul", y, graph.op("Sigmoid", y, name="sigmoid"), name="mul")
+    y = graph.op("HardSwish", conv(graph, y, name="second"), name="swish")
+    graph.add_output(conv(graph, y, name="last"))
+    regions = find_regions(graph, X64)
+    assert [n.name for n in regions.integer] == ["sigmoid", "mul"]
+    assert [(n.name, why) for n, why in regions.refused] == [
+        ("swish", "no integer kernel for HardSwish on target 'x64'")
     ]
 
 

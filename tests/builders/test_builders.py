@@ -12,7 +12,19 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxslim.builders import VGG16, InvertedStage, Network, mlp, mobilenet_v1, mobilenet_v2, resnet, small_cnn, vgg
+from onnxslim.builders import (
+    VGG16,
+    InvertedStage,
+    Network,
+    csp_net,
+    mlp,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+    resnet,
+    small_cnn,
+    vgg,
+)
 from onnxslim.errors import ModelError
 from onnxslim.graph import Graph, Role
 from onnxslim.onnx_io import to_proto
@@ -36,6 +48,8 @@ NARROW_V2 = partial(
 NETWORKS = {
     "mobilenet_v1": partial(mobilenet_v1, 0.25),
     "mobilenet_v2": partial(mobilenet_v2, 0.25, last=64),
+    "mobilenet_v3": partial(mobilenet_v3, 0.25, image_size=32, last=64, hidden=32),
+    "csp_net": partial(csp_net, 8, (1, 2), image_size=16),
     "resnet": partial(resnet, 8, 8),
     "vgg": partial(vgg, (8, 0, 16, 0), hidden=(16,)),
     "small_cnn": small_cnn,
@@ -101,6 +115,20 @@ def test_mobilenet_v1_of_imagenet_has_the_published_parameters() -> None:
 
 def test_mobilenet_v2_of_imagenet_has_the_published_parameters() -> None:
     assert parameters(mobilenet_v2(1.0, classes=1000, image_size=224)) == 3_504_872
+
+
+def test_mobilenet_v3_of_imagenet_has_the_published_parameters() -> None:
+    assert parameters(mobilenet_v3(1.0, classes=1000)) == 2_542_856
+
+
+def test_csp_net_parameters() -> None:
+    def block(channels: int, depth: int) -> int:
+        half = channels // 2
+        bottleneck = conv(half, half, 1) + conv(half, half, 3)
+        return 2 * conv(channels, half, 1) + depth * bottleneck + conv(channels, channels, 1)
+
+    expected = conv(3, 8, 3) + conv(8, 16, 3) + block(16, 1) + conv(16, 32, 3) + block(32, 2) + 32 * 10 + 10
+    assert parameters(csp_net(8, (1, 2), batchnorm=False)) == expected
 
 
 def test_mobilenet_v2_parameters_of_given_stages() -> None:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from onnxslim.data import Preprocess
-from onnxslim.errors import DataError, ModelFormatError, OutputError, RecipeError, UnsupportedError
-from onnxslim.evaluation import evaluate
+from onnxslim.errors import (
+    CheckpointError,
+    DataError,
+    ModelFormatError,
+    OutputError,
+    RecipeError,
+    UnsupportedError,
+)
 from onnxslim.graph import DType
 from onnxslim.onnx_io import read, write
-from onnxslim.recipe import load_recipe, parse_recipe
+from onnxslim.recipe import parse_recipe
 from onnxslim.report import Report
 from onnxslim.run import compress
 from onnxslim.run.folder import RunFolder
 from onnxslim.run.job import open_data
 from onnxslim.stages import Export, Quantize
+
+PLAIN = "stages.1.export.ort=false"  # without the ORT format, whose conversion takes a second
 
 
 def test_a_run_leaves_what_it_says(job: Path) -> None:
@@ -187,18 +197,154 @@ def test_without_labels_only_size_and_latency_are_reported(job: Path) -> None:
     assert report.rows[1].latency is not None
 
 
-def test_without_an_export_the_last_graph_is_measured(job: Path) -> None:
+def test_without_an_export_there_is_one_all_the_same(job: Path) -> None:
+    whole = compress("r.yaml", overrides=["run.name=whole"])
     (job / "r.yaml").write_text((job / "r.yaml").read_text().replace("  - export:\n", ""))
     report = compress("r.yaml")
-    assert [row.name for row in report.rows] == ["float", "result"]
-    fake = read(job / "runs" / "mine" / "stages" / "0.onnx")
-    recipe = load_recipe("r.yaml")
-    assert recipe.data.val is not None
-    val = open_data(recipe.data.val, "val", recipe)
-    preprocess = Preprocess((100.0,), (50.0,))
-    measured = report.rows[1].accuracy
-    assert measured is not None
-    assert measured.top1 == evaluate(fake, val, preprocess).top1
+    assert [row.name for row in report.rows] == [row.name for row in whole.rows] == ["float", "int8 x64"]
+    runs = job / "runs"
+    assert (runs / "mine" / "model.onnx").read_bytes() == (runs / "whole" / "model.onnx").read_bytes()
+    assert (runs / "mine" / "model.ort").is_file()
+
+
+def test_a_finished_run_goes_on_with_the_stages_that_are_added(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in front of its export, which is done again; and ends as if it had been asked for all at once."""
+    text = (job / "r.yaml").read_text()
+    more = text.replace("  - export:", "  - train: {epochs: 1, batch: 16, layout: plain}\n  - export: {ort: false}")
+    (job / "more.yaml").write_text(more)
+    compress("more.yaml", overrides=["run.name=whole"])
+    first = compress("r.yaml", overrides=[PLAIN, "stages.1.export.targets=[arm, x64]"])
+    with monkeypatch.context() as once:
+        once.setattr(Quantize, "run", lambda *_: pytest.fail("ran again"))
+        report = compress("more.yaml", resume=True)
+    assert [stage.kind for stage in report.stages] == ["quantize", "train", "export"]
+    runs = job / "runs"
+    assert (runs / "mine" / "model.onnx").read_bytes() == (runs / "whole" / "model.onnx").read_bytes()
+    assert not (runs / "mine" / "x64").exists()  # not asked for any more
+    assert report.stages[0] == first.stages[0]
+    assert report.seconds >= sum(stage.seconds for stage in report.stages) - 0.1  # those of both processes
+    assert compress("more.yaml", resume=True) == report
+    with pytest.raises(RecipeError, match=r"stages\.1\.train was .*… and now is nothing, but stage 1 is finished"):
+        compress("more.yaml", resume=True, overrides=["stages=[{quantize: {samples: 32}}]"])
+
+
+@pytest.mark.parametrize("change", ["evaluate.batch=7", "evaluate.test=true", "data.test={path: data.npz, split: val}"])
+def test_a_finished_run_is_measured_as_the_recipe_now_says(
+    job: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = [PLAIN, "data.test=data.npz"] + ["evaluate.test=true"] * change.startswith("data")
+    old = compress("r.yaml", overrides=test)
+    monkeypatch.setattr(Quantize, "run", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(Export, "run", lambda *_: pytest.fail("ran again"))
+    new = compress("r.yaml", resume=True, overrides=[*test, change])
+    assert new.stages == old.stages
+    assert (new.split, new.rows[0].latency) != (old.split, old.rows[0].latency)  # measured anew
+    assert compress("r.yaml", resume=True, overrides=[*test, change]) == new
+
+
+@pytest.mark.parametrize("gone", ["model.onnx", "model.ort", "report.json"])
+def test_a_finished_run_without_its_files_writes_them_again(job: Path, gone: str) -> None:
+    report = compress("r.yaml")
+    path = job / "runs" / "mine" / gone
+    before = path.read_bytes()
+    path.unlink()
+    again = compress("r.yaml", resume=True)
+    assert path.is_file()
+    assert [row.accuracy for row in again.rows] == [row.accuracy for row in report.rows]
+    if gone == "model.onnx":
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damaged", ["model.onnx", "stages/0.onnx", "stages/0.json", "run.json"])
+def test_a_finished_run_with_other_files_is_refused_by_name(job: Path, damaged: str) -> None:
+    compress("r.yaml", overrides=[PLAIN])
+    path = job / "runs" / "mine" / damaged
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises((CheckpointError, OutputError), match=path.name):
+        compress("r.yaml", resume=True, overrides=[PLAIN])
+
+
+def test_a_changed_report_is_not_believed(job: Path) -> None:
+    report = compress("r.yaml", overrides=[PLAIN])
+    path = job / "runs" / "mine" / "report.json"
+    path.write_text(path.read_text().replace('"top1": 0.', '"top1": 1.'))
+    again = compress("r.yaml", resume=True, overrides=[PLAIN])
+    assert again.rows[0].accuracy == report.rows[0].accuracy
+
+
+def test_other_data_under_the_same_name_are_refused(job: Path) -> None:
+    compress("r.yaml", overrides=[PLAIN])
+    with np.load(job / "data.npz") as arrays:
+        changed = {name: arrays[name] for name in arrays.files}
+    changed["train_image"] = changed["train_image"].copy()
+    changed["train_image"][40, 3, 3, 0] ^= 1
+    np.savez(job / "data.npz", **changed)
+    with pytest.raises(RecipeError, match=r"digests\.train was"):
+        compress("r.yaml", resume=True)
+
+
+def test_a_run_that_is_refused_leaves_no_folder(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UnsupportedError("not this one")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Quantize, "run", refuse)
+        with pytest.raises(UnsupportedError, match="not this one"):
+            compress("r.yaml")
+    assert not (job / "runs").exists()
+    with monkeypatch.context() as refusing:
+        refusing.setattr(Export, "run", refuse)
+        with pytest.raises(UnsupportedError, match="not this one"):
+            compress("r.yaml")
+    assert (job / "runs" / "mine" / "stages" / "0.onnx").is_file()  # what is done is kept
+    assert compress("r.yaml", resume=True, overrides=[PLAIN]).rows
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(job: Path) -> None:
+    (job / "runs" / "mine").mkdir(parents=True)
+    (job / "runs" / "mine" / "thesis.txt").write_text("years")
+    for options in ({"resume": True}, {"force": True}, {}):
+        with pytest.raises(OutputError, match="not a run's folder|exists already"):
+            compress("r.yaml", **options)
+    assert [path.name for path in (job / "runs" / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("given", ["model=runs/mine/model.onnx", "recipe"])
+def test_force_does_not_remove_what_it_is_to_read(job: Path, given: str) -> None:
+    compress("r.yaml", overrides=[PLAIN])
+    recipe, overrides = ("runs/mine/recipe.yaml", []) if given == "recipe" else ("r.yaml", [given])
+    before = {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()}
+    with pytest.raises(OutputError, match="belongs to the run 'runs/mine' that it is to replace|belongs to the run"):
+        compress(recipe, force=True, overrides=[*overrides, "run.name=mine", f"run.folder={job / 'runs'}"])
+    assert {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()} == before
+
+
+def test_what_happens_is_said(job: Path) -> None:
+    lines: list[str] = []
+    compress("r.yaml", say=lines.append, overrides=[PLAIN])
+    assert lines[0] == "checking the recipe, the models and the data"
+    assert "stage 1 of 2: quantize" in lines
+    assert any(re.fullmatch(r"0-quantize: done in \d+ s, val top-1 [\d.]+ %", line) for line in lines)
+    assert lines[-1] == "comparing the result with the model it came from"
+
+
+def test_a_run_that_was_interrupted_counts_all_of_its_seconds(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process spends a minute on its stage; the second only the rest."""
+    run = Quantize.run
+
+    def slow(*arguments: Any) -> Any:
+        return replace(run(*arguments), seconds_before=60.0)
+
+    monkeypatch.setattr(Quantize, "run", slow)
+    with monkeypatch.context() as broken:
+        broken.setattr(Export, "run", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compress("r.yaml", overrides=[PLAIN])
+    report = compress("r.yaml", resume=True, overrides=[PLAIN])
+    assert 60 <= report.stages[0].seconds < 120
+    assert 60 <= report.seconds < 180
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,14 @@ from onnxslim.runtime.contract import Int8Contract, compare_int8
 from onnxslim.runtime.session import Session
 from onnxslim.stages.quantize import ready_to_quantize
 from onnxslim.targets import load_target
-from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
+from passes.quantize import (
+    ExpandFakeQuant,
+    InsertFakeQuant,
+    LowerToQdq,
+    RoundBiases,
+    SaturateHardSigmoid,
+    SplitHardSwish,
+)
 
 INSERT = InsertFakeQuant(weight_bits=capabilities().exact_weight_bits)
 
@@ -43,12 +50,14 @@ def calibrated(graph: Graph, images: Array, target: str) -> Context:
 
 def contract(graph: Graph, images: Array, target: str = "x64") -> tuple[Int8Contract, Graph]:
     """Quantises, then compares on the images; also gives the lowered graph."""
+    SplitHardSwish()(graph, Context(target=load_target(target)))
     context = calibrated(graph, images[:100], target)
     INSERT(graph, context)
     RoundBiases()(graph, context)
     expanded, lowered = graph.copy(), graph.copy()
     ExpandFakeQuant()(expanded)
     LowerToQdq()(lowered, context)
+    SaturateHardSigmoid()(lowered, context)
     name = graph.inputs[0].name
     batches = [{name: images[i : i + 50]} for i in range(0, len(images), 50)]
     return compare_int8(expanded, lowered, batches), lowered
@@ -89,6 +98,13 @@ def random_net(seed: int, blocks: list[str]) -> Graph:
             x = graph.op("AveragePool", x, kernel_shape=[2, 2], strides=[1, 1])
         elif block == "swish":
             x = graph.op("HardSwish", conv(x, channels, channels))
+        elif block == "silu":
+            x = conv(x, channels, channels)
+            x = graph.op("Mul", x, graph.op("Sigmoid", x))
+        elif block == "gate":
+            mean = graph.op("GlobalAveragePool", x)
+            gate = graph.op("HardSigmoid", conv(mean, channels, channels, 1), alpha=1 / 6, beta=0.5)
+            x = graph.op("Mul", x, gate)
     x = graph.op("Flatten", graph.op("GlobalAveragePool", x))
     w = graph.add_constant("w", rng.normal(0, 1, (10, channels)).astype("f"))
     y = graph.op("Gemm", x, w, graph.add_constant("b", rng.normal(0, 1, 10).astype("f")), transB=1, name="logits")
@@ -98,7 +114,7 @@ def random_net(seed: int, blocks: list[str]) -> Graph:
     return graph
 
 
-BLOCKS = ["separable", "residual", "linear bottleneck", "concat", "max pool", "average pool", "swish"]
+BLOCKS = ["separable", "residual", "linear bottleneck", "concat", "max pool", "average pool", "swish", "silu", "gate"]
 
 
 @given(
@@ -115,6 +131,22 @@ def test_one_step_a_layer(seed: int, blocks: list[str], target: str) -> None:
     assert len(result.layers) >= 3
     # Answers of random networks lie close together: one of 64 may tip over
     assert result.agreement >= 0.98
+
+
+@pytest.mark.parametrize("target", ["x64", "arm"])
+@pytest.mark.parametrize("blocks", [["swish", "swish"], ["silu", "silu"], ["gate", "conv", "gate"]], ids=str)
+def test_activations_and_gates_stay_between_integers(blocks: list[str], target: str) -> None:
+    images = np.random.default_rng(4).normal(size=(64, 3, 12, 12)).astype(np.float32)
+    result, lowered = contract(random_net(11, blocks), images, target)
+    assert result.largest <= 1
+    ops = [node.op for node in lowered.nodes()]
+    assert "HardSigmoid" not in ops
+    assert "HardSwish" not in ops
+    for node in lowered.nodes():
+        if node.op in ("Add", "Mul", "Sigmoid"):
+            makers = [lowered.producer(v) for v in lowered.node_inputs(node) if v is not None]
+            assert all(maker is not None and maker.op == "DequantizeLinear" for maker in makers)
+            assert [use.node.op for use in lowered.uses(lowered.result(node))] == ["QuantizeLinear"]
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "resnet20", "vgg9", "mobilenet_v2"])

@@ -76,6 +76,40 @@ def test_names_that_rows_and_workers_might_have(student: Callable[[bool], Graph]
         np.testing.assert_array_equal(after[spec.scale], weight_scale(after[spec.parameter], spec.axis, spec.bits))
 
 
+def test_each_batch_norm_has_its_own_momentum(student: Callable[[bool], Graph]) -> None:
+    """Though all lie in one row; and one whose layer is used twice gets the statistics of both uses together."""
+    graph = student(False)
+    norms = [node for node in graph.nodes() if node.op == "BatchNormalization"]
+    for node, momentum in zip(norms, (0.5, 0.875)):
+        graph.set_attribute(node, "momentum", momentum)
+    again = graph.add_node(
+        "BatchNormalization", graph.node_inputs(norms[0]), ["again"], norms[0].attributes, name="again"
+    )
+    graph.set_type(graph.result(again), graph.result(norms[0]).dtype, graph.result(norms[0]).shape)
+    first = graph.result(norms[0])
+    uses = graph.uses(first)
+    both = graph.op("Mean", first, graph.result(again), name="both")
+    graph.set_type(both, first.dtype, first.shape)
+    graph.replace_uses(first, both, only=uses)
+    step = build_step(graph, 4, StepOptions((CrossEntropy(),)))
+    trained, before = step.trained, State.of(graph, Sgd()).arrays
+    assert len(trained.batchnorms) == len(norms)
+    plan = UpdatePlan(trained.parameters, trained.batchnorms, trained.observers, trained.weights, (1.0,), Sgd())
+    image, rng = graph.inputs[0], np.random.default_rng(0)
+    feeds = {image.name: rng.normal(size=(4, *image.shape[1:])).astype(np.float32), "label": np.zeros(4, np.int64)}
+    batch = Session(step.graph).run(feeds | step.fed_from(before))
+    engine = Engine([step], plan, before)
+    engine.compute(feeds)
+    engine.apply(0.0, 1)
+    after = engine.arrays()
+    engine.close()
+    for spec, momentum in zip(trained.batchnorms, (0.5, 0.875)):
+        assert spec.momentum == momentum
+        for name, seen in ((spec.mean, f"batch_mean.{spec.mean}"), (spec.var, f"batch_var.{spec.mean}")):
+            expected = before[name] * momentum + batch[seen] * (1 - momentum)
+            np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-6)
+
+
 def _moved(
     update: Session, sessions: list[Session], steps: Any, feeds: dict[str, Array], state: dict[str, Array], number: int
 ) -> dict[str, Array]:

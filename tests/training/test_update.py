@@ -104,6 +104,19 @@ def test_batch_norm_statistics_are_those_of_the_whole_batch(sizes: list[int], of
     np.testing.assert_allclose(found["var.next"], 0.9 * np.array([3, 4]) + 0.1 * whole.var((0, 2)), rtol=1e-3)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99, 1.0])
+def test_running_statistics_move_by_their_own_momentum(momentum: float) -> None:
+    """ONNX's: running = old·momentum + batch·(1 − momentum). What has arrived stays, to the last bit."""
+    update = build_update(plan(Sgd(), batchnorms=(BatchNormSpec("mean", "var", 3, momentum),)))
+    old, batch = numbers(0, 3), numbers(1, 3)
+    feeds = {"mean": old, "var": old, "w0/batch_mean.mean": batch, "w0/batch_var.mean": old, "lr": 0, "step": 1}
+    found = run(update, feeds)
+    np.testing.assert_allclose(found["mean.next"], old * momentum + batch * (1 - momentum), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(found["var.next"], old)
+    if momentum == 1:
+        np.testing.assert_array_equal(found["mean.next"], old)
+
+
 @given(
     low=st.floats(-5, 5, width=32),
     width=st.floats(0, 8, width=32),
@@ -117,7 +130,8 @@ def test_observed_grids_are_those_of_quant_math(low: float, width: float, signed
     feeds: dict[str, Any] = {f"w{i}/observed.range": end for i, end in enumerate(ends)}
     found = run(update, {**feeds, "range": np.float32([-1, 2]), "lr": 0, "step": 1})
     batch = np.float32([min(e[0] for e in ends), max(e[1] for e in ends)])
-    moved = np.float32([-1, 2]) * np.float32(0.9) + batch * np.float32(0.1)
+    old = np.float32([-1, 2])
+    moved = old + (batch - old) * np.float32(0.1)
     np.testing.assert_array_equal(found["range.next"], moved)
     scale, zero_point = affine_from_range(found["range.next"][0], found["range.next"][1], 8, signed)
     np.testing.assert_array_equal(found["scale.next"], scale)
