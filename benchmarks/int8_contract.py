@@ -61,14 +61,14 @@ def report(contract: Int8Contract, layers: bool) -> None:
     shown = [layer for layer in contract.layers if layers]
     if shown:
         print(
-            f"  {'layer':56} {'fake-quant':>10} {'runtime':>8} {'differing':>10}   (steps from the integer evaluator)"
+            f"  {'layer':56} {'fake-quant':>10} {'runtime':>8} {'from a tie':>10}   (steps from the integer evaluator)"
         )
     for layer in shown:
         fake = "–" if layer.fake_quant_to_integer is None else layer.fake_quant_to_integer
-        print(f"  {layer.value[-56:]:56} {fake:>10} {layer.runtime_to_integer:>8} {layer.differing:>10.1e}")
-    worst = max((layer.differing for layer in contract.layers), default=0.0)
+        print(f"  {layer.value[-56:]:56} {fake:>10} {layer.runtime_to_integer:>8} {layer.from_tie:>10.1e}")
     print(
-        f"  layers {len(contract.layers)}, largest difference {contract.largest} step, at most {worst:.1e} of a layer"
+        f"  layers {len(contract.layers)}, largest difference {contract.largest} step, of values at most "
+        f"{contract.from_tie:.1e} steps from a tie"
     )
     print(
         f"  top-1 agreement on {contract.samples}: fake-quant = integer {100 * contract.fake_quant_to_integer:.2f} %, "

@@ -31,6 +31,15 @@ def model_file(name: str) -> Path | None:
     return next((path for path in model_files() if path.stem == name), None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that read `../shared` are marked so: `-m shared` runs them alone."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        files = [value for value in callspec.params.values() if isinstance(value, Path)] if callspec else []
+        if "shared" in getattr(item, "fixturenames", ()) or any(SHARED in file.parents for file in files):
+            item.add_marker(pytest.mark.shared)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with the argument `model_path` runs on every model file, with `trained_path` on the trained ones."""
     if "model_path" in metafunc.fixturenames:

@@ -26,24 +26,34 @@ _GIVEN = ".given"
 @dataclass(frozen=True)
 class LayerDifference:
     """Largest differences of one layer's output, in steps of its grid, given the same inputs; None
-    where the fake-quant graph has no such value. `differing`: share of elements that differ at all,
-    the larger of both comparisons."""
+    where the fake-quant graph has no such value.
+
+    `from_tie`: of all elements that differ, the largest distance in steps of the exact value, before rounding,
+    from the middle between two integers; 0 where none differ, infinite where nothing was rounded. Float32 may round
+    to either side of a tie that it cannot tell from the value; a wrong multiplier or bias shows away from ties. How
+    many elements differ says nothing: one pair of integers whose sum is a tie may fill a whole image.
+    """
 
     value: str
     fake_quant_to_integer: int | None
     runtime_to_integer: int
-    differing: float
+    from_tie: float
 
 
 @dataclass(frozen=True)
 class Int8Contract:
-    """Per layer the largest differences, and over all samples the share of equal top-1 answers."""
+    """Per layer the largest differences, and over all samples the share of equal top-1 answers.
+
+    `margin`: of all answers that differ, the largest distance between the best two outputs of the integer evaluator,
+    as a share of the distance between its largest and its least; 0 where all are equal.
+    """
 
     layers: tuple[LayerDifference, ...]
     samples: int
     fake_quant_to_integer: float
     runtime_to_integer: float
     fake_quant_to_runtime: float
+    margin: float = 0.0
 
     @property
     def largest(self) -> int:
@@ -58,6 +68,11 @@ class Int8Contract:
         return min(self.fake_quant_to_integer, self.runtime_to_integer, self.fake_quant_to_runtime)
 
     @property
+    def from_tie(self) -> float:
+        """The largest distance of any layer from a tie, in steps."""
+        return max((layer.from_tie for layer in self.layers), default=0.0)
+
+    @property
     def holds(self) -> bool:
         """At most 1 step a layer, top-1 agreement at least 99.5 %."""
         return self.largest <= 1 and self.agreement >= 0.995
@@ -65,16 +80,22 @@ class Int8Contract:
 
 @dataclass(frozen=True)
 class _Cut:
-    """A dequantised value: its name, the integers it is made of, and its grid."""
+    """A dequantised value: its name, the integers it is made of, what those were rounded from, and its grid."""
 
     value: str
     integers: str
+    source: str | None
     scale: Array
     zero_point: Array
 
     def steps(self, values: Array) -> Array:
         """The integers that give these values, int32."""
         return np.asarray(np.rint(values / self.scale), np.int32) + self.zero_point.astype(np.int32)
+
+    def from_tie(self, values: Array) -> Array:
+        """How far from a tie these values are, in steps."""
+        steps = values.astype(np.float64) / self.scale
+        return np.asarray(np.abs(steps - np.floor(steps) - 0.5))
 
 
 def compare_int8(
@@ -100,14 +121,15 @@ def compare_int8(
     tally = _Tally(cuts)
     evaluator = IntegerEvaluator(qdq)
     for feeds in batches:
-        results = evaluator.run(feeds, keep=[cut.integers for cut in cuts])
+        results = evaluator.run(feeds, keep=[n for cut in cuts for n in (cut.integers, cut.source) if n is not None])
         answers = [next(iter(found.values())) for found in (whole[0].run(dict(feeds)), whole[1].run(dict(feeds)))]
         tally.answers([*answers, results[qdq.outputs[0].name]])
         given = {c.value + _GIVEN: dequantize(results[c.integers], c.scale, c.zero_point) for c in cuts}
         for what, session, among in (("fake_quant", sessions[0], shared), ("runtime", sessions[1], cuts)):
             found = session.run(_accepted(session, {**feeds, **given}))
             for cut in among:
-                tally.layer(what, cut, cut.steps(found[cut.value]) - results[cut.integers])
+                source = None if cut.source is None else results[cut.source]
+                tally.layer(what, cut, cut.steps(found[cut.value]) - results[cut.integers], source)
     return tally.result()
 
 
@@ -129,8 +151,19 @@ def _cuts(graph: Graph) -> list[_Cut]:
             continue
         integers = graph.operand(node, 0)
         offset = np.zeros((), integers.dtype.numpy) if zero_point is None else zero_point
-        cuts.append(_Cut(graph.result(node).name, integers.name, scale.reshape(()), offset.reshape(())))
+        source = _rounded_from(graph, integers)
+        cuts.append(_Cut(graph.result(node).name, integers.name, source, scale.reshape(()), offset.reshape(())))
     return cuts
+
+
+def _rounded_from(graph: Graph, integers: Value) -> str | None:
+    """What a QuantizeLinear, a Clip behind it or not, made these integers of."""
+    source = graph.producer(integers)
+    if source is not None and source.op == "Clip" and not source.domain:
+        source = graph.producer(graph.operand(source, 0))
+    if source is None or source.op != "QuantizeLinear" or source.domain:
+        return None
+    return graph.operand(source, 0).name
 
 
 def _is_activation(graph: Graph, node: Node) -> bool:
@@ -172,36 +205,43 @@ def _cut(graph: Graph, cuts: list[_Cut], *, requantise: bool) -> Graph:
 
 
 class _Tally:
-    """Differences and agreements, summed over batches."""
+    """Differences and agreements, gathered over batches."""
 
     def __init__(self, cuts: list[_Cut]) -> None:
         self.cuts = cuts
         self.largest: dict[tuple[str, str], int] = {}
-        self.counts: dict[tuple[str, str], list[int]] = {}
+        self.from_tie: dict[str, float] = {}
         self.samples = 0
         self.equal = [0, 0, 0]
         self.asked = 0
+        self.margin = 0.0
 
-    def answers(self, logits: list[Array]) -> None:
-        fake, runtime, integer = (a.argmax(axis=1) if a.ndim > 1 else a for a in logits)
-        self.samples += len(logits[0])
+    def answers(self, outputs: list[Array]) -> None:
+        """Adds the first outputs of the fake-quant graph, the runtime and the integer evaluator."""
+        fake, runtime, integer = (a.argmax(axis=1) if a.ndim > 1 else a for a in outputs)
+        self.samples += len(outputs[0])
         self.asked += fake.size
         for place, (a, b) in enumerate(((fake, integer), (runtime, integer), (fake, runtime))):
             self.equal[place] += int((a == b).sum())
+        differ = (fake != integer) | (runtime != integer)
+        if outputs[2].ndim > 1 and differ.any():
+            ordered = np.moveaxis(np.sort(outputs[2].astype(np.float64), axis=1), 1, -1)[differ]
+            spread = np.maximum(ordered[:, -1] - ordered[:, 0], np.finfo(np.float64).tiny)
+            self.margin = max(self.margin, float(((ordered[:, -1] - ordered[:, -2]) / spread).max()))
 
-    def layer(self, what: str, cut: _Cut, difference: Array) -> None:
-        """Adds one comparison: differences in steps, by element."""
+    def layer(self, what: str, cut: _Cut, difference: Array, source: Array | None) -> None:
+        """Adds one comparison: differences in steps, by element, and the values before rounding."""
         key = what, cut.value
         self.largest[key] = max(self.largest.get(key, 0), int(np.abs(difference).max(initial=0)))
-        counts = self.counts.setdefault(key, [0, 0])
-        counts[0] += int(np.count_nonzero(difference))
-        counts[1] += difference.size
+        differing = difference != 0
+        if differing.any():
+            distance = np.inf if source is None else float(cut.from_tie(source[differing]).max())
+            self.from_tie[cut.value] = max(self.from_tie.get(cut.value, 0.0), distance)
 
     def result(self) -> Int8Contract:
         layers = []
         for cut in self.cuts:
-            keys = ("runtime", cut.value), ("fake_quant", cut.value)
-            counts = [self.counts.get(key, [0, 1]) for key in keys]
-            share = max(differing / max(1, size) for differing, size in counts)
-            layers.append(LayerDifference(cut.value, self.largest.get(keys[1]), self.largest.get(keys[0], 0), share))
-        return Int8Contract(tuple(layers), self.samples, *(n / max(1, self.asked) for n in self.equal))
+            found = [self.largest.get((what, cut.value)) for what in ("fake_quant", "runtime")]
+            layers.append(LayerDifference(cut.value, found[0], found[1] or 0, self.from_tie.get(cut.value, 0.0)))
+        fake, runtime, both = (count / max(1, self.asked) for count in self.equal)
+        return Int8Contract(tuple(layers), self.samples, fake, runtime, both, self.margin)

@@ -82,7 +82,7 @@ class IntegerEvaluator:
             elif value.array is None:
                 raise DataError(f"Nothing feeds the input '{value.name}'")
         left = dict(self._readers)
-        kept: dict[str, Array] = {}
+        kept = {v.name: real(known[v.id]) for v in graph.inputs if v.name in keep}
         for node in self._order:
             inputs = [None if v is None else known[v.id] for v in graph.node_inputs(node)]
             results = self._evaluate(node, inputs)

@@ -127,6 +127,7 @@ def test_one_step_a_layer(seed: int, blocks: list[str], target: str) -> None:
     images = np.random.default_rng(seed).normal(size=(64, 3, 12, 12)).astype(np.float32)
     result, _ = contract(random_net(seed, blocks), images, target)
     assert result.largest <= 1
+    assert result.from_tie <= 1e-4  # see trained_contract
     assert result.samples == 64
     assert len(result.layers) >= 3
     # Answers of random networks lie close together: one of 64 may tip over
@@ -149,27 +150,36 @@ def test_activations_and_gates_stay_between_integers(blocks: list[str], target: 
             assert [use.node.op for use in lowered.uses(lowered.result(node))] == ["QuantizeLinear"]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "resnet20", "vgg9", "mobilenet_v2"])
-def test_trained_networks(name: str) -> None:
-    root = Path(__file__).resolve().parents[2]
-    folders = [root / "models" / name, root.parent / "shared" / "models"]
-    files = [folder / f"{name}.onnx" for folder in folders if (folder / f"{name}.onnx").is_file()]
-    if not files:
-        pytest.skip(f"{name}.onnx is not here")
-    graph = read(files[0])
+def test_trained_networks(trained_path: Path) -> None:
+    """On random images: what a layer does to its inputs does not depend on where they come from."""
+    images = np.random.default_rng(0).normal(size=(200, 3, 32, 32)).astype(np.float32)
+    result = trained_contract(trained_path, images)
+    # Outputs of random images lie close together, so that single steps, summed over the layers, tip some answers
+    # over. They move an output by up to 2.2 % of the outputs' spread (five networks; kernels with and without
+    # AVX-512): two outputs that are further apart than twice that must keep their order.
+    assert result.margin <= 0.045
+
+
+def test_trained_networks_on_real_images(trained_path: Path, shared: Path) -> None:
+    result = trained_contract(trained_path, real_images(shared / "data" / "cifar10.zip"))
+    assert result.agreement >= 0.995  # the contract: of 200 answers, one may tip over
+
+
+def trained_contract(path: Path, images: Array) -> Int8Contract:
+    """The contract of a trained network, layer by layer."""
+    graph = read(path)
     ready_to_quantize()(graph)
-    result, lowered = contract(graph, real_images(root.parent / "shared" / "data" / "cifar10.zip"))
+    result, lowered = contract(graph, images)
     assert result.largest <= 1
-    assert result.agreement >= 0.995
-    assert result.runtime_to_integer >= 0.995
-    assert all(layer.differing <= 1e-4 for layer in result.layers)
+    # A layer's value, up to 255 steps, is known to half an ulp of float32, 8e-6 steps, at each of some roundings (sum,
+    # multiplier, scale): 4e-5 is the most that was seen, with AVX2 and with AVX-512 kernels.
+    assert result.from_tie <= 1e-4
     assert not any(node.op == "Relu" or node.domain for node in lowered.nodes())
+    return result
 
 
 def real_images(archive: Path, count: int = 200) -> Array:
-    """Validation images, normalised; random ones where the archive is not there."""
-    if not archive.is_file():
-        return np.random.default_rng(0).normal(size=(count, 3, 32, 32)).astype(np.float32)
+    """Validation images, normalised: float32 [count, 3, 32, 32]."""
     data = open_dataset(archive, "val")
     indices = np.linspace(0, len(data) - 1, count).astype(np.int64)
     images = np.asarray(data.read(indices)["image"], np.float32)
@@ -192,6 +202,8 @@ def test_a_broken_layer_is_found() -> None:
     assert not result.holds
     wrong = [layer.value for layer in result.layers if (layer.fake_quant_to_integer or 0) > 1]
     assert len(wrong) == 1  # errors do not travel: only the layer with the wrong weight shows
+    assert result.from_tie > 1e-3
+    assert next(layer for layer in result.layers if layer.value == wrong[0]).from_tie == result.from_tie
     assert result.largest > 1
 
 

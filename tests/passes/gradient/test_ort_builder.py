@@ -19,7 +19,6 @@ from passes.gradient.ort_builder import differentiate_with_ort
 from tests.passes.gradient.conftest import run_gradients
 
 pytestmark = pytest.mark.skipif(not capabilities().has_gradient_builder, reason="ONNX Runtime's builder is not here")
-STRUCTURES = Path(__file__).resolve().parents[4] / "shared" / "models" / "structures"
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "qat"])
@@ -30,10 +29,8 @@ def test_both_agree_on_the_trained_networks(
     check_agreement(network(trained_path, training=training, quantized=quantized))
 
 
-def test_both_agree_on_an_untrained_network(network: Callable) -> None:
-    if not STRUCTURES.is_dir():
-        pytest.skip("needs the structural models beside the project")
-    check_agreement(network(STRUCTURES / "paddle_mobilenet_v1_x025.onnx"))
+def test_both_agree_on_an_untrained_network(network: Callable, shared: Path) -> None:
+    check_agreement(network(shared / "models" / "structures" / "paddle_mobilenet_v1_x025.onnx"))
 
 
 def check_agreement(net: Any) -> None:

@@ -18,7 +18,7 @@ from onnxslim.text import to_text
 from passes.prune import CutChannels, MaskChannels
 from passes.quantize import InsertFakeQuant
 from passes.simplify import canonicalize, simplify
-from tests.conftest import SHARED, model_files
+from tests.conftest import model_files
 from tests.passes.prune.conftest import Net, check_cuts, cut_errors, masked, session, some_units
 from tests.passes.quantize.conftest import ranges, residual_net
 
@@ -267,6 +267,5 @@ def test_equal_cuts_give_equal_bytes() -> None:
     assert files[0] == files[1]
 
 
-def test_there_are_files_to_cut() -> None:
-    if SHARED.is_dir():
-        assert len(model_files()) >= 19
+def test_there_are_files_to_cut(shared: Path) -> None:
+    assert len(list((shared / "models").glob("**/*.onnx"))) >= 19
