@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from onnxslim.cli.options import progress_bar
-from onnxslim.data import ArrayDataset, Augment, Dataset, Loader, Preprocess, open_dataset
+from onnxslim.data import ArrayDataset, Augment, Dataset, Loader, Preprocess, load_all, open_dataset
 
 FULL = Augment(pad=4, crop=True, flip=True, cutout=8)
 AUGMENTS = {
@@ -70,7 +70,8 @@ def dataset(arguments: argparse.Namespace) -> Dataset:
         return ArrayDataset({"image": images, "label": np.arange(20_000) % 10})
     start = time.perf_counter()
     with progress_bar() as progress:
-        data = open_dataset(arguments.data, arguments.split, progress=progress)
+        data = open_dataset(arguments.data, arguments.split)
+        load_all(data, progress)
     seconds = time.perf_counter() - start
     print(f"opened and decoded {len(data):,} images in {seconds:.1f} s ({len(data) / seconds:,.0f} a second)")
     return data

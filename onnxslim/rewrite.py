@@ -32,17 +32,19 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did. `rewrites == 0` is the fixed point.
+    """What a pass did. `rewrites == 0` is the fixed point, unless something was learnt.
 
     `survivors` maps a parameter's name to the indices that survived on each cut axis, so that
     state which follows a parameter (moments, scales, statistics) can follow the cut.
-    `by_pass` splits `rewrites` by the name of the pass; calling a pass fills it in.
+    `by_pass` splits `rewrites` by the name of the pass; calling a pass fills it in. `learnt` counts what was
+    noted of the graph without rewriting it, such as shapes: other passes may fire for it.
     """
 
     rewrites: int = 0
     refused: tuple[Refusal, ...] = ()
     survivors: Mapping[str, Mapping[int, Array]] = field(default_factory=dict)
     by_pass: Mapping[str, int] = field(default_factory=dict)
+    learnt: int = 0
 
     def __add__(self, other: Outcome) -> Outcome:
         merged = {name: dict(axes) for name, axes in self.survivors.items()}
@@ -52,7 +54,7 @@ class Outcome:
                 mine[axis] = mine[axis][kept] if axis in mine else kept
         refused = tuple(dict.fromkeys(self.refused + other.refused))
         by_pass = dict(Counter(self.by_pass) + Counter(other.by_pass))
-        return Outcome(self.rewrites + other.rewrites, refused, merged, by_pass)
+        return Outcome(self.rewrites + other.rewrites, refused, merged, by_pass, self.learnt + other.learnt)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Pipeline(Pass):
         total, steps = Outcome(), len(self.steps)
         report = context.progress if self.to_fixed_point and context.progress else _silent
         refused: dict[int, tuple[Refusal, ...]] = {}
-        idle = 0  # steps since the last rewrite
+        idle = 0  # steps since the last that did something
         last = [0] * steps  # what each rewrote, the last time
         for done in range(steps * (self._ROUNDS if self.to_fixed_point else 1)):
             report("rewriting", done, (done // steps + 2) * steps)
@@ -154,7 +156,7 @@ class Pipeline(Pass):
             refused[done % steps] = once.refused  # what it refused before may be obsolete
             total += replace(once, refused=())
             last[done % steps] = once.rewrites
-            idle = 0 if once.rewrites else idle + 1
+            idle = 0 if once.rewrites or once.learnt else idle + 1
             if idle == steps:
                 break
         report("rewriting", steps, steps)

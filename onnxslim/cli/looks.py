@@ -27,7 +27,8 @@ __all__ = ["doctor", "evaluate", "inspect"]
 
 def evaluate(
     models: Annotated[
-        list[Path], typer.Argument(help="ONNX or ORT files; the first is compared with.", show_default=False)
+        list[Path],
+        typer.Argument(help="ONNX or ORT files, or folders of runs; the first is compared with.", show_default=False),
     ],
     data: DataPath,
     split: Split = None,
@@ -60,7 +61,7 @@ def evaluate(
     names = short_names(models)
     preprocess = preprocess_of(models, mean, std, layout)
     with progress_bar() as progress:
-        dataset = open_dataset(data, split, progress=progress)
+        dataset = open_dataset(data, split)
         rows = compare(
             dict(zip(names, models)),
             dataset,

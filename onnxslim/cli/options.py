@@ -33,7 +33,7 @@ __all__ = [
     "sizes_of",
 ]
 
-ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+ModelFile = Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a finished run.", show_default=False)]
 DataPath = Annotated[
     Path, typer.Option("--data", help="Image folder, zip of one, .npz, or CIFAR-10 binary archive.", show_default=False)
 ]

@@ -1,6 +1,6 @@
 """Data: image folders, zips, npz and iterables as `Dataset`s; transforms; the prefetching loader."""
 
-from onnxslim.data.dataset import LABEL, ArrayDataset, Dataset, Subset, input_array
+from onnxslim.data.dataset import LABEL, ArrayDataset, Dataset, Subset, input_array, load_all
 from onnxslim.data.iterables import from_iterable
 from onnxslim.data.loader import Batch, Loader, evaluation_batches, prefetch
 from onnxslim.data.opening import ModelInput, Source, check_fits, open_dataset
@@ -26,6 +26,7 @@ __all__ = [
     "evaluation_batches",
     "from_iterable",
     "input_array",
+    "load_all",
     "open_dataset",
     "prefetch",
     "time_in_words",

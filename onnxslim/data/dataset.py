@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Layout
 from onnxslim.errors import DataError
 from onnxslim.graph import Array
 
-__all__ = ["LABEL", "ArrayDataset", "Dataset", "Subset", "as_labels", "input_array"]
+__all__ = ["LABEL", "ArrayDataset", "Dataset", "Loads", "Subset", "as_labels", "input_array", "load_all"]
 
 LABEL = "label"
 """The name under which every data set gives its labels."""
@@ -42,6 +43,14 @@ class Dataset(Protocol):
 
     def digest(self) -> str:
         """Hexadecimal digest of the content: equal digests, equal samples in equal order."""
+
+
+@runtime_checkable
+class Loads(Protocol):
+    """A data set that does work for a sample when it is first read, and can do it before."""
+
+    def load(self, indices: Array, progress: ProgressCallback | None = None) -> None:
+        """Readies the samples at `indices`; DataError where one is damaged."""
 
 
 class ArrayDataset:
@@ -132,8 +141,21 @@ class Subset:
     def read(self, indices: Array) -> dict[str, Array]:
         return self._whole.read(self._indices[indices])
 
+    def load(self, indices: Array, progress: ProgressCallback | None = None) -> None:
+        if isinstance(self._whole, Loads):
+            self._whole.load(self._indices[indices], progress)
+
     def digest(self) -> str:
         return hashlib.sha256(self._whole.digest().encode() + self._indices.tobytes()).hexdigest()
+
+
+def load_all(dataset: Dataset, progress: ProgressCallback | None = None) -> None:
+    """Readies every sample of a data set that would else be decoded when it is read, for who will read all of them.
+
+    Raises DataError where a sample is damaged.
+    """
+    if isinstance(dataset, Loads):
+        dataset.load(np.arange(len(dataset), dtype=np.int64), progress)
 
 
 def input_array(arrays: Mapping[str, Array], input_name: str) -> Array:

@@ -17,16 +17,15 @@ import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from onnxslim.data.dataset import LABEL, ArrayDataset, Dataset
+from onnxslim.data.dataset import LABEL, Dataset
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError
 from onnxslim.graph import Array
@@ -40,6 +39,8 @@ _FORMATS = ("BMP", "JPEG", "PNG", "PPM")
 """What Pillow may take a file for, whatever its name: others are refused, such as EPS, which starts Ghostscript."""
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm")
 _CHUNK = 256
+_SAMPLE = 1024
+_MOST_SAMPLED = 20_000
 _UNREADABLE = (  # what Pillow and zipfile raise on damaged or encrypted files
     OSError,
     UnidentifiedImageError,
@@ -62,7 +63,12 @@ class _Files(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[tuple[str, str]]:
-        """(path, stamp) of every file, unsorted; folders end in '/'. The stamp changes when the file does."""
+        """(path, stamp) of every file, unsorted; folders end in '/'. The stamp is of its size and what else is known
+        without reading it."""
+
+    def sample(self, path: str) -> bytes:
+        """A part of a file's content that shows whether it is another; none where the stamp does."""
+        return b""
 
     @abstractmethod
     def read(self, path: str) -> bytes: ...
@@ -75,8 +81,17 @@ class _Folder(_Files):
             if path.is_dir():
                 yield name + "/", ""
             else:
-                stat = path.stat()
-                yield name, f"{stat.st_size} {stat.st_mtime_ns}"
+                yield name, str(path.stat().st_size)
+
+    def sample(self, path: str) -> bytes:
+        """Its beginning, middle and end."""
+        with (self.root / path).open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            parts = []
+            for start in (0, (size - _SAMPLE) // 2, size - _SAMPLE):
+                file.seek(max(start, 0))
+                parts.append(file.read(_SAMPLE))
+        return b"".join(parts)
 
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
@@ -149,34 +164,78 @@ class _Decoder:
                 pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(pixels, np.uint8).reshape(self.shape)
 
-    def many(self, paths: Sequence[str]) -> Array:
-        """uint8 [n, H, W, C]"""
-        out = np.empty((len(paths), *self.shape), np.uint8)
-        for i, path in enumerate(paths):
-            out[i] = self(path)
-        return out
+    def sample(self, path: str) -> bytes:
+        """As of the files; DataError where there is none to take."""
+        try:
+            return self._files.sample(path)
+        except OSError as error:
+            raise DataError(f"{self._files.root}: cannot read the image '{path}': {error}") from error
 
 
-class _OnDemand:
-    """Images decoded whenever they are read: for sets that do not fit into memory."""
+class _Images:
+    """Images decoded when they are first read, and kept from then on; or decoded again each time (keep=False), for
+    sets that do not fit into memory."""
 
-    def __init__(self, listing: _Listing, decoder: _Decoder) -> None:
+    def __init__(self, listing: _Listing, decoder: _Decoder, *, keep: bool) -> None:
         self.classes, self.labelled = listing.classes, listing.classes is not None
-        self._listing, self._decoder = listing, decoder
         self.labels: Array | None = np.array(listing.labels, np.int64) if self.labelled else None
+        self._listing, self._decoder, self._digest = listing, decoder, ""
+        self._kept: Array | None = None
+        if keep:
+            self._kept = np.empty((len(listing.paths), *decoder.shape), np.uint8)  # memory is taken as it is filled
+            self._known = np.zeros(len(listing.paths), bool)
 
     def __len__(self) -> int:
         return len(self._listing.paths)
 
     def read(self, indices: Array) -> dict[str, Array]:
-        paths = self._listing.paths
-        arrays = {"image": self._decoder.many([paths[i] for i in np.asarray(indices).tolist()])}
+        indices = np.asarray(indices)
+        if self._kept is None:
+            images = np.empty((len(indices), *self._decoder.shape), np.uint8)
+            for place, index in enumerate(indices.tolist()):
+                images[place] = self._decoder(self._listing.paths[index])
+        else:
+            self._decode(np.unique(indices))
+            images = self._kept[indices]
+        arrays = {"image": images}
         if self.labels is not None:
             arrays[LABEL] = self.labels[indices]
         return arrays
 
+    def load(self, indices: Array, progress: ProgressCallback | None = None, threads: int = 2) -> None:
+        """Decodes what is not decoded yet, several at a time, so that a damaged image is found now; nothing where
+        images are not kept."""
+        if self._kept is None:
+            return
+        wanted = np.unique(indices)
+        missing, done = wanted[~self._known[wanted]], 0
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
+            jobs = [pool.submit(self._decode, chunk) for chunk in chunks]
+            try:
+                for job in jobs:
+                    done += job.result()
+                    if progress is not None:
+                        progress("decoding images", done, len(missing))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
     def digest(self) -> str:
-        return hashlib.sha256(repr((self._listing, self._decoder.shape)).encode()).hexdigest()
+        """Of every file's name, size and a sample of its content (of at most 20,000 files, evenly chosen)."""
+        if not self._digest:
+            state = hashlib.sha256(repr((self._listing, self._decoder.shape)).encode())
+            for path in self._listing.paths[:: -(-len(self) // _MOST_SAMPLED)]:
+                state.update(self._decoder.sample(path))
+            self._digest = state.hexdigest()
+        return self._digest
+
+    def _decode(self, indices: Array) -> int:
+        """Those that are not known yet. Two threads may do the same image, with the same result."""
+        assert self._kept is not None
+        for index in indices[~self._known[indices]].tolist():
+            self._kept[index] = self._decoder(self._listing.paths[index])
+            self._known[index] = True
+        return len(indices)
 
 
 def open_folder(
@@ -186,51 +245,23 @@ def open_folder(
     resize: tuple[int, int] | None = None,
     channels: int | None = None,
     memory_limit: int = 2 << 30,
-    threads: int = 2,
-    progress: ProgressCallback | None = None,
 ) -> Dataset:
     """The images of a folder or zip as {"image": uint8 [n, H, W, C], "label"}.
 
     resize: (height, width), bilinear; needed where images differ in size.
     channels: 3 (RGB) or 1 (grey); default by the first image.
-    memory_limit: bytes of decoded images up to which they are decoded once, with `threads` threads,
-    and kept; more are decoded on demand (then damage in a file shows when it is read).
+    memory_limit: bytes of decoded images up to which they are kept once they are decoded; more are decoded again
+    whenever they are read.
 
-    Raises DataError: nothing there, no such split, an image that cannot be read or differs in size.
+    Raises DataError: nothing there, no such split, a first image that cannot be read. Others are decoded when they are
+    read (see `load_all`), and raise it then.
     """
     if channels not in (None, 1, 3):
         raise DataError(f"channels is 3 (RGB) or 1 (grey): got {channels}")
     files: _Files = _Folder(path) if path.is_dir() else _Zip(path)
     listing = _list(files, split)
     decoder = _Decoder(files, listing.paths[0], resize, channels)
-    if len(listing.paths) * int(np.prod(decoder.shape)) > memory_limit:
-        return _OnDemand(listing, decoder)
-    arrays = {"image": _decode_all(listing.paths, decoder, threads, progress)}
-    if listing.classes is not None:
-        arrays[LABEL] = np.array(listing.labels, np.int64)
-    return ArrayDataset(arrays, listing.classes, layout="NHWC", source=str(path))
-
-
-def _decode_all(paths: Sequence[str], decoder: _Decoder, threads: int, progress: ProgressCallback | None) -> Array:
-    out = np.empty((len(paths), *decoder.shape), np.uint8)
-
-    def fill(start: int) -> int:
-        chunk = paths[start : start + _CHUNK]
-        for i, path in enumerate(chunk, start):
-            out[i] = decoder(path)
-        return len(chunk)
-
-    done = 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        jobs = [pool.submit(partial(fill, start)) for start in range(0, len(paths), _CHUNK)]
-        try:
-            for job in jobs:
-                done += job.result()
-                if progress is not None:
-                    progress("decoding images", done, len(paths))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return out
+    return _Images(listing, decoder, keep=len(listing.paths) * int(np.prod(decoder.shape)) <= memory_limit)
 
 
 def _list(files: _Files, split: str | None) -> _Listing:

@@ -14,7 +14,6 @@ from onnxslim.data.dataset import LABEL, Dataset, Subset, as_labels, input_array
 from onnxslim.data.folders import open_folder
 from onnxslim.data.iterables import from_iterable
 from onnxslim.data.npz import open_npz
-from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Layout, Preprocess
 from onnxslim.errors import DataError
 from onnxslim.graph import DType, Shape
@@ -40,7 +39,6 @@ def open_dataset(
     split: str | None = None,
     *,
     label_name: str = LABEL,
-    progress: ProgressCallback | None = None,
     resize: tuple[int, int] | int | None = None,
     channels: int | None = None,
     layout: Layout | None = None,
@@ -68,9 +66,7 @@ def open_dataset(
         elif is_cifar_binary(path):
             dataset = open_cifar_binary(path, name)
         elif path.is_dir() or path.suffix == ".zip":
-            dataset = open_folder(
-                path, name, resize=size, channels=channels, memory_limit=memory_limit, progress=progress
-            )
+            dataset = open_folder(path, name, resize=size, channels=channels, memory_limit=memory_limit)
         else:
             raise DataError(f"{path}: expected a folder, .zip, .npz or CIFAR-10 .tar.gz, got a '{path.suffix}' file")
     else:

@@ -13,7 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnxslim.errors import ModelError, ModelFormatError
 from onnxslim.files import open_regular, read_regular
 from onnxslim.graph import DType, Graph, Shape
-from onnxslim.onnx_io import read, to_bytes
+from onnxslim.onnx_io import model_file, read, to_bytes
 from onnxslim.rewrite import Context
 from onnxslim.runtime.session import Session
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
@@ -22,7 +22,7 @@ from passes.simplify import for_runtime
 __all__ = ["Input", "Model", "digest_of", "has_fake_quant", "only_input", "open_session", "session_inputs", "size_of"]
 
 Model: TypeAlias = "Graph | bytes | str | Path"
-"""A graph, the bytes of an .onnx or .ort file, or the path of one."""
+"""A graph, the bytes of an .onnx or .ort file, or the path of one or of a run's folder."""
 
 _TYPES = {"tensor(float)": DType.FLOAT, "tensor(float16)": DType.FLOAT16, "tensor(double)": DType.DOUBLE}
 
@@ -49,7 +49,7 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
     Raises ModelFormatError and what the session raises.
     """
     if isinstance(model, str | Path):
-        path = Path(model)
+        path = model_file(model)
         if not path.is_file():
             raise ModelFormatError(f"Model not found: {path} does not exist (looked from {Path.cwd()})")
         if path.suffix == ".ort":
@@ -110,6 +110,7 @@ def digest_of(model: Model) -> str:
 
 def _files(path: Path) -> list[Path]:
     """The model file and the external data files it names, in order of first mention."""
+    path = model_file(path)
     if path.suffix == ".ort":
         return [path]
     read(path)  # says what is wrong with a file that is no model, or whose data are missing

@@ -18,7 +18,7 @@ from onnxslim.onnx_io.functions import require_no_recursion
 from onnxslim.onnx_io.tensors import ExternalFiles, array_of, load_sparse, load_tensors
 from onnxslim.onnx_io.types import element_type, is_plain, tensor_type
 
-__all__ = ["add_node_proto", "from_proto", "read"]
+__all__ = ["add_node_proto", "from_proto", "model_file", "read"]
 
 _OTHER_FORMATS = (
     (4, b"ORTM", "an ORT-format file; give the .onnx file it was made from"),
@@ -36,13 +36,35 @@ _NODE_FIELDS = ("input", "output", "name", "op_type", "domain", "overload", "att
 _OTHER_NODE_FIELDS = [f.name for f in onnx.NodeProto.DESCRIPTOR.fields if f.name not in _NODE_FIELDS]
 
 
+MODEL = "model.onnx"
+
+
+def model_file(path: str | Path) -> Path:
+    """The file of a model that is named: by itself, or by the folder of a run, which stands for its model.onnx.
+
+    Raises ModelFormatError for another folder.
+    """
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            return path
+    except ValueError:  # no path at all, which reading says
+        return path
+    if not (path / MODEL).is_file():
+        raise ModelFormatError(
+            f"Cannot read '{path}': it is a folder without a {MODEL}; give the path of an ONNX file, or the folder of "
+            "a finished run"
+        )
+    return path / MODEL
+
+
 def read(path: str | Path) -> Graph:
-    """Reads an ONNX file; external data stays in its files, memory-mapped.
+    """Reads an ONNX file (or the one of a run's folder); external data stays in its files, memory-mapped.
 
     Raises ModelFormatError where the file is not a complete ONNX model, ExternalDataError where its
     external data is missing, short or outside of its folder, UnsupportedError for unknown element types.
     """
-    path = Path(path)
+    path = model_file(path)
     try:
         data = read_regular(path)
     except OSError as error:

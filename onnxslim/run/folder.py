@@ -110,7 +110,7 @@ class RunFolder:
         old = self._listed()
         own = {path.resolve() for path in listed_files(self.path, old)} if self.exists else set()
         for given in inputs:
-            if given.resolve() in own:
+            if any(given.resolve() in (path, *path.parents) for path in own) and self._has(given):
                 raise OutputError(
                     f"'{given}' belongs to the run '{self.path}' that it is to replace: copy it elsewhere, or give "
                     "this run another name (--set run.name=…)"
@@ -255,6 +255,10 @@ class RunFolder:
                 "run that stage again"
             )
         return Finished(read(path), stage_from(record["row"]))
+
+    def _has(self, path: Path) -> bool:
+        """Whether it is in this folder, or the folder itself."""
+        return self.path.resolve() in (path.resolve(), *path.resolve().parents)
 
     def _forget(self, number: int, record: Mapping[str, Any]) -> None:
         """Undoes a finished stage that changed no model."""

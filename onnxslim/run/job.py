@@ -95,7 +95,7 @@ def compress(
             raise
 
 
-def open_data(source: SourceOptions, role: str, recipe: Recipe, progress: ProgressCallback | None = None) -> Dataset:
+def open_data(source: SourceOptions, role: str, recipe: Recipe) -> Dataset:
     """The data set that a recipe names for a role."""
     options = recipe.data
     split = source.split
@@ -107,7 +107,6 @@ def open_data(source: SourceOptions, role: str, recipe: Recipe, progress: Progre
         source.given if source.path is None else source.path,
         split,
         label_name=options.label_name,
-        progress=progress,
         resize=resize,
     )
 
@@ -129,7 +128,7 @@ class _Job:
         teacher = recipe.teacher
         if teacher is not None and not isinstance(teacher, Graph):
             teacher = read(teacher)
-        data = Data(open_roles(recipe, progress), preprocess_in(recipe))
+        data = Data(open_roles(recipe), preprocess_in(recipe))
         job = cls(recipe, student, teacher, data, progress, say)
         job.tell("checking the recipe, the models and the data")
         job.check()
@@ -343,11 +342,11 @@ def preprocess_in(recipe: Recipe) -> Preprocess:
     return Preprocess(tuple(normalize.mean), tuple(normalize.std), recipe.data.layout)
 
 
-def open_roles(recipe: Recipe, progress: ProgressCallback | None) -> dict[str, Any]:
+def open_roles(recipe: Recipe) -> dict[str, Any]:
     """By role that a recipe gives data for, what opens them."""
 
     def opener(role: str, source: SourceOptions) -> Any:
-        return lambda: open_data(source, role, recipe, progress)
+        return lambda: open_data(source, role, recipe)
 
     sources = {role: getattr(recipe.data, role) for role in _ROLES}
     return {role: opener(role, source) for role, source in sources.items() if source is not None}

@@ -118,7 +118,7 @@ def _set_up(
         plain = str(error).replace("the recipe: ", "").replace("stages.0.prune.", "").replace(" in stages.0.prune", "")
         raise RecipeError(plain) from None
     graph = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
-    found = Data(open_roles(recipe, progress), preprocess_in(recipe))
+    found = Data(open_roles(recipe), preprocess_in(recipe))
     for role in found.roles:
         check_fits(found.get(role), only_data_input(graph), None, found.preprocess)
     stage = recipe.stages[0].stage

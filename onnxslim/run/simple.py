@@ -70,7 +70,7 @@ def quantize(
         raise RecipeError(f"samples: expected at least 1, got {samples}")
     graph = model if isinstance(model, Graph) else read(model)
     preprocess = preprocess or noted_preprocess(graph) or Preprocess()
-    dataset = open_dataset(data, split, progress=progress)
+    dataset = open_dataset(data, split)
     check_fits(dataset, only_data_input(graph), None, preprocess)
     stage = Quantize(target=target, samples=samples, skip=list(skip))
     result = stage.apply(graph, dataset, preprocess, seed, progress)

@@ -90,7 +90,8 @@ class Quantize(Stage):
         batches = calibration_batches(dataset, name, preprocess, self.samples, self.batch, seed)
         statistics = gather(graph, requests, batches, progress)
         inserted = insert(graph, Context(statistics=statistics, target=blank.target, seed=seed))
-        summary = {"target": self.target, "fake_quant_nodes": inserted.rewrites, "samples": self.samples}
+        samples = min(self.samples, len(dataset))
+        summary = {"target": self.target, "fake_quant_nodes": inserted.rewrites, "samples": samples}
         return StageResult(graph, summary, inserted.refused)
 
     @property

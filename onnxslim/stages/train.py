@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from onnxslim.data import Augment, Loader
+from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
 from onnxslim.graph import Graph, Role
@@ -97,6 +97,7 @@ class Train(Stage):
         student = prepared(graph)
         mark_roles(student)
         loader = self.loader(student, context)
+        load_all(loader.dataset, context.progress)
         teacher = self.prepared_teacher(context)
         build_step(student, 2, self.step_options(loader), teacher)
         if any(isinstance(loss, CrossEntropy | SoftLabel) for loss in self.losses()):

@@ -14,10 +14,10 @@ __all__ = ["InferShapes"]
 
 @dataclass(frozen=True)
 class InferShapes(Pass):
-    """Fills in types and shapes that are not known yet. The function is not touched."""
+    """Fills in types and shapes that are not known yet. The function is not touched, and nothing is rewritten."""
 
     name: ClassVar[str] = "infer_shapes"
     keeps_types: ClassVar[bool] = True
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        return Outcome(infer_shapes(graph))
+        return Outcome(learnt=infer_shapes(graph))

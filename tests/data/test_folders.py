@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxslim.data import open_dataset
-from onnxslim.data.folders import open_folder
+from onnxslim.data import load_all, open_dataset
+from onnxslim.data.folders import _Decoder, open_folder
 from onnxslim.errors import DataError
+from onnxslim.graph import Array
+from tests.data.conftest import picture
 
 RGB = (4, 5, 3)
 Make = Callable[[Mapping[str, "bytes | tuple[int, ...]"]], Path]
@@ -90,7 +92,7 @@ def test_grey_and_colour(make_tree: Make) -> None:
     assert open_dataset(path, channels=3).read(np.arange(2))["image"].shape == (2, 4, 5, 3)
     mixed = make_tree({"a/1.png": (4, 5), "b/1.png": RGB})
     with pytest.raises(DataError, match=r"'b/1.png' is in colour \(RGB\)"):
-        open_dataset(mixed)
+        load_all(open_dataset(mixed))
     assert open_dataset(mixed, channels=1).read(np.arange(2))["image"].shape == (2, 4, 5, 1)
 
 
@@ -107,7 +109,7 @@ def test_jpeg_pixels_are_pillows(make_tree: Make) -> None:
 def test_unequal_sizes(make_tree: Make) -> None:
     path = make_tree({"a/1.png": RGB, "b/1.png": (6, 5, 3)})
     with pytest.raises(DataError, match=r"'b/1.png' has another size: expected 4×5 .*as 'a/1.png'\), got 6×5"):
-        open_dataset(path)
+        load_all(open_dataset(path))
     assert open_dataset(path, resize=3).read(np.arange(2))["image"].shape == (2, 3, 3, 3)
     assert open_dataset(path, resize=(2, 3)).read(np.arange(2))["image"].shape == (2, 2, 3, 3)
 
@@ -117,9 +119,9 @@ def test_damaged_images(make_tree: Make) -> None:
     Image.fromarray(np.random.default_rng(2).integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(stream, "JPEG")
     whole = stream.getvalue()
     with pytest.raises(DataError, match=r"image 'b/2.jpg' is damaged"):
-        open_dataset(make_tree({"a/1.jpg": whole, "b/2.jpg": whole[: len(whole) // 2]}))
+        load_all(open_dataset(make_tree({"a/1.jpg": whole, "b/2.jpg": whole[: len(whole) // 2]})))
     with pytest.raises(DataError, match=r"cannot read the image 'b/2.jpg'"):
-        open_dataset(make_tree({"a/1.jpg": whole, "b/2.jpg": b"not an image"}))
+        load_all(open_dataset(make_tree({"a/1.jpg": whole, "b/2.jpg": b"not an image"})))
     with pytest.raises(DataError, match=r"cannot read the image 'a/1.jpg'"):
         open_dataset(make_tree({"a/1.jpg": b"", "b/2.jpg": whole}))
 
@@ -157,7 +159,6 @@ def test_damaged_zip(tmp_path: Path) -> None:
 def test_decoding_on_demand_is_the_same(make_tree: Make) -> None:
     path = make_tree({"a/1.png": RGB, "b/1.png": RGB, "b/2.png": RGB})
     whole, lazy = open_folder(path), open_folder(path, memory_limit=100)
-    assert type(whole) is not type(lazy)
     indices = np.array([2, 0])
     for name, array in whole.read(indices).items():
         assert np.array_equal(array, lazy.read(indices)[name])
@@ -170,9 +171,44 @@ def test_decoding_on_demand_is_the_same(make_tree: Make) -> None:
 
 def test_progress_reaches_the_end(make_tree: Make) -> None:
     seen: list[tuple[str, int, int]] = []
-    open_folder(make_tree({f"{c}/{i}.png": RGB for c in "ab" for i in range(300)}), progress=lambda *a: seen.append(a))
+    data = open_folder(make_tree({f"{c}/{i}.png": RGB for c in "ab" for i in range(300)}))
+    load_all(data, lambda *call: seen.append(call))
     assert seen[-1] == ("decoding images", 600, 600)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    load_all(data, lambda *_: pytest.fail("decoded again"))
+
+
+def test_only_what_is_read_is_decoded_and_only_once(make_tree: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    real = _Decoder.__call__
+
+    def counted(self: _Decoder, path: str) -> Array:
+        decoded.append(path)
+        return real(self, path)
+
+    monkeypatch.setattr(_Decoder, "__call__", counted)
+    path = make_tree({f"{c}/{i}.png": RGB for c in "ab" for i in range(10)})
+    data = open_dataset(path, "[5:15]")
+    assert decoded == []
+    first = data.read(np.array([3, 3, 0]))["image"]
+    assert sorted(decoded) == ["a/5.png", "a/8.png"]
+    assert first[:, 0, 0, 0].tolist() == [8, 8, 5]
+    load_all(data)
+    again = data.read(np.arange(10))["image"]
+    assert again[:, 0, 0, 0].tolist() == list(range(5, 15))
+    assert sorted(decoded) == sorted({f"a/{i}.png" for i in range(5, 10)} | {f"b/{i}.png" for i in range(5)})
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_digest_is_of_names_sizes_and_contents(make_tree: Make, place: int) -> None:
+    tree: dict[str, bytes | tuple[int, ...]] = {"a/1.png": RGB, "b/1.bmp": picture((40, 40, 3), 7, "BMP")}
+    before = open_folder(make_tree(tree)).digest()
+    assert open_folder(make_tree(tree)).digest() == before  # written anew, at another time
+    content = bytearray(tree["b/1.bmp"])
+    content[(0, len(content) // 2, -1)[place]] ^= 1
+    changes = [{**tree, "b/1.bmp": bytes(content)}, {**tree, "b/2.png": RGB}, {**tree, "a/1.png": (4, 6, 3)}]
+    digests = [open_folder(make_tree(change)).digest() for change in changes]
+    assert len({before, *digests}) == 4
 
 
 def test_wrong_channels(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from onnxslim.data import open_dataset
 from onnxslim.errors import (
     CheckpointError,
     DataError,
@@ -20,14 +21,16 @@ from onnxslim.errors import (
     RecipeError,
     UnsupportedError,
 )
+from onnxslim.evaluation import compare, digest_of, size_of
 from onnxslim.graph import DType
-from onnxslim.onnx_io import read, write
+from onnxslim.onnx_io import read, to_bytes, write
 from onnxslim.recipe import parse_recipe
 from onnxslim.report import Report
 from onnxslim.run import compress
 from onnxslim.run.folder import RunFolder
 from onnxslim.run.job import open_data
 from onnxslim.stages import Export, Quantize
+from onnxslim.stages.preprocessing import noted_preprocess
 
 PLAIN = "stages.1.export.ort=false"  # without the ORT format, whose conversion takes a second
 
@@ -319,6 +322,28 @@ def test_force_does_not_remove_what_it_is_to_read(job: Path, given: str) -> None
     with pytest.raises(OutputError, match="belongs to the run 'runs/mine' that it is to replace|belongs to the run"):
         compress(recipe, force=True, overrides=[*overrides, "run.name=mine", f"run.folder={job / 'runs'}"])
     assert {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()} == before
+
+
+def test_a_run_is_a_model_wherever_one_is_taken(job: Path) -> None:
+    report = compress("r.yaml", overrides=[PLAIN])
+    folder, file = Path(report.folder), Path(report.folder) / "model.onnx"
+    assert to_bytes(read(folder)) == to_bytes(read(file))
+    assert (digest_of(folder), size_of(folder)) == (digest_of(file), size_of(file))
+    again = compress("r.yaml", overrides=["run.name=again", f"model={folder}", "stages=[{export: {ort: false}}]"])
+    assert again.rows[0].bytes == file.stat().st_size
+    (row,) = compare({"run": folder}, open_dataset("data.npz", "val"), noted_preprocess(read(folder)))
+    assert row.evaluation is not None
+    assert report.rows[1].accuracy is not None
+    assert row.evaluation.top1 == report.rows[1].accuracy.top1
+    with pytest.raises(OutputError, match="belongs to the run"):
+        compress("r.yaml", force=True, overrides=[f"model={folder}"])
+    with pytest.raises(ModelFormatError, match=r"'runs': it is a folder without a model\.onnx"):
+        read("runs")
+
+
+def test_how_many_samples_there_were_is_what_is_said(job: Path) -> None:
+    report = compress("r.yaml", overrides=[PLAIN, "stages.0.quantize.samples=512"])
+    assert report.stages[0].summary["samples"] == 80
 
 
 def test_what_happens_is_said(job: Path) -> None:
