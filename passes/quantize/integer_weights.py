@@ -33,17 +33,22 @@ def lower_weights(graph: Graph, grids: Grids, target: Target) -> list[Refusal]:
 
 
 class _Zeros:
-    """Zero points: one initialiser per type and length, shared by all. They are written although 0 is
-    the default, because ONNX Runtime's integer kernels and its ORT-format writer rely on the slot."""
+    """Zero points. They are written although 0 is the default, because ONNX Runtime's integer kernels and its
+    ORT-format writer rely on the slot. Biases of one length share an initialiser. A weight has its own: where ONNX
+    Runtime makes uint8 of weights (session.x64quantprecision, on CPUs without VNNI), it replaces the zero point with
+    the weight, and does not find it for the next. (Such a session therefore refuses a weight that two layers share.)"""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.known: dict[tuple[str, tuple[int, ...]], Value] = {}
 
-    def like(self, scale: Array, dtype: DType) -> Value:
+    def own(self, scale: Array, dtype: DType) -> Value:
+        return self.graph.add_constant("zero", np.zeros(scale.shape, dtype.numpy))
+
+    def shared(self, scale: Array, dtype: DType) -> Value:
         key = dtype.name, scale.shape
         if key not in self.known:
-            self.known[key] = self.graph.add_constant("zero", np.zeros(scale.shape, dtype.numpy))
+            self.known[key] = self.own(scale, dtype)
         return self.known[key]
 
 
@@ -57,7 +62,7 @@ def _lower_weight(graph: Graph, node: Node, scale: Array, zeros: _Zeros) -> None
     parts = [
         graph.add_constant(f"{weight.name}.int8", integers),
         trained if kept else graph.add_constant(trained.name, scale),
-        zeros.like(scale, DType.INT8),
+        zeros.own(scale, DType.INT8),
     ]
     graph.detach(node)
     axis = {"axis": grid.axis} if grid.axis not in (None, 1) else {}
@@ -75,7 +80,7 @@ def _lower_bias(graph: Graph, layer: Layer, weight_scale: Array, zeros: _Zeros) 
     parts = [
         graph.add_constant(f"{name}.int32", integers.astype(np.int32)),
         graph.add_constant(f"{name}.scale", scale),
-        zeros.like(scale, DType.INT32),
+        zeros.shared(scale, DType.INT32),
     ]
     axis = {"axis": 0} if scale.ndim else {}
     result = graph.fresh_name(f"{name}.dequantized")  # a bias may serve several layers, each at its own scale

@@ -192,13 +192,16 @@ def test_bias_shared_by_two_layers_gets_two_scales(net: Any) -> None:
     assert Session(graph).run({"x": np.zeros((1, 3, 8, 8), np.float32)})["y"].shape == (1, 10)
 
 
-def test_zero_points_are_written_and_shared(residual_net: Callable[[], Graph]) -> None:
+def test_zero_points_are_written_and_weights_have_their_own(residual_net: Callable[[], Graph]) -> None:
     graph = fake_quantised(residual_net())
     LowerToQdq()(graph, X64)
-    assert all(graph.input(n, 2) is not None for n in graph.nodes() if n.op == "DequantizeLinear")
-    small = [v for v in graph.initializers() if v.array is not None and v.array.dtype in (np.int8, np.uint8)]
-    zeros = [(v.array.dtype.name, v.array.shape, v.array.tobytes()) for v in small if v.array is not None]
-    assert len(set(zeros)) == len(zeros)
+    zeros = [v for v in graph.initializers() if v.name.startswith("zero") and not v.name.startswith("zero_point")]
+    layers = [n for n in graph.nodes() if n.op in ("Conv", "Gemm")]
+    assert len([v for v in zeros if v.dtype is DType.INT8]) == len(layers)
+    assert all(len(graph.uses(v)) == 1 for v in zeros if v.dtype is DType.INT8)
+    lengths = [v.static_shape for v in zeros if v.dtype is DType.INT32]
+    assert 1 <= len(lengths) == len(set(lengths)) < len(layers)
+    assert all(n.arity[0] == 3 for n in graph.nodes() if n.op in ("QuantizeLinear", "DequantizeLinear"))
 
 
 def test_low_bits_keep_integers_in_int8_and_say_what_has_no_kernel(net: Any, images: Array) -> None:
