@@ -18,7 +18,7 @@ from onnxslim.run.job import open_roles, preprocess_in, with_workers
 from onnxslim.stages import Prune
 from onnxslim.stages.base import Data, RunContext, only_data_input
 from onnxslim.stages.preprocessing import note_preprocess
-from passes.deploy import NameNodes
+from passes.deploy import finish
 
 __all__ = ["Pruned", "plan_pruning", "prune", "sensitivity"]
 
@@ -55,7 +55,7 @@ def prune(
     stage.check(graph, context)
     plan, work = stage.plan(graph, context)
     cut = stage.cut(plan, work)[0]
-    NameNodes()(cut)
+    finish()(cut)
     if context.data.preprocess != Preprocess():
         note_preprocess(cut, context.data.preprocess)
     return Pruned(cut, plan)

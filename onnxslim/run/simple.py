@@ -22,7 +22,7 @@ from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
 from onnxslim.verify import verify
-from passes.deploy import NameNodes
+from passes.deploy import finish
 from passes.simplify import SetBatch, for_runtime
 from passes.simplify import simplify as simplifying
 
@@ -111,7 +111,7 @@ def simplify(
         context = Context(checker=checker, seed=seed, progress=progress)
         outcome = simplifying(graph.opset)(graph, context)
     verify(graph, since=mark)  # by types that were not known before
-    NameNodes()(graph)
+    finish()(graph)
     return Simplified(graph, outcome, tuple(map(str, samples)))
 
 
@@ -123,7 +123,7 @@ def set_batch(model: Graph | str | Path, batch: int | str = "batch") -> Graph:
     """
     graph = model.copy() if isinstance(model, Graph) else read(model)
     SetBatch(batch)(graph)
-    NameNodes()(graph)
+    finish()(graph)
     return graph
 
 

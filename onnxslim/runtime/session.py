@@ -45,7 +45,9 @@ _TYPES = {
 
 # ConstantSharing merges equal constants of up to 8 elements, also with the running statistics of a training
 # BatchNormalization, whose buffers that kernel overwrites in place: what else reads them then reads garbage.
-_UNSAFE = ["ConstantSharing"]
+# MatMul_BatchNormalization_Fusion of 1.19 takes the channels of a batch norm behind Reshape or Transpose for the
+# columns of the MatMul before it: wrong numbers, or an error (see `passes.deploy.SplitBatchnorm`).
+_UNSAFE = ["ConstantSharing", "MatMul_BatchNormalization_Fusion"]
 
 
 class Port:

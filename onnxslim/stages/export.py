@@ -20,7 +20,7 @@ from onnxslim.stages.base import RunContext, Stage, StageResult
 from onnxslim.stages.preprocessing import note_preprocess
 from onnxslim.stages.quantize import TargetName
 from onnxslim.targets import load_target
-from passes.deploy import ShortenNames
+from passes.deploy import finish
 from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases, SaturateHardSigmoid
 from passes.simplify import FoldBatchnorm, canonicalize
 
@@ -96,7 +96,7 @@ def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tu
     context = Context(target=load_target(target))
     outcome = Outcome()
     int8 = FlattenToReshape(), RoundBiases(), LowerToQdq(), SaturateHardSigmoid()
-    for step in (canonicalize(), FoldBatchnorm(), *int8, ShortenNames()):
+    for step in (canonicalize(), FoldBatchnorm(), *int8, finish(short=True)):
         outcome += step(graph, context)
     if preprocess is not None:
         note_preprocess(graph, preprocess)
