@@ -178,7 +178,7 @@ def node_macs(graph: Graph, node: Node) -> int | None:
         return None if node.domain or node.op in _UNKNOWN else 0
     try:
         return rule(graph, node)
-    except (ModelError, IndexError):  # an axis is dynamic, or an operand has fewer axes than the op takes
+    except (ModelError, IndexError, ValueError):  # an axis is dynamic, or an operand has other axes than the op takes
         return None
 
 

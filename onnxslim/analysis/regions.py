@@ -132,7 +132,7 @@ def cuts_at_zero(graph: Graph, node: Node) -> bool:
     if node.op != "Clip":
         return node.op == "Relu"
     lowest = given_numbers(graph, node, "min", 1)
-    return lowest is not None and float(lowest) == 0.0
+    return lowest is not None and lowest.size == 1 and float(lowest.reshape(())) == 0.0
 
 
 class _Finder:

@@ -72,10 +72,11 @@ def _fold(graph: Graph, node: Node, producer: Node, constant: Array, slot: int, 
     number = _per_channel(layer, constant)
     if number is None:
         return "its constant has more than one value a channel"
-    k, c = _factor_and_summand(node.op, number, slot)
-    bias = layer.bias_array * k + c
+    with np.errstate(all="ignore"):
+        k, c = _factor_and_summand(node.op, number, slot)
+        bias = layer.bias_array * k + c
     weight = layer.weight_array if (k == 1).all() else scaled_weight(layer, k, room)
-    if weight is None or np.abs(bias).max(initial=0) > np.finfo(np.float32).max:
+    if weight is None or not (np.abs(bias) <= np.finfo(np.float32).max).all():
         return f"the weights of {producer} would overflow"
     if weight is not layer.weight_array:
         graph.set_array(layer.weight, weight)

@@ -71,15 +71,19 @@ def _fold(graph: Graph, node: Node, room: Spill) -> str | None:
     obstacle = grid_obstacle(graph, layer)
     if obstacle is not None:
         return obstacle
+    if not all(np.isfinite(array).all() for array in arrays if array is not None):
+        return "its parameters are not all finite"
     gamma, beta, mean, var = (a.astype(np.float64) for a in arrays if a is not None)
-    factor = gamma / np.sqrt(var + node.attr("epsilon", 1e-5))
+    with np.errstate(all="ignore"):
+        factor = gamma / np.sqrt(var + node.attr("epsilon", 1e-5))
+        bias = beta + (layer.bias_array - mean) * factor
     weight = scaled_weight(layer, factor, room)
-    if weight is None:
+    if weight is None or not (np.abs(bias) <= np.finfo(np.float32).max).all():
         return f"the weights of {producer} would overflow"
     if layer.fake_quant is not None:
         weight = _rescale(graph, layer, layer.fake_quant, factor, weight)
     graph.set_array(layer.weight, weight)
-    set_bias(graph, layer, beta + (layer.bias_array - mean) * factor)
+    set_bias(graph, layer, bias)
     graph.replace_uses(graph.result(node), x)
     graph.remove_node(node)
     for value in dict.fromkeys(parameters):

@@ -100,10 +100,10 @@ def scaled_weight(layer: Linear, factor: Array, room: Spill) -> Array | None:
     number. numpy works through it piece by piece: nothing of the weight's size is held in memory."""
     weight = layer.weight_array
     result = room.empty(weight.shape, np.float32)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         factor = per_channel(factor, weight.ndim, layer.axis)
         np.multiply(weight, factor, out=result, dtype=np.float64, casting="same_kind")
-    if np.isinf((result.max(initial=0), result.min(initial=0))).any():
+    if not np.isfinite((result.max(initial=0), result.min(initial=0))).all():  # a NaN is both
         return None
     return result
 

@@ -35,12 +35,12 @@ def test_a_norm_has_one_number_a_channel(op: str, parameters: int) -> None:
 CONVOLUTIONS = [
     ("Conv", (4, 3, 3, 3), (5,), 1, "one number for each of 4 output channels"),
     ("Conv", (4, 2, 3, 3), (), 1, "expected 2 channels of its input"),
-    ("Conv", (4, 1, 3, 3), (), 3, "filters that its group divides"),
-    ("Conv", (4, 3, 3), (), 1, "a weight of 4 axes"),
+    ("Conv", (4, 1, 3, 3), (), 3, "group"),
+    ("Conv", (4, 3, 3), (), 1, "weight"),
     ("Conv", (4, 3, 3, 3), (), 0, "a group of at least 1"),
     ("ConvTranspose", (2, 4, 3, 3), (), 1, "expected 2 channels of its input"),
     ("ConvTranspose", (3, 4, 3, 3), (5,), 1, "one number for each of 4 output channels"),
-    ("ConvTranspose", (3, 2, 3, 3), (), 2, "filters that its group divides"),
+    ("ConvTranspose", (3, 2, 3, 3), (), 2, "group"),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim.graph import Graph, Role, Value
+from onnxslim.graph import DType, Graph, Role, Value
 from onnxslim.quant_math import quantize
 from onnxslim.rewrite import Context
 from onnxslim.runtime.checker import random_feeds, relative_error
@@ -249,3 +249,20 @@ def test_statistics_for_every_pixel_are_refused(build) -> None:
     outcome = FoldBatchnorm().run(graph, Context())
     assert outcome.rewrites == 0
     assert outcome.refused[0].why == "it has statistics for every pixel"
+
+
+@pytest.mark.parametrize(
+    ("slot", "number"), [(1, np.nan), (1, np.inf), (2, np.nan), (3, np.inf), (4, -1.0), (4, np.inf)]
+)
+def test_it_must_refuse_parameters_that_give_no_finite_weights(slot: int, number: float) -> None:
+    graph = Graph("g")
+    x = graph.add_input("x", DType.FLOAT, (1, 2, 4, 4))
+    y = graph.op("Conv", x, graph.add_constant("w", np.ones((3, 2, 1, 1), np.float32)))
+    parameters = [graph.add_constant(n, np.ones(3, np.float32)) for n in ("gamma", "beta", "mean", "var")]
+    array = np.ones(3, np.float32)
+    array[1] = number
+    graph.set_array(parameters[slot - 1], array)
+    graph.add_output(graph.op("BatchNormalization", y, *parameters))
+    outcome = FoldBatchnorm()(graph)
+    assert outcome.rewrites == 0
+    assert ("not all finite" if not np.isfinite(number) else "would overflow") in outcome.refused[0].why
