@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from onnxslim.analysis.cost import Cost, cost, one_sample, parameters
 from onnxslim.analysis.regions import find_regions
 from onnxslim.analysis.scope import label
-from onnxslim.graph import DType, Graph, Node, Value
+from onnxslim.analysis.trainable import Differentiable, find_trainable
+from onnxslim.graph import Graph, Node
 from onnxslim.targets import Target
 from onnxslim.text import type_text
 
-__all__ = ["Inspection", "Reason", "Tensor", "Trainable", "inspect_model"]
+__all__ = ["Inspection", "Left", "Reason", "Tensor", "Trainable", "inspect_model"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,23 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Left:
+    """A weight that is not trained, and why."""
+
+    name: str
+    size: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Trainable:
-    """params: elements of weights that a gradient can reach, out of `total`. blocked: nodes between
-    weights and outputs that no gradient passes."""
+    """params: elements of weights that are trained, out of `total`. blocked: nodes between weights and the first output
+    that no gradient passes. left: the weights that stay as they are."""
 
     params: int
     total: int
     blocked: tuple[Reason, ...]
+    left: tuple[Left, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,15 +82,16 @@ def inspect_model(
     graph: Graph,
     *,
     target: Target | None = None,
-    differentiable: Callable[[Node], str | None] | None = None,
+    differentiable: Differentiable | None = None,
+    prepare: Callable[[Graph], Graph] | None = None,
     file_bytes: int | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Inspection:
     """Looks at a graph, which is not changed.
 
     target: asks what can be quantised for it. differentiable: gives the reason why a node has no
-    gradient, or None where it has one; asks what can be trained. file_bytes: size on disk, if known.
-    sizes: of free axes of the inputs, for the cost.
+    gradient, or None where it has one; asks what can be trained. prepare: what training does to a model first, so that
+    what it trains is looked at. file_bytes: size on disk, if known. sizes: of free axes of the inputs, for the cost.
     """
     sample, _ = one_sample(graph)
     quantizable: tuple[str, ...] | None = None
@@ -102,50 +114,17 @@ def inspect_model(
         file_bytes=file_bytes,
         quantizable=quantizable,
         not_quantizable=refused,
-        trainable=None if differentiable is None else _trainable(sample, differentiable),
+        trainable=None if differentiable is None else _trainable(prepare(graph) if prepare else sample, differentiable),
     )
 
 
-def _trainable(graph: Graph, differentiable: Callable[[Node], str | None]) -> Trainable:
-    """Follows the gradient from the outputs back, as far as it goes."""
-    weights = [v for v in parameters(graph) if v.dtype.is_float]
-    fed = _fed_by(graph, weights)
-    live = {v.id for v in graph.outputs if _carries_gradient(v)}
-    blocked: list[Reason] = []
-    for node in reversed(graph.nodes()):
-        if node.id not in fed or not any(v is not None and v.id in live for v in graph.node_outputs(node)):
-            continue
-        why = differentiable(node)
-        if why is None:
-            live.update(v.id for v in _read(graph, node) if _carries_gradient(v))
-        else:
-            blocked.append(Reason(label(graph, node), _op(node), why))
-    reached = [v for v in weights if v.id in live]
-    return Trainable(_elements(reached), _elements(weights), tuple(reversed(blocked)))
-
-
-def _fed_by(graph: Graph, weights: list[Value]) -> set[int]:
-    """Ids of the nodes that a weight's gradient could pass."""
-    moving = {v.id for v in weights}
-    nodes: set[int] = set()
-    for node in graph.nodes():
-        if any(v.id in moving for v in _read(graph, node)):
-            nodes.add(node.id)
-            moving.update(v.id for v in graph.node_outputs(node) if v is not None and _carries_gradient(v))
-    return nodes
-
-
-def _read(graph: Graph, node: Node) -> list[Value]:
-    """What a node reads, by itself and in its bodies (If, Loop, Scan)."""
-    return [v for v in (*graph.node_inputs(node), *graph.captures(node).values()) if v is not None]
-
-
-def _carries_gradient(value: Value) -> bool:
-    return value.dtype.is_float or value.dtype is DType.UNDEFINED
-
-
-def _elements(values: list[Value]) -> int:
-    return sum(math.prod(v.static_shape) for v in values)
+def _trainable(graph: Graph, differentiable: Differentiable) -> Trainable:
+    survey = find_trainable(graph, differentiable)
+    weights = {v.id for v in parameters(graph)}
+    trained = sum(math.prod(p.value.static_shape) for p in survey.parameters)
+    left = tuple(Left(v.name, math.prod(v.static_shape), why) for v, why in survey.left if v.id in weights)
+    blocked = tuple(Reason(label(graph, node), _op(node), why) for node, why in survey.blocked)
+    return Trainable(trained, trained + sum(one.size for one in left), blocked, left)
 
 
 def _op(node: Node) -> str:

@@ -93,12 +93,18 @@ def inspect(model: ModelFile, target: TargetOption = "x64", size: Sizes = None) 
     from onnxslim.evaluation import size_of
     from onnxslim.onnx_io import read
     from onnxslim.report import inspection_view
+    from onnxslim.stages.base import prepared
     from onnxslim.targets import load_target
     from passes.gradient import refusal
 
     profile = load_target(target)
     found = inspect_model(
-        read(model), target=profile, differentiable=refusal, file_bytes=size_of(model), sizes=sizes_of(size)
+        read(model),
+        target=profile,
+        differentiable=refusal,
+        prepare=prepared,
+        file_bytes=size_of(model),
+        sizes=sizes_of(size),
     )
     print_view(inspection_view(found, target=target))
 

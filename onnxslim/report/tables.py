@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxslim.analysis.cost import Cost
-from onnxslim.analysis.inspection import Inspection, Reason
+from onnxslim.analysis.inspection import Inspection, Left, Reason
 from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
@@ -30,6 +30,7 @@ __all__ = [
     "sensitivity_table",
 ]
 
+_NAMED = 3  # weights that a reason names
 _MOST_REASONS = 12
 
 
@@ -128,6 +129,7 @@ def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
     if found.trainable is not None:
         parts.append(Text(f"Can be trained: {found.trainable.params:,} of {found.trainable.total:,} parameters"))
         parts += _reasons([_reason(r) for r in found.trainable.blocked])
+        parts += _reasons(_left(found.trainable.left))
     return Group(*parts)
 
 
@@ -255,6 +257,16 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 def _reason(reason: Reason) -> str:
     return f"  not {reason.node} ({reason.op}): {reason.why}"
+
+
+def _left(left: Sequence[Left]) -> list[str]:
+    """A line a reason: how many weights it keeps as they are, and the first of them."""
+    names: dict[str, list[str]] = {}
+    for one in left:
+        names.setdefault(one.why, []).append(one.name)
+    shown = {why: ", ".join(some[:_NAMED]) for why, some in names.items()}
+    more = {why: f" and {len(some) - _NAMED} more" if len(some) > _NAMED else "" for why, some in names.items()}
+    return [f"  not {named}{more[why]}: {why}" for why, named in shown.items()]
 
 
 def _reasons(lines: Iterable[str]) -> list[RenderableType]:

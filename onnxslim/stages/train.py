@@ -15,7 +15,7 @@ from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
 from onnxslim.graph import Graph, Role
-from onnxslim.rewrite import Outcome
+from onnxslim.rewrite import Outcome, Refusal
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
 from onnxslim.stages.batchnorm import restore_batchnorm
@@ -24,7 +24,7 @@ from onnxslim.stages.train_options import AugmentOptions, Distill, OptimizerOpti
 from onnxslim.training.layout import Plan, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
 from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
-from onnxslim.training.parameters import mark_parameters
+from onnxslim.training.parameters import left_alone, mark_parameters
 from onnxslim.training.schedules import Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import Layout, StepOptions, build_step
@@ -163,7 +163,8 @@ class Train(Stage):
         for note in worse:
             context.tell(note)
         whole = {**summary, "history": list(result.history)}
-        return StageResult(trained, whole, notes=notes + worse, seconds_before=result.seconds_before)
+        left = tuple(Refusal(f"'{name}'", why) for name, why in left_alone(student))
+        return StageResult(trained, whole, left, notes=notes + worse, seconds_before=result.seconds_before)
 
     def _taken(self, state: State) -> str:
         """Which epoch's weights are the result."""

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxslim.analysis.cost import parameters
+from onnxslim.analysis.trainable import Survey, find_trainable
 from onnxslim.errors import TrainingError
-from onnxslim.graph import DType, Graph, Node, Role, Value
+from onnxslim.graph import Graph, Node, Role, Value
 from onnxslim.training.update import MOMENTUM, BatchNormSpec, ObserverSpec, ParameterSpec, WeightScaleSpec
+from passes.gradient import refusal
 
-__all__ = ["Trained", "mark_parameters", "trained_of"]
+__all__ = ["Trained", "left_alone", "mark_parameters", "trained_of"]
 
-_TRAINABLE = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "PRelu": (1,),
-}
-"""Input slots that hold what training changes; other constants (a scale written into a graph) stay."""
+_SHOWN = 5  # reasons in a message
 
 
 @dataclass(frozen=True)
@@ -35,39 +27,43 @@ class Trained:
 
 
 def mark_parameters(graph: Graph) -> list[Value]:
-    """Sets the roles PARAMETER and STATISTIC; returns the parameters in node order, each once.
+    """Sets the roles PARAMETER and STATISTIC by what `find_trainable` says; returns the parameters in node order.
 
-    A parameter is a float32 initialiser in a trainable slot, directly or through a FakeQuant node.
-    Raises TrainingError where there is none.
+    Raises TrainingError, with the reasons, where nothing is trained.
     """
-    found: dict[int, Value] = {}
+    return [parameter.value for parameter in _marked(graph).parameters]
+
+
+def left_alone(graph: Graph) -> tuple[tuple[str, str], ...]:
+    """The weights that training does not move, by name, and why."""
+    weights = {value.id for value in parameters(graph)}
+    return tuple((v.name, why) for v, why in find_trainable(graph, refusal).left if v.id in weights)
+
+
+def _marked(graph: Graph) -> Survey:
+    survey = find_trainable(graph, refusal)
+    for value, _ in survey.left:
+        if value.role is Role.PARAMETER:
+            graph.set_role(value, Role.CONSTANT, value.owner)
+    for parameter in survey.parameters:
+        graph.set_role(parameter.value, Role.PARAMETER)
     for node in graph.nodes():
-        if node.domain:
-            continue
-        for slot in _TRAINABLE.get(node.op, ()):
-            value = _behind_fake_quant(graph, graph.input(node, slot))
-            if (
-                value is not None
-                and graph.constant_of(value) is not None
-                and value.dtype is DType.FLOAT
-                and value.shape
-            ):
-                graph.set_role(value, Role.PARAMETER)
-                found[value.id] = value
-        if node.op == "BatchNormalization":
+        if node.op == "BatchNormalization" and not node.domain:
             for slot in (3, 4):
                 graph.set_role(graph.operand(node, slot), Role.STATISTIC, graph.operand(node, slot).owner)
-    if not found:
+    if not survey.parameters:
+        reasons = [f"'{value.name}': {why}" for value, why in survey.left]
+        shown = "; ".join(reasons[:_SHOWN]) + (f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else "")
         raise TrainingError(
-            f"Graph '{graph.name}' has no weights that can be trained (float32 initialisers of Conv, Gemm …)"
+            f"Graph '{graph.name}' has no weights that can be trained: {shown or 'it has no float initialisers'}"
         )
-    return list(found.values())
+    return survey
 
 
 def trained_of(graph: Graph, *, frozen_batchnorm: bool = False) -> Trained:
     """What training changes in a graph whose parameters are marked; batch norm's statistics unless frozen."""
-    parameters = mark_parameters(graph)
-    names = {v.name for v in parameters}
+    found = _marked(graph).parameters
+    names = {parameter.value.name for parameter in found}
     batchnorms: dict[str, BatchNormSpec] = {}
     observers: dict[int, ObserverSpec] = {}
     weights: list[WeightScaleSpec] = []
@@ -79,7 +75,7 @@ def trained_of(graph: Graph, *, frozen_batchnorm: bool = False) -> Trained:
         elif is_fake_quant(node):
             x, scale, zero_point = (graph.operand(node, slot) for slot in range(3))
             observed = graph.input(node, 3)
-            if x.name in names:
+            if observed is None and x.name in names:
                 axis = node.attr("axis") if scale.shape else None
                 weights.append(WeightScaleSpec(x.name, scale.name, axis, node.attr("bits", 8)))
             elif observed is not None:
@@ -87,14 +83,9 @@ def trained_of(graph: Graph, *, frozen_batchnorm: bool = False) -> Trained:
                     observed.name, scale.name, zero_point.name, node.attr("bits", 8), bool(node.attr("signed", 1))
                 )
                 observers[observed.id] = spec
-    specs = tuple(ParameterSpec(v.name, v.static_shape, len(v.static_shape) > 1) for v in parameters)
+    specs = tuple(ParameterSpec(p.value.name, p.value.static_shape, p.decays) for p in found)
     return Trained(specs, tuple(batchnorms.values()), tuple(observers.values()), tuple(dict.fromkeys(weights)))
 
 
 def is_fake_quant(node: Node) -> bool:
     return node.op == "FakeQuant" and node.domain == "onnxslim"
-
-
-def _behind_fake_quant(graph: Graph, value: Value | None) -> Value | None:
-    producer = None if value is None else graph.producer(value)
-    return graph.operand(producer, 0) if producer is not None and is_fake_quant(producer) else value

@@ -1,5 +1,6 @@
 """The gradient rules, by (domain, op): one file a family, a plain table."""
 
+from onnxslim.analysis.trainable import FLAT
 from passes.gradient.rules import (
     convolution,
     elementwise,
@@ -23,7 +24,7 @@ RULES: dict[tuple[str, str], Rule] = {
 RULES |= layout.RULES
 
 CONSTANT_INPUTS: dict[tuple[str, str], frozenset[int]] = {
-    **{("", op): frozenset([0]) for op in elementwise.FLAT},
+    **{("", op): frozenset([0]) for op in FLAT},
     ("onnxslim", "FakeQuant"): frozenset([1, 2, 3]),
 }
 """Float inputs that a rule takes for constants, by slot: of ops whose slope is zero but at their steps, and the scale,

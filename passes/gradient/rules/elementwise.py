@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxslim.analysis.trainable import FLAT
 from onnxslim.errors import GradientError
 from onnxslim.graph import DType, Value
 from passes.gradient.tape import Rule, Tape
 
-__all__ = ["FLAT", "RULES"]
+__all__ = ["RULES"]
 
 Gradients = Sequence[Value | None]
 _LARGE = 2.0**27  # bounds beyond it would leave float32 when scaled; nothing is clipped there
@@ -202,7 +203,6 @@ def _flat(t: Tape) -> Gradients:
     return [None]
 
 
-FLAT = ("Ceil", "Floor", "Round", "Sign")
 RULES: dict[str, Rule] = {
     "Abs": lambda t: [t.mul(t.dy, t.op("Sign", t.x()))],
     "Acos": lambda t: [t.neg(_over_root(t, t.sub(t.const(1), _square(t))))],

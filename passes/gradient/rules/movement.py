@@ -17,6 +17,7 @@ from passes.gradient.tape import Rule, Tape
 __all__ = ["RULES"]
 
 Gradients = Sequence[Value | None]
+_LARGE_PRODUCT = 1 << 20  # elements of a one-hot matrix, beyond which rows are scattered one by one
 
 
 def _reshape(t: Tape) -> Gradients:
@@ -97,7 +98,8 @@ def _spread(t: Tape, dy: Value, axis: int, kept: Sequence[int], size: int) -> Va
 
 
 def _gather(t: Tape) -> Gradients:
-    """Each row back to where it came from; rows add up where an index repeats, by a one-hot product."""
+    """Each row back to where it came from; rows add up where an index repeats: by a one-hot product, or, where that
+    would be large (an embedding of many words), by scattering."""
     axis = axis_of(t.node, len(t.shape()), 0)
     shape, size = t.shape(), t.shape()[axis]
     before, after = shape[:axis], shape[axis + 1 :]
@@ -107,11 +109,24 @@ def _gather(t: Tape) -> Gradients:
         rows = [int(i) % size for i in known.reshape(-1)]
         if len(set(rows)) == count:
             return [_spread(t, t.reshape(t.dy, [*before, count, *after]), axis, rows, size), None]
+    if size * count > _LARGE_PRODUCT:
+        return [_scattered_rows(t, axis, count), None]
     dtype = t.x(1).dtype.numpy
     picked = t.op("Mod", t.add(t.reshape(t.x(1), [1, -1]), t.const(size, dtype)), t.const(size, dtype))
     onehot = t.as_float(t.op("Equal", t.const(np.arange(size)[:, None], dtype), picked))
     summed = t.op("MatMul", onehot, t.reshape(t.dy, [math.prod(before), count, math.prod(after)]))
     return [t.reshape(summed, shape), None]
+
+
+def _scattered_rows(t: Tape, axis: int, count: int) -> Value:
+    """dy's rows added up in a table of zeros, the axis in front."""
+    shape = t.shape()
+    front = [axis, *(a for a in range(len(shape)) if a != axis)]
+    rows = t.reshape(t.dy, [*shape[:axis], count, *shape[axis + 1 :]])
+    rows = t.op("Transpose", rows, perm=front) if axis else rows
+    index = t.op("Cast", t.reshape(t.x(1), [count, 1]), to=int(DType.INT64))
+    table = t.op("ScatterND", t.const(np.zeros([shape[a] for a in front])), index, rows, reduction="add")
+    return t.op("Transpose", table, perm=[int(a) for a in np.argsort(front)]) if axis else table
 
 
 def _pad(t: Tape) -> Gradients:
