@@ -52,6 +52,7 @@ def quantize(
         onnxslim quantize float.onnx -o int8.onnx --data train.npz --target arm --skip head --samples 1000
     """
     from onnxslim.evaluation import size_of
+    from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_place
     from onnxslim.onnx_io import read, write
     from onnxslim.run import quantize as run
@@ -72,11 +73,13 @@ def quantize(
             seed=seed,
             progress=progress,
         )
+    untried = require_runs(result.graph, graph)
     write(result.graph, out, value_info=False)
     after = size_of(out)
     typer.echo(f"{out}: {after:,} bytes, {100 * after / before:.2f} % of {before:,}")
-    if result.note:
-        typer.echo(f"note: {result.note}")
+    for note in (result.note, untried):
+        if note:
+            typer.echo(f"note: {note}")
     for refusal in result.refused:
         typer.echo(f"left in float: {refusal.where}: {refusal.why}")
 
@@ -108,6 +111,7 @@ def simplify(
         onnxslim simplify exported.onnx -o any.onnx --batch dynamic
     """
     from onnxslim.evaluation import size_of
+    from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_place
     from onnxslim.onnx_io import read, write
     from onnxslim.report import rules_table
@@ -121,10 +125,13 @@ def simplify(
         graph = set_batch(graph, batch_of(batch))
     with progress_bar() as progress:
         result = run(graph, check=check, sizes=sizes_of(size), progress=progress)
+    untried = require_runs(result.graph, graph)
     write(result.graph, out)
     print_view(rules_table(result.outcome.by_pass))
     nodes, left, after = len(graph.nodes()), len(result.graph.nodes()), size_of(out)
     typer.echo(f"{out}: {left:,} nodes of {nodes:,}, {after:,} bytes of {before:,}{', checked' if check else ''}")
+    if untried:
+        typer.echo(f"note: {untried}")
     for inputs in result.checked_on:
         typer.echo(f"checked on {inputs}")
     for refusal in result.outcome.refused:
@@ -158,5 +165,7 @@ def export(
             "The model has no fake-quant nodes, so its numbers are as they were. For int8: `onnxslim quantize`, or a "
             "recipe with a quantize stage."
         )
+    if written.note:
+        typer.echo(f"note: {written.note}")
     for refusal in written.refused:
         typer.echo(f"left in float: {refusal.where}: {refusal.why}")

@@ -99,6 +99,7 @@ def prune(
     """
     from onnxslim.errors import RecipeError
     from onnxslim.evaluation import size_of
+    from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_place
     from onnxslim.onnx_io import read, write
     from onnxslim.run import plan_pruning
@@ -147,7 +148,10 @@ def prune(
     if note is not None:
         typer.echo(f"note: {note}")
     if out is not None and not dry_run:
+        untried = require_runs(result.graph, graph)
         write(result.graph, out)
+        if untried:
+            typer.echo(f"note: {untried}")
         typer.echo(f"{out}: {size_of(out):,} bytes of {before:,}")
 
 

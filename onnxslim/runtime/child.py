@@ -66,10 +66,11 @@ class Child:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close()
 
-    def load(self, model: Model, *, optimize: bool = True, fuse_qdq: bool = True) -> None:
+    def load(self, model: Model, *, optimize: bool = True, fuse_qdq: bool = True, guarded: bool = True) -> None:
         """The model that is run from now on; see `Session` for the options. It is sent with the first run."""
         name = model_name(model)
-        head = {"threads": self._threads, "optimize": optimize, "fuse_qdq": fuse_qdq, "name": name}
+        options = {"optimize": optimize, "fuse_qdq": fuse_qdq, "guarded": guarded}
+        head: dict[str, Any] = {"threads": self._threads, **options, "name": name}
         if isinstance(model, Graph) and _weights(model) > _EMBED_LIMIT:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxslim-")
             path = Path(self._folder.name) / "model.onnx"

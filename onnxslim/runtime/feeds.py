@@ -57,6 +57,7 @@ def find_feeds(
     seed: int = 0,
     start: tuple[int, int] | None = None,
     seconds: float = _SECONDS,
+    loaded: bool = False,
 ) -> tuple[Sample, ...]:
     """One or two samples on which the graph runs in the child, where it is then loaded.
 
@@ -64,13 +65,15 @@ def find_feeds(
     different symbols where the model takes that. Where axes share a symbol, they are equal in the first sample, and
     differ in a second one if the model runs on that. given: real inputs, which are then the only sample. Numbers are
     random by `seed`. The graph must be one that this runtime reads (FakeQuant expanded, opset converted); it is not
-    changed. start: what is tried first, as in `_LADDER`. After `seconds` no further size is tried.
+    changed. start: what is tried first, as in `_LADDER`. After `seconds` no further size is tried. loaded: the child
+    has a model with the graph's inputs already, which is run instead.
 
     Raises ModelError, with what was tried and what came of it, where it runs on none; UnsupportedError where no
     sizes can help; DataError where `sizes` or `given` do not fit, or an input is of unknown rank.
     """
     _require_shapes(graph, given or {})
-    child.load(graph, fuse_qdq=False)
+    if not loaded:
+        child.load(graph, fuse_qdq=False)
     if given is not None:
         sample = Sample(dict(given))
         _run(graph, child, sample)

@@ -72,6 +72,8 @@ class Session:
     `fuse_qdq=False` keeps QuantizeLinear/DequantizeLinear pairs in float instead of fusing them
     into int8 kernels (`session.disable_quant_qdq`): what fake-quant evaluation needs.
 
+    `guarded=False` leaves on those of its optimisations that are wrong for some models, as anybody's session has them.
+
     Weights that are memory-mapped, or larger than 256 MB in total, are handed over by pointer; a
     model over 2 GB runs from a `Graph`. `name` is what messages call the model; default: its own, or its size.
 
@@ -81,7 +83,14 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, *, threads: int = 1, optimize: bool = True, fuse_qdq: bool = True, name: str | None = None
+        self,
+        model: Model,
+        *,
+        threads: int = 1,
+        optimize: bool = True,
+        fuse_qdq: bool = True,
+        guarded: bool = True,
+        name: str | None = None,
     ) -> None:
         if threads < 1:
             raise DataError(f"A session needs at least 1 thread, got {threads}")
@@ -94,7 +103,7 @@ class Session:
         data = self._serialised(model, options)
         try:
             self.raw = self._runtime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"], disabled_optimizers=_UNSAFE
+                data, options, providers=["CPUExecutionProvider"], disabled_optimizers=_UNSAFE if guarded else None
             )
         except Exception as error:  # ONNX Runtime's classes derive from Exception alone
             _translate(error, f"ONNX Runtime cannot load {self.name}", ModelFormatError)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from onnxslim.data import Preprocess
 from onnxslim.evaluation.models import has_fake_quant
+from onnxslim.evaluation.trial import require_runs
 from onnxslim.files import make_folder, require_name, write_atomic, write_together
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import to_bytes
@@ -37,6 +38,7 @@ class Exported:
     ort: Path | None
     config: Path | None
     refused: tuple[Refusal, ...] = ()
+    note: str | None = None  # why it could not be run before it was written
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -69,7 +71,9 @@ class Export(Stage):
         for number, target in enumerate(targets):
             folder = context.folder if number == 0 else context.folder / target
             written.append(export_model(graph, target, folder, context.data.preprocess, ort=self.ort))
-        summary = {"files": [exported.record(context.folder) for exported in written]}
+        summary: dict[str, Any] = {"files": [exported.record(context.folder) for exported in written]}
+        notes = list(dict.fromkeys(exported.note for exported in written if exported.note))
+        summary |= {"notes": notes} if notes else {}
         files = tuple(file for exported in written for file in exported.paths)
         return StageResult(graph, summary, written[0].refused, files=files)
 
@@ -114,8 +118,9 @@ def export_model(
 ) -> Exported:
     """Writes `name.onnx`, and with `ort` `name.ort` and `required_operators.config`, for a target.
 
-    A graph without fake-quant nodes is written in float. The files appear together. Raises what `lower`
-    and `write_ort` raise, OutputError where a file cannot be written or `name` leads out of the folder.
+    A graph without fake-quant nodes is written in float. All files are loaded and run before any is written, and
+    appear together. Raises what `lower`, `write_ort` and `require_runs` raise, OutputError where a file cannot be
+    written or `name` leads out of the folder.
     """
     require_name(name, "name")
     lowered, outcome = lower(graph, target, preprocess)
@@ -124,12 +129,15 @@ def export_model(
     refused, precision = (outcome.refused, "int8") if is_int8 else ((), "float")
     path = folder / f"{name}.onnx"
     if not ort:
+        note = require_runs(lowered, graph, [data])
         make_folder(folder)
         write_atomic(path, data)
-        return Exported(target, precision, path, None, None, refused)
+        return Exported(target, precision, path, None, None, refused, note)
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as scratch:
         made = write_ort(data, scratch, load_target(target).ort_platform, name=name)
         model, config = folder / made.model.name, folder / made.config.name
+        content = made.model.read_bytes()
+        note = require_runs(lowered, graph, [data, content])
         make_folder(folder)
-        write_together({path: data, model: made.model.read_bytes(), config: made.config.read_bytes()})
-    return Exported(target, precision, path, model, config, refused)
+        write_together({path: data, model: content, config: made.config.read_bytes()})
+    return Exported(target, precision, path, model, config, refused, note)
