@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from filelock import FileLock, Timeout
 
+from onnxslim.budget import JSON_BYTES
 from onnxslim.errors import OutputError
 
 __all__ = [
@@ -49,7 +50,6 @@ _ADVICE = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "its links lead in a circle: choose another name",
 }
-_MOST_JSON = 1 << 28
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISCHR, "a device"),
@@ -136,7 +136,7 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises OSError as of `open_regular`, ValueError where it is no JSON of sensible depth
     and at most 256 MiB."""
-    return parse_json(read_regular(path, _MOST_JSON).decode("utf-8"))
+    return parse_json(read_regular(path, JSON_BYTES).decode("utf-8"))
 
 
 def parse_json(text: str) -> Any:

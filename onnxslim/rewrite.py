@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
+from onnxslim.budget import Folding
 from onnxslim.collector import paused
 from onnxslim.errors import VerifyError
 from onnxslim.graph import Array, Graph
@@ -80,7 +81,8 @@ class Context:
     """What passes may need and must not fetch.
 
     progress: called as (what, steps done, steps expected) by a pipeline that goes to its fixed point; how many
-    rounds that takes is not known before, so one more is expected until none rewrites anything.
+    rounds that takes is not known before, so one more is expected until none rewrites anything. folding: what is
+    left for computing constants.
     """
 
     statistics: Mapping[StatisticRequest, Array] = field(default_factory=dict)
@@ -89,6 +91,7 @@ class Context:
     seed: int = 0
     checker: Checker | None = None
     progress: Callable[[str, int, int], None] | None = None
+    folding: Folding = field(default_factory=Folding)
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,6 @@ def test_json_that_is_deep_or_large(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="too deeply"):
         read_json(tmp_path / "a.json")
-    monkeypatch.setattr(files, "_MOST_JSON", 10)
+    monkeypatch.setattr(files, "JSON_BYTES", 10)
     with pytest.raises(OSError, match="at most 10 bytes, got 100,000"):
         read_json(tmp_path / "a.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxslim.errors import OnnxSlimError
+from onnxslim.analysis.cost import node_macs
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.budget import FOLDED_BYTES, Folding
+from onnxslim.errors import ModelError, OnnxSlimError
 from onnxslim.graph import Array, Graph, Node, Value
 from onnxslim.onnx_io.tensors import ExternalFiles, array_of
 from onnxslim.ops import is_pure
@@ -20,9 +24,9 @@ from passes.simplify.for_runtime import for_runtime
 
 __all__ = ["FoldConstants"]
 
+_NO_LARGER = ("Compress", "NonZero", "Unique")
+"""Ops whose result is as large as the content of the input says, and no larger than 8 bytes an element and axis."""
 _GRIDS = ("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
-_WORKSPACE = 1 << 28
-"""No single result larger than this is computed, folded or not."""
 _FED_FROM = 1 << 20
 """Constants of this many bytes are fed, and read in place: a session would copy its initialisers."""
 _TOGETHER = 1 << 26
@@ -38,7 +42,8 @@ class FoldConstants(Pass):
     functions, nodes with bodies, and nodes whose output is a graph output.
 
     Refuses, naming the node: a result that would make the model more than `max_growth` bytes larger,
-    the constants that it alone needed taken off.
+    the constants that it alone needed taken off; one whose size is not known before it is computed, from the sizes or
+    the content of the inputs; and what goes beyond the bounds of `onnxslim.budget`, in bytes or in work.
 
     Exact: ONNX Runtime computes what it would have computed later.
     """
@@ -48,7 +53,7 @@ class FoldConstants(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         count = sum(_known_at_once(graph, node) for node in graph.nodes())
-        plan = _Plan(graph, self.max_growth)
+        plan = _Plan(graph, self.max_growth, context.folding)
         found = plan.compute()
         for node in plan.chosen:
             results = [v for v in graph.node_outputs(node) if v is not None]
@@ -64,10 +69,11 @@ class FoldConstants(Pass):
 class _Plan:
     """Which nodes are computed, which of their results replace them, and what is refused."""
 
-    def __init__(self, graph: Graph, max_growth: int) -> None:
+    def __init__(self, graph: Graph, max_growth: int, budget: Folding) -> None:
         self.graph, self.max_growth = graph, max_growth
         self.chosen: list[Node] = []
         self.refused: list[Refusal] = []
+        self._budget = budget
         self._leaves: dict[int, frozenset[int]] = {  # initialisers that a value is computed from
             v.id: frozenset((v.id,)) for v in graph.initializers() if graph.constant_of(v) is not None
         }
@@ -79,8 +85,8 @@ class _Plan:
     def _choose(self, node: Node) -> None:
         inputs = [v for v in self.graph.node_inputs(node) if v is not None]
         outputs = [v for v in self.graph.node_outputs(node) if v is not None]
-        size = max((_predicted_bytes(v) for v in outputs), default=0)
-        if size > _WORKSPACE:
+        size = max((_bytes_of(v) or 0 for v in outputs), default=0)
+        if size > FOLDED_BYTES:
             self.refused.append(Refusal(str(node), f"its result has {size:,} bytes"))
             return
         leaves = frozenset[int]().union(*(self._leaves[v.id] for v in inputs))
@@ -96,16 +102,23 @@ class _Plan:
             for value in graph.node_outputs(node)
             if value is not None and any(use.node.id not in self._ids for use in graph.uses(value))
         ]
-        wanted = [value for value in border if self._fits(value, _predicted_bytes(value))]
+        wanted = [value for value in border if self._fits(value, _bytes_of(value) or 0)]
         if not wanted:
             return {}
-        needed = self._needed(wanted)
-        together = sum(_predicted_bytes(v) for n in needed for v in graph.node_outputs(n) if v is not None)
-        found = _run(graph, needed, wanted) if together <= _TOGETHER else None
+        needed = self._affordable(self._needed(wanted))
+        made = {v.id for node in needed for v in graph.node_outputs(node) if v is not None}
+        wanted = [value for value in wanted if value.id in made]
+        if not wanted:
+            return {}
+        sizes = [_bytes_of(v) for n in needed for v in graph.node_outputs(n) if v is not None]
+        known = [size for size in sizes if size is not None]
+        found = _run(graph, needed, wanted) if len(known) == len(sizes) and sum(known) <= _TOGETHER else None
         found = found or self._one_by_one(needed, wanted)
-        return {v.name: found[v.name] for v in wanted if v.name in found and self._fits(v, found[v.name].nbytes)}
+        return {
+            v.name: found[v.name] for v in wanted if v.name in found and self._fits(v, found[v.name].nbytes, final=True)
+        }
 
-    def _fits(self, value: Value, size: int) -> bool:
+    def _fits(self, value: Value, size: int, *, final: bool = False) -> bool:
         """Whether the model may grow by it; a refusal is noted."""
         graph = self.graph
         spared = 0
@@ -114,7 +127,7 @@ class _Plan:
             assert isinstance(leaf, Value)
             if leaf.array is not None and all(use.node.id in self._ids for use in graph.uses(leaf)):
                 spared += leaf.array.nbytes
-        if size - spared <= self.max_growth:
+        if size - spared <= self.max_growth and (not final or self._budget.growth.spend(max(0, size - spared))):
             return True
         self.refused.append(Refusal(str(graph.producer(value)), f"folding it would add {size - spared:,} bytes"))
         return False
@@ -129,9 +142,31 @@ class _Plan:
                 ids.update(v.id for v in self.graph.node_inputs(node) if v is not None)
         return needed[::-1]
 
+    def _affordable(self, nodes: Sequence[Node]) -> list[Node]:
+        """Those that the budget of work suffices for, in order, without what depends on the others."""
+        kept, lost = [], set[int]()
+        for node in nodes:
+            outputs = [v for v in self.graph.node_outputs(node) if v is not None]
+            is_lost = any(v is not None and v.id in lost for v in self.graph.node_inputs(node))
+            if not is_lost and all(_bytes_of(v) is not None for v in outputs):  # else asked when its inputs are there
+                why = self._too_long(self.graph, node)
+                if why is not None:
+                    self.refused.append(Refusal(str(node), why))
+                    is_lost = True
+            if is_lost:
+                lost.update(v.id for v in outputs)
+            else:
+                kept.append(node)
+        return kept
+
+    def _too_long(self, graph: Graph, node: Node) -> str | None:
+        """Spends the node's work; why it is not computed, where that much is not left."""
+        work = _work(graph, node)
+        return None if self._budget.work.spend(work) else f"it takes {work:,} operations: more than folding may take"
+
     def _one_by_one(self, nodes: Sequence[Node], wanted: Sequence[Value]) -> dict[str, Array]:
-        """Where they are too large to be held together, or ONNX Runtime cannot take them together: each node whose
-        inputs were found, in a session of its own."""
+        """Where they are too large to be held together, of sizes that are not known, or ONNX Runtime cannot take them
+        together: each node whose inputs were found, in a session of its own, when its result's size is known."""
         graph, room = self.graph, Spill()
         kept: dict[str, Array] = {}
         found: dict[str, Array] = {}
@@ -139,8 +174,14 @@ class _Plan:
         last = {v.id: node.id for node in nodes for v in graph.node_inputs(node) if v is not None}
         for node in nodes:
             inputs = [v for v in graph.node_inputs(node) if v is not None]
-            if all(v.array is not None or v.name in found for v in inputs):
-                outputs = [v for v in graph.node_outputs(node) if v is not None]
+            outputs = [v for v in graph.node_outputs(node) if v is not None]
+            is_given = all(v.array is not None or v.name in found for v in inputs)
+            if is_given and any(_bytes_of(v) is None for v in outputs):
+                why = _too_large(part := _alone(graph, node, found)) or self._too_long(part, *part.nodes())
+                if why is not None:
+                    self.refused.append(Refusal(str(node), why))
+                    is_given = False
+            if is_given:
                 for name, array in (_run(graph, [node], outputs, found) or {}).items():
                     found[name] = room.keep(array)
                     if name in names:
@@ -156,11 +197,34 @@ def _may_fold(graph: Graph, node: Node) -> bool:
     return is_pure(graph, node) and not given and node.op not in _GRIDS
 
 
-def _predicted_bytes(value: Value) -> int:
-    """What its type says; 0 where that is not known."""
+def _bytes_of(value: Value) -> int | None:
+    """What its type says; None where that is not known."""
     if value.shape is None or not value.dtype or not all(isinstance(d, int) for d in value.shape):
-        return 0
+        return None
     return math.prod(value.static_shape) * value.dtype.numpy.itemsize
+
+
+def _too_large(part: Graph) -> str | None:
+    """Why a node whose inputs are there, alone in a graph, is not computed for the size of what it makes."""
+    (node,) = part.nodes()
+    sizes = [_bytes_of(v) for v in part.node_outputs(node) if v is not None]
+    largest = max((size for size in sizes if size is not None), default=0)
+    if None in sizes:
+        if node.op not in _NO_LARGER:
+            return "the size of its result is not known before it is computed"
+        inputs = [v.static_shape for v in part.node_inputs(node) if v is not None]
+        largest = sum(8 * max(1, len(shape)) * math.prod(shape) for shape in inputs)
+    return f"its result has {largest:,} bytes" if largest > FOLDED_BYTES else None
+
+
+def _work(graph: Graph, node: Node) -> int:
+    """Multiply-accumulates and elements moved, as far as they are known."""
+    values = [v for v in (*graph.node_inputs(node), *graph.node_outputs(node)) if v is not None]
+    elements = [math.prod(v.static_shape) for v in values if _bytes_of(v) is not None]
+    macs = node_macs(graph, node)
+    if macs is None:  # at worst, each element of the result from all of the inputs
+        macs = math.prod(max(1, n) for n in elements)
+    return macs + sum(elements)
 
 
 def _known_at_once(graph: Graph, node: Node) -> int:
@@ -214,25 +278,23 @@ def _filled(graph: Graph, node: Node, known: Mapping[str, Array]) -> Array | Non
     if shape is None or shape.dtype != np.int64 or shape.ndim != 1 or fill.size != 1:
         return None
     dims = shape.tolist()
-    if min(dims, default=0) < 0 or math.prod(dims) * fill.itemsize > _WORKSPACE:
+    if min(dims, default=0) < 0 or math.prod(dims) * fill.itemsize > FOLDED_BYTES:
         return None
     return np.full(dims, fill.reshape(()), fill.dtype)
 
 
-def _run(
-    graph: Graph, nodes: Sequence[Node], wanted: Sequence[Value], known: Mapping[str, Array] | None = None
-) -> dict[str, Array] | None:
-    """The wanted values by name, from one session over the nodes; None where ONNX Runtime has no kernel."""
-    known = dict(known or {})
-    for node in nodes:
-        array = _filled(graph, node, known)
-        if array is not None:
-            known[graph.result(node).name] = array
-    nodes = [n for n in nodes if not any(v is not None and v.name in known for v in graph.node_outputs(n))]
-    found: dict[str, Any] = {v.name: known[v.name] for v in wanted if v.name in known}
-    wanted = [v for v in wanted if v.name not in found]
-    if not wanted:
-        return found
+def _alone(graph: Graph, node: Node, known: Mapping[str, Array]) -> Graph:
+    """A graph of one node and its inputs, with the types that follow from their content."""
+    part, _, _ = _part(graph, [node], known)
+    with contextlib.suppress(ModelError):  # nothing is known then
+        infer_shapes(part)
+    return part
+
+
+def _part(
+    graph: Graph, nodes: Sequence[Node], known: Mapping[str, Array]
+) -> tuple[Graph, dict[int, Value], dict[str, Array]]:
+    """A graph of some nodes, its values by the ids that they have in the other, and what it is fed."""
     part = Graph(f"{graph.name}.constants", graph.opset, graph.ir_version)
     part.opsets = dict(graph.opsets)
     twins: dict[int, Value] = {}
@@ -252,6 +314,24 @@ def _run(
         inputs = [None if v is None else twins[v.id] for v in graph.node_inputs(node)]
         outputs = [None if v is None else twins[v.id] for v in graph.node_outputs(node)]
         part.add_node(node.op, inputs, outputs, node.attributes, name=node.name)
+    return part, twins, feeds
+
+
+def _run(
+    graph: Graph, nodes: Sequence[Node], wanted: Sequence[Value], known: Mapping[str, Array] | None = None
+) -> dict[str, Array] | None:
+    """The wanted values by name, from one session over the nodes; None where ONNX Runtime has no kernel."""
+    known = dict(known or {})
+    for node in nodes:
+        array = _filled(graph, node, known)
+        if array is not None:
+            known[graph.result(node).name] = array
+    nodes = [n for n in nodes if not any(v is not None and v.name in known for v in graph.node_outputs(n))]
+    found: dict[str, Any] = {v.name: known[v.name] for v in wanted if v.name in known}
+    wanted = [v for v in wanted if v.name not in found]
+    if not wanted:
+        return found
+    part, twins, feeds = _part(graph, nodes, known)
     for value in wanted:
         part.add_output(twins[value.id])
     try:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxslim.budget import Budget, Folding
 from onnxslim.graph import DType, Graph, Value
+from onnxslim.rewrite import Context
 from onnxslim.text import to_text
 from passes.simplify import EliminateDead, FoldConstants, fold_constants
+from tests.passes.simplify.conftest import Builder
 
 
 def test_every_model_file(model_path: Path, run_on_file, largest_error) -> None:
@@ -46,7 +50,7 @@ def test_constants_of_every_form(attributes: dict[str, object], expected: np.nda
     b = build("N")
     value = b.graph.op("Constant", name="c", **attributes)
     graph = b.finish(b.graph.op("Expand", b.x, b.graph.op("Cast", value, name="shape", to=7)), infer=False)
-    FoldConstants().run(graph, None)
+    FoldConstants().run(graph, Context())
     found = graph.value("c").array if graph.find("c") else None
     assert found is not None
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
@@ -80,7 +84,7 @@ def test_shape_and_size_of_static_values(build) -> None:
     outputs = [g.op("Identity", g.op(op, b.x, name=f"{op}{i}", **a)) for i, (op, a) in enumerate(
         (("Shape", {}), ("Shape", {"start": 1}), ("Shape", {"start": -2, "end": -1}), ("Size", {})))]  # fmt: skip
     graph = b.finish(*outputs)
-    FoldConstants().run(graph, None)
+    FoldConstants().run(graph, Context())
     found = [graph.value(f"{op}{i}").array for i, op in enumerate(("Shape", "Shape", "Shape", "Size"))]
     assert [a.tolist() for a in found] == [[2, 3, 4], [3, 4], [3], 24]
 
@@ -202,3 +206,80 @@ def test_an_op_without_a_kernel_does_not_stop_the_others(build) -> None:
     assert graph.producer(graph.value("odd")) is not None
     cast = graph.uses(b.x)[0].node
     assert graph.operand(cast, 1).array is not None
+
+
+HUGE = 1 << 31
+"""Elements: what is made of them would take gigabytes."""
+
+
+def hidden(build: Builder, number: int, *, scalar: bool = False) -> Value:
+    """An int64 that inference does not follow, because it is computed in floats."""
+    half = build.constant(np.array(number / 2 if scalar else [number / 2], np.float64))
+    two = build.constant(np.array(2.0 if scalar else [2.0], np.float64))
+    return build.graph.op("Cast", build.graph.op("Mul", half, two), to=7)
+
+
+def made_from(op: str, b: Builder, size: int) -> Value:
+    g, one = b.graph, b.constant(np.ones(1, np.float32))
+    if op == "ConstantOfShape":
+        return g.op(op, hidden(b, size))
+    if op in ("Expand", "Tile"):
+        return g.op(op, one, hidden(b, size))
+    if op == "Range":
+        return g.op(op, b.constant(np.array(0)), hidden(b, size, scalar=True), b.constant(np.array(1)))
+    if op == "OneHot":
+        return g.op(op, b.constant(np.array([0])), hidden(b, size, scalar=True), b.constant(np.zeros(2, np.float32)))
+    if op == "Pad":
+        return g.op(op, one, g.op("Concat", hidden(b, 0), hidden(b, size), axis=0))
+    if op == "Resize":
+        return g.op(op, one, None, None, hidden(b, size))
+    if op == "Reshape":  # a view in numpy, as large as what it is given
+        return g.op(op, g.op("ConstantOfShape", hidden(b, size)), b.constant(np.array([-1])))
+    if op == "EyeLike":
+        return g.op(op, g.op("ConstantOfShape", g.op("Concat", hidden(b, size >> 15), hidden(b, 1 << 15), axis=0)))
+    assert op == "NonZero"
+    filled = numpy_helper.from_array(np.ones(1, np.int8))
+    return g.op(op, g.op("ConstantOfShape", hidden(b, size >> 4), value=filled))
+
+
+@pytest.mark.parametrize(
+    "op", ["ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Reshape", "EyeLike", "NonZero"]
+)
+def test_a_size_that_is_computed_is_known_before_the_result_is(op: str, build) -> None:
+    b = build("N")
+    graph = b.finish(b.graph.op("Shape", made_from(op, b, HUGE)), infer=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcome = FoldConstants()(graph, Context())
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert any(" bytes" in r.why for r in outcome.refused), outcome.refused
+    assert grown < 1 << 19  # KiB: a half of FOLDED_BYTES may be held for a moment, not the gigabytes of the result
+    small = build("N")
+    folded = small.finish(small.graph.op("Cast", made_from(op, small, 1 << 16), to=1), infer=False)
+    assert not any("bytes" in r.why and "add" not in r.why for r in FoldConstants()(folded, Context()).refused)
+
+
+def test_work_is_bounded_for_all_rounds_together(build) -> None:
+    """2,048³ multiplications each, 8.6e9: the budget takes 15 of 20, however often folding is asked."""
+    b = build("N", 2048)
+    w = b.weight(2048, 2048)
+    product = w
+    for _ in range(20):
+        product = b.graph.op("MatMul", product, w)
+    graph = b.finish(b.graph.op("MatMul", b.x, product))
+    context = Context(folding=Folding(work=Budget(1 << 28)))
+    outcome = FoldConstants()(graph, context)
+    assert outcome.rewrites == 0
+    assert "it takes 8,602,517,504 operations: more than folding may take" in [r.why for r in outcome.refused]
+    assert FoldConstants()(graph, context).rewrites == 0
+
+
+def test_growth_is_bounded_for_all_results_together(build) -> None:
+    b = build("N", 100)
+    ones = b.constant(np.ones((1, 100), np.float32))
+    total = b.x
+    for _ in range(5):
+        total = b.graph.op("Add", total, b.graph.op("Tile", b.graph.op("Neg", ones), b.constant(np.array([3, 1]))))
+    graph = b.finish(total)
+    outcome = FoldConstants()(graph, Context(folding=Folding(growth=Budget(2500))))
+    assert 0 < outcome.rewrites < 5
+    assert any("would add" in r.why for r in outcome.refused)
