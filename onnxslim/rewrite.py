@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
+from onnxslim.brief import Brief
 from onnxslim.budget import Folding
 from onnxslim.collector import paused
 from onnxslim.errors import VerifyError
@@ -31,8 +32,8 @@ class Refusal:
     why: str
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Brief):
     """What a pass did. `rewrites == 0` is the fixed point, unless something was learnt.
 
     `survivors` maps a parameter's name to the indices that survived on each cut axis, so that
@@ -76,8 +77,8 @@ class Checker(Protocol):
     def check(self, before: Graph, after: Graph, what: str) -> None: ...
 
 
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, repr=False)
+class Context(Brief):
     """What passes may need and must not fetch.
 
     progress: called as (what, steps done, steps expected) by a pipeline that goes to its fixed point; how many

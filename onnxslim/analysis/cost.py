@@ -16,6 +16,7 @@ from onnxslim.analysis.batch import with_batch
 from onnxslim.analysis.scope import label
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.analysis.sizes import with_sizes
+from onnxslim.brief import Brief
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 
@@ -43,8 +44,8 @@ class NodeCost:
     params: int
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, repr=False)
+class Cost(Brief):
     """macs: multiply-accumulates for one sample; None where they depend on sizes that are not known. params: elements
     of weights. bytes: of all constants, as stored. unknown: nodes that may multiply, whose cost is not known: those
     that no rule counts are not in `macs`, those of unknown sizes make it None."""

@@ -12,6 +12,7 @@ from onnxslim.analysis.cost import Cost, cost, one_sample, parameters
 from onnxslim.analysis.regions import find_regions
 from onnxslim.analysis.scope import label
 from onnxslim.analysis.trainable import Differentiable, find_trainable
+from onnxslim.brief import Brief
 from onnxslim.graph import Graph, Node
 from onnxslim.targets import Target
 from onnxslim.text import type_text
@@ -56,8 +57,8 @@ class Trainable:
     left: tuple[Left, ...] = ()
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Brief):
     """One model. `ops` counts by op (with its domain where that is not ONNX's), most frequent first.
 
     quantizable: names of nodes with an integer kernel on the target; not_quantizable: the others that

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -58,11 +59,24 @@ def bounded() -> Iterator[None]:
     raise typer.Exit(code) from None
 
 
+_PLAIN = str.maketrans(
+    {"×": "x", "·": "*", "→": "->", "…": "...", "–": "-", "—": "-", "−": "-", "≤": "<=", "≥": ">=", "±": "+-"}
+)
+"""What stands for signs that an encoding lacks."""
+
+
 def tolerate_encodings() -> None:
-    """What the terminal's encoding lacks is shown as `?`, instead of ending the command."""
+    """What the terminal's encoding lacks is shown in plain letters, or as `?`, instead of ending the command."""
+    codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="plain")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    said = error.object[error.start : error.end].translate(_PLAIN)
+    return said.encode("ascii", "replace").decode("ascii"), error.end
 
 
 @contextlib.contextmanager

@@ -33,6 +33,9 @@ __all__ = [
     "sizes_of",
 ]
 
+_PIPE = 10_000
+"""Letters a line that is read by a program may have."""
+
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a finished run.", show_default=False)]
 DataPath = Annotated[
     Path, typer.Option("--data", help="Image folder, zip of one, .npz, or CIFAR-10 binary archive.", show_default=False)
@@ -73,8 +76,8 @@ def print_view(view: RenderableType) -> None:
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:  # into a file or a pipe: nothing is cut or folded
-        console = Console(width=160)
+    if not console.is_terminal:  # into a file or a pipe: names stay whole, and a row is a line
+        console = Console(width=_PIPE)
     console.print(view)
 
 

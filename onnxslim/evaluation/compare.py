@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxslim.brief import Brief
 from onnxslim.data.dataset import Dataset, input_array
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Preprocess
@@ -19,8 +20,8 @@ from onnxslim.evaluation.models import Model, size_of
 __all__ = ["Row", "compare"]
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, repr=False)
+class Row(Brief):
     """One model. bytes_ratio and mcnemar are against the first row, which has 1.0 and None;
     latency.ratio likewise. evaluation is None where the data are unlabelled."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxslim.brief import Brief
 from onnxslim.data.dataset import LABEL, Dataset, input_array
 from onnxslim.data.loader import prefetch
 from onnxslim.data.opening import check_fits
@@ -24,8 +25,8 @@ __all__ = ["Evaluation", "evaluate"]
 _TOP5_FROM = 6  # classes from which "among the five best" says something
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Brief):
     """Accuracy of one model on one data set, sample by sample in the data set's order.
 
     predictions: int64 [n]; correct: bool [n]; correct_top5: bool [n], None below six classes;

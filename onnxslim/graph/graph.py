@@ -51,6 +51,12 @@ class Graph:
         self._journal: list[int] = []
         self._notes: dict[str, tuple[Hashable, Any]] = {}
 
+    def __repr__(self) -> str:
+        items = list(self._network.items.values())
+        nodes = sum(isinstance(item, Node) for item in items)
+        size = sum(item.array.nbytes for item in items if isinstance(item, Value) and item.array is not None)
+        return f"<graph '{self.name}', opset {self.opset}: {nodes:,} nodes, {size:,} bytes of constants>"
+
     # ------------------------------------------------------------------ reading
 
     @property

@@ -92,7 +92,7 @@ class Role(Enum):
     GRADIENT = "gradient"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Value:
     """A tensor: `shape` has ints, symbols or None per axis, and is None where the rank is unknown.
 
@@ -113,6 +113,10 @@ class Value:
     sparse: onnx.SparseTensorProto | None = None
     extra: onnx.TensorProto | None = None  # an initialiser's own doc string and metadata, carried through
 
+    def __repr__(self) -> str:
+        axes = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"<value '{self.name}' ({self.dtype.name}[{axes}])>"
+
     @property
     def static_shape(self) -> tuple[int, ...]:
         """The shape, every axis known; raises ModelError naming the value otherwise."""
@@ -121,7 +125,7 @@ class Value:
         return tuple(d for d in self.shape if isinstance(d, int))
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """One application of an op. `inputs` and `outputs` are found through the graph."""
 
@@ -147,6 +151,9 @@ class Node:
         if isinstance(value, list) or type(value).__name__ == "RepeatedScalarContainer":
             return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in value]
         return value
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
     def __str__(self) -> str:
         kind = f"{self.domain}.{self.op}" if self.domain else self.op

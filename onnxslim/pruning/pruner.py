@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxslim.analysis.channels import Group, Groups, find_groups
 from onnxslim.analysis.scope import Names, label, matched, matches
+from onnxslim.brief import Brief
 from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.graph import Array, Graph
 from onnxslim.pruning.allocation import (
@@ -52,8 +53,8 @@ class Scope:
     multiple: int = 8
 
 
-@dataclass(frozen=True)
-class GroupPlan:
+@dataclass(frozen=True, repr=False)
+class GroupPlan(Brief):
     """One group: channels and MACs (of the nodes that make its channels, for one sample) before and after; the units
     that go."""
 
@@ -66,8 +67,8 @@ class GroupPlan:
         return self.group.channels, self.group.channels - len(self.gone) * self.group.width
 
 
-@dataclass(frozen=True)
-class PrunePlan:
+@dataclass(frozen=True, repr=False)
+class PrunePlan(Brief):
     """What goes, group by group, and the model's size before and after; its latency as a fraction of the whole
     model's, where that was asked for. counted_at: the shapes of the inputs for which MACs are counted, where neither
     the model, nor data, nor options say them."""

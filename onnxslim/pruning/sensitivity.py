@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from onnxslim.brief import Brief
 from onnxslim.data import ProgressCallback
 from onnxslim.errors import DataError
 from onnxslim.evaluation import Point, Variant, evaluate_many
@@ -21,8 +22,8 @@ __all__ = ["Sensitivities", "measure_sensitivities"]
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class Sensitivities:
+@dataclass(frozen=True, repr=False)
+class Sensitivities(Brief):
     """The metric of a model with a ratio of one group's units gone.
 
     context: what the points depend on (digests of model and data, criterion …). metrics: by group, by ratio.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxslim.brief import Brief
 from onnxslim.errors import CheckpointError, DataError
 from onnxslim.evaluation import Evaluation, Interval, Row
 from onnxslim.files import read_json, write_atomic
@@ -68,8 +69,8 @@ class StageRow:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Brief):
     """A finished run. `split`: the data that `rows` are measured on; None where none are labelled.
     `notes`: what a user should know and did not ask for, a sentence each."""
 

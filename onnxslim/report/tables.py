@@ -14,6 +14,7 @@ from onnxslim.analysis.cost import Cost
 from onnxslim.analysis.inspection import Inspection, Left, Reason
 from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
+from onnxslim.report.columns import Column, Columns
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
 from onnxslim.runtime.capabilities import Capabilities
 
@@ -54,41 +55,35 @@ def render(view: RenderableType, width: int = 118) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
-def rows_table(rows: Sequence[ModelRow], title: str | None = None) -> Table:
+def rows_table(rows: Sequence[ModelRow], title: str | None = None) -> Columns:
     """Models side by side; columns that nobody fills are left out."""
-    table = _table(title)
-    table.add_column("model")
-    columns: list[tuple[str, list[str]]] = [
-        ("top-1 %", [_accuracy(r.accuracy) for r in rows]),
-        ("top-5 %", [_top5(r.accuracy) for r in rows]),
-        ("McNemar b/c, p", [_mcnemar(r.mcnemar) for r in rows]),
-        ("latency ms, p95", [_latency(r.latency) for r in rows]),
-        ("× first", [_ratio(r.latency) for r in rows]),
-        ("bytes", [f"{r.bytes:,}" for r in rows]),
-        ("% of first", [f"{100 * r.bytes_ratio:.2f}" for r in rows]),
-        (".ort %", ["" if r.ort_bytes is None else f"{100 * r.ort_bytes / rows[0].bytes:.2f}" for r in rows]),
+    columns = [
+        Column("top-1 %", [_accuracy(r.accuracy) for r in rows]),
+        Column("top-5 %", [_top5(r.accuracy) for r in rows]),
+        Column("McNemar b/c, p", [_mcnemar(r.mcnemar) for r in rows]),
+        Column("latency ms, p95", [_latency(r.latency) for r in rows]),
+        Column("× first", [_ratio(r.latency) for r in rows]),
+        Column("bytes", [f"{r.bytes:,}" for r in rows]),
+        Column("% of first", [f"{100 * r.bytes_ratio:.2f}" for r in rows]),
+        Column(".ort %", ["" if r.ort_bytes is None else f"{100 * r.ort_bytes / rows[0].bytes:.2f}" for r in rows]),
     ]
     if len(rows) == 1:
-        columns = [c for c in columns if c[0] not in ("× first", "% of first")]
-    filled = [(name, cells) for name, cells in columns if any(cells)]
-    for name, _ in filled:
-        table.add_column(name, justify="right")
-    for index, row in enumerate(rows):
-        _row(table, row.name, *(cells[index] for _, cells in filled))
-    return table
+        columns = [c for c in columns if c.header not in ("× first", "% of first")]
+    names = Column("model", [r.name for r in rows], "name")
+    return Columns([names, *(c for c in columns if any(c.cells))], title)
 
 
 def report_view(report: Report) -> RenderableType:
     """The whole report: its stages, then its models side by side."""
-    stages = _table(f"Run '{report.name}'")
-    stages.add_column("stage")
-    stages.add_column("val top-1 %", justify="right")
-    stages.add_column("seconds", justify="right")
-    stages.add_column("")
-    if report.baseline_val is not None:
-        _row(stages, "(float)", _accuracy(report.baseline_val), "", "")
-    for stage in report.stages:
-        _row(stages, stage.kind, _accuracy(stage.val), f"{stage.seconds:.1f}", _summary(stage))
+    before = [] if report.baseline_val is None else [StageRow("(float)", 0.0, val=report.baseline_val)]
+    rows_of_stages = [*before, *report.stages]
+    columns = [
+        Column("stage", [stage.kind for stage in rows_of_stages], "name"),
+        Column("val top-1 %", [_accuracy(stage.val) for stage in rows_of_stages]),
+        Column("seconds", [*([""] * len(before)), *(f"{stage.seconds:.1f}" for stage in report.stages)]),
+        Column("", [_summary(stage) for stage in rows_of_stages], "text"),
+    ]
+    stages = Columns(columns, f"Run '{report.name}'")
     where = f" on {report.split}" if report.split else ""
     rows = rows_table(report.rows, f"Result{where}, with 95 % intervals")
     parts: list[RenderableType] = [stages, Text(), rows]
@@ -109,7 +104,7 @@ def _macs(cost: Cost) -> str:
 
 def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
     """What `onnxslim inspect` prints."""
-    facts = Table.grid(padding=(0, 2))
+    facts = _facts()
     for tensor in found.inputs:
         _row(facts, "input", f"{tensor.name}  {tensor.type}")
     for tensor in found.outputs:
@@ -135,7 +130,7 @@ def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
 
 def doctor_table(found: Capabilities) -> RenderableType:
     """What `onnxslim doctor` prints of a sound installation, or of any."""
-    facts = Table.grid(padding=(0, 2))
+    facts = _facts()
     _row(facts, "Python", found.python)
     _row(facts, "ONNX Runtime", f"{found.distribution} {found.version}".strip() or "none")
     builder = ", `gradient: ort` too" if found.has_gradient_builder else ""
@@ -150,56 +145,54 @@ def doctor_table(found: Capabilities) -> RenderableType:
     return Group(facts, *limits)
 
 
-def keys_table(keys: Iterable[Key]) -> Table:
+def keys_table(keys: Iterable[Key]) -> Columns:
     """The keys of a recipe: where, type, default, meaning."""
-    table = _table(None)
-    table.add_column("key", no_wrap=True)
-    for column in ("type", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    for key in keys:
-        _row(table, key.path, key.type, key.default, key.description, style="bold" if key.type == "keys" else "")
-    return table
+    keys = list(keys)
+    columns = [
+        Column("key", [key.path for key in keys], "key"),
+        Column("type", [key.type for key in keys], "text"),
+        Column("default", [key.default for key in keys], "text"),
+        Column("meaning", [key.description for key in keys], "text"),
+    ]
+    return Columns(columns, styles={n: "bold" for n, key in enumerate(keys) if key.type == "keys"})
 
 
-def rules_table(counts: Mapping[str, int]) -> Table:
+def rules_table(counts: Mapping[str, int]) -> Columns:
     """How often each rule of a simplification fired."""
-    table = _table(None)
-    table.add_column("rule")
-    table.add_column("rewrites", justify="right")
-    for name, count in counts.items():
-        _row(table, name, f"{count:,}")
-    return table
+    return Columns(
+        [Column("rule", list(counts), "name"), Column("rewrites", [f"{count:,}" for count in counts.values()])]
+    )
 
 
-def plan_table(plan: PrunePlan) -> Table:
+def plan_table(plan: PrunePlan) -> Columns:
     """What a cut takes from each channel group; MACs are those of the nodes that make its channels."""
-    table = _table(None)
-    table.add_column("channel group")
-    for column in ("members", "channels", "left", "MACs", "left"):
-        table.add_column(column, justify="right")
-    for row in plan.groups:
-        (channels, left), (macs, macs_left) = row.channels, row.macs
-        cells = (len(row.group.members), channels, left, macs, macs_left)
-        _row(table, row.group.name, *(f"{cell:,}" for cell in cells))
     before, after = plan.before, plan.after
-    _row(table, "model", "", "", "", f"{before.macs:,}", f"{after.macs:,}", style="bold")
-    return table
+    groups = plan.groups
+    columns = [
+        Column("channel group", [*(row.group.name for row in groups), "model"], "name"),
+        Column("members", [*(f"{len(row.group.members):,}" for row in groups), ""]),
+        Column("channels", [*(f"{row.channels[0]:,}" for row in groups), ""]),
+        Column("left", [*(f"{row.channels[1]:,}" for row in groups), ""]),
+        Column("MACs", [f"{macs:,}" for macs in (*(row.macs[0] for row in groups), before.macs)]),
+        Column("left", [f"{macs:,}" for macs in (*(row.macs[1] for row in groups), after.macs)]),
+    ]
+    return Columns(columns, styles={len(groups): "bold"})
 
 
-def sensitivity_table(found: Sensitivities) -> Table:
+def sensitivity_table(found: Sensitivities) -> RenderableType:
     """The relative loss of every group at every ratio, in percent; those that cannot be cut say why."""
     ratios = sorted({ratio for points in found.metrics.values() for ratio in points})
-    table = _table("Relative loss, %, with part of a channel group gone")
-    table.add_column("channel group")
-    table.add_column("units", justify="right")
-    for ratio in ratios:
-        table.add_column(f"{100 * ratio:g} %", justify="right")
-    for name, points in found.losses.items():
-        cells = (f"{100 * points[r]:.1f}" if r in points else "" for r in ratios)
-        _row(table, name, f"{found.units[name]:,}", *cells)
-    for name, why in found.pinned.items():
-        _row(table, f"{name}: {why}")
-    return table
+    losses = found.losses
+    columns = [
+        Column("channel group", list(losses), "name"),
+        Column("units", [f"{found.units[name]:,}" for name in losses]),
+        *(
+            Column(f"{100 * r:g} %", [f"{100 * points[r]:.1f}" if r in points else "" for points in losses.values()])
+            for r in ratios
+        ),
+    ]
+    table = Columns(columns, "Relative loss, %, with part of a channel group gone")
+    return Group(table, *(Text(f"{name}: {why}") for name, why in found.pinned.items()))
 
 
 def int8_path(vnni: bool | None) -> str:
@@ -209,13 +202,17 @@ def int8_path(vnni: bool | None) -> str:
     return "VNNI" if vnni else "no VNNI: u8·s8 sums saturate in 16 bits, use 7-bit weights"
 
 
-def _row(table: Table, *cells: str, style: str = "") -> None:
+def _facts() -> Table:
+    """Words and what they say: the words whole, the rest wrapped."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
     """Adds a row of plain text: names and shapes are not markup."""
-    table.add_row(*map(Text, cells), style=style)
-
-
-def _table(title: str | None) -> Table:
-    return Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_row(*map(Text, cells))
 
 
 def _accuracy(accuracy: Accuracy | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxslim.brief import Brief
 from onnxslim.data import Preprocess, ProgressCallback, check_fits
 from onnxslim.errors import RecipeError
 from onnxslim.graph import Graph
@@ -26,8 +27,8 @@ __all__ = ["Pruned", "plan_pruning", "prune", "sensitivity"]
 _MEASURING = ("ratios", "criterion", "metric", "scope", "exclude", "samples", "restore_batchnorm")
 
 
-@dataclass(frozen=True)
-class Pruned:
+@dataclass(frozen=True, repr=False)
+class Pruned(Brief):
     """A graph with channels cut, and the plan by which they were."""
 
     graph: Graph

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxslim.brief import Brief
 from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
 from onnxslim.errors import OutputError, RecipeError
@@ -29,8 +30,8 @@ from passes.simplify import simplify as simplifying
 __all__ = ["Quantized", "Simplified", "export", "quantize", "set_batch", "simplify"]
 
 
-@dataclass(frozen=True)
-class Simplified:
+@dataclass(frozen=True, repr=False)
+class Simplified(Brief):
     """A graph of the same function; `outcome.by_pass` counts what each rule did. checked_on: the shapes of the inputs
     on which it was run."""
 
@@ -39,8 +40,8 @@ class Simplified:
     checked_on: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Quantized:
+@dataclass(frozen=True, repr=False)
+class Quantized(Brief):
     """An int8 graph, ready to be written, what was left in float, and what to know of figures measured here."""
 
     graph: Graph

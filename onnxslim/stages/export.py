@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from onnxslim.brief import Brief
 from onnxslim.data import Preprocess
 from onnxslim.evaluation.models import has_fake_quant
 from onnxslim.evaluation.trial import require_runs
@@ -28,8 +29,8 @@ from passes.simplify import FoldBatchnorm, canonicalize
 __all__ = ["Export", "Exported", "export_model", "lower", "target_of"]
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Brief):
     """What was written for one target; `ort` and `config` are None where they were not asked for."""
 
     target: str

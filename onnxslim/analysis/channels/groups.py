@@ -13,6 +13,7 @@ import numpy as np
 from onnxslim.analysis.channels.couplings import Axis, Couplings, Edge, Pin, Reader
 from onnxslim.analysis.channels.rules import couple
 from onnxslim.analysis.scope import label
+from onnxslim.brief import Brief
 from onnxslim.collector import paused
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array, Graph, Node, Value
@@ -24,8 +25,8 @@ _OLDEST = 13
 """In which Softmax began to mean one axis, and Split and Squeeze to take their numbers as inputs."""
 
 
-@dataclass(frozen=True, eq=False)
-class Member:
+@dataclass(frozen=True, eq=False, repr=False)
+class Member(Brief):
     """A range of an axis that belongs to a group. index: int64 [units, k], the k indices on this axis that each
     unit of the group stands for, ascending. makes: whether it is of a weight, and channels are made there."""
 
@@ -35,8 +36,8 @@ class Member:
     makes: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
+@dataclass(frozen=True, eq=False, repr=False)
+class Group(Brief):
     """Channels that come and go together: unit u of the group is row u of each member's index.
 
     name: of the node that makes the first of its channels; with "[first:last]" where that node's channels are
@@ -61,8 +62,8 @@ class Group:
         return self.units * self.width
 
 
-@dataclass(frozen=True, eq=False)
-class Groups:
+@dataclass(frozen=True, eq=False, repr=False)
+class Groups(Brief):
     """The groups of a graph in its order, and the places where channels end.
 
     net: the couplings as a networkx graph of `Axis` vertices, each edge with the id of the node that couples.
