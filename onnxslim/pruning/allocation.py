@@ -1,8 +1,8 @@
 """How many units each group loses: a level sets all of them at once, and the least that meets every target is found.
 
 A strategy turns a level between 0 (nothing goes) and 1 (as much as the limits allow) into an ideal number for
-each group. These are rounded, the level is bisected, and what rounding took too much of is given back group by
-group.
+each group. These are rounded, the level is bisected, and what rounding took too much of is given back step by step:
+first the step that the strategy would have taken last.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ __all__ = [
 ]
 
 Ideal: TypeAlias = Callable[[float], Mapping[str, float]]
-"""Units that each group is to lose at a level, before rounding; never less at a higher level."""
+"""Units that each group is to lose at a level, before rounding; none at level 0, and never less at a higher level."""
 
 T = TypeVar("T")
+
+_TILT, _STEEPEST = 0.001, 0.01  # relative losses
 
 _HALVINGS, _MEASURED = 40, 7  # bisections where cost is counted, and where it is measured
 
@@ -75,7 +77,9 @@ class Limit:
         return min(self.units, -(-fewest // self.step) * self.step)
 
     def left(self, lost: float) -> int:
-        """Units left, rounded to the nearest multiple, within the limits."""
+        """Units left, rounded to the nearest multiple, within the limits; all where nothing is to go."""
+        if lost <= 0:
+            return self.units
         kept = math.floor((self.units - lost) / self.step + 0.5) * self.step
         return min(self.units, max(self.least, kept))
 
@@ -104,8 +108,8 @@ def allocate(
     targets: Sequence[Target],
     latency: LatencyTarget[Mapping[str, int]] | None = None,
 ) -> Allocation:
-    """The least level at which all targets hold, rounded, and repaired greedily: the group that rounding cut
-    deepest gets a step back first, as long as the targets hold.
+    """The least level at which all targets hold, rounded; then steps are given back, the one first that the
+    strategy would have taken last, as long as the targets hold.
 
     latency: of units left by group; it is measured as rarely as can be.
     Raises UnsupportedError with the reachable range where even the highest level does not meet a target.
@@ -146,11 +150,11 @@ def allocate(
             high, best = middle, left
         else:
             low = middle
-    lost = ideal(high)
+    merit = _Merit(ideal, limits)
     if latency is None:
-        repaired = _repair(footprint, lost, best, limits, targets)
+        repaired = _repair(footprint, merit, best, limits, targets)
     else:
-        repaired = _repair_measured(lost, best, limits, holds)
+        repaired = _repair_measured(merit, high, best, limits, holds)
     best = {name: units + repaired.get(name, 0) for name, units in best.items()}
     return Allocation(best, footprint.with_left(best), high, repaired, measured.get(tuple(best.values())))
 
@@ -167,9 +171,25 @@ def require_reachable(targets: Sequence[Target], smallest: Size, whole: Size) ->
             )
 
 
+class _Merit:
+    """At which level a strategy comes to take so much of a group: what it takes last matters most."""
+
+    _LEVELS = np.concatenate([[0.0], np.geomspace(1e-7, 1.0, 4096)])
+
+    def __init__(self, ideal: Ideal, limits: Mapping[str, Limit]) -> None:
+        lost = [ideal(float(level)) for level in self._LEVELS]
+        self._lost = {name: np.array([found.get(name, 0.0) for found in lost]) for name in limits}
+        self._units = {name: limit.units for name, limit in limits.items()}
+
+    def level(self, name: str, left: int) -> float:
+        """The least at which no more units than so many are left of a group; above 1 where none leaves so few."""
+        place = int(np.searchsorted(self._lost[name], self._units[name] - left - 1e-9))
+        return float(self._LEVELS[place]) if place < len(self._LEVELS) else 2.0
+
+
 def _repair(
     footprint: Footprint,
-    lost: Mapping[str, float],
+    merit: _Merit,
     left: Mapping[str, int],
     limits: Mapping[str, Limit],
     targets: Sequence[Target],
@@ -177,33 +197,34 @@ def _repair(
     """Steps that can be given back, by group."""
     left, given = dict(left), dict[str, int]()
     footprint.with_left(left)
-    open_groups = [name for name in limits if left[name] < limits[name].units]
-    while open_groups:
-        open_groups.sort(key=lambda name: _excess(limits[name], left[name], lost.get(name, 0.0)))
-        name = open_groups[0]
+    levels = {name: merit.level(name, units) for name, units in left.items() if units < limits[name].units}
+    while levels:
+        name = max(levels, key=levels.__getitem__)
         step = min(limits[name].step, limits[name].units - left[name])
         footprint.set(name, left[name] + step)
         if all(target.holds(footprint.size) for target in targets):
             left[name] += step
             given[name] = given.get(name, 0) + step
+            levels[name] = merit.level(name, left[name])
             if left[name] == limits[name].units:
-                open_groups.pop(0)
+                del levels[name]
         else:
             footprint.set(name, left[name])
-            open_groups.pop(0)
+            del levels[name]
     return given
 
 
 def _repair_measured(
-    lost: Mapping[str, float],
+    merit: _Merit,
+    reached: float,
     left: Mapping[str, int],
     limits: Mapping[str, Limit],
     holds: Callable[[Mapping[str, int]], bool],
 ) -> dict[str, int]:
-    """The same, in few measurements: one step for each group that was cut too deep, as many groups as will do."""
-
-    excess = {name: _excess(limit, left[name], lost.get(name, 0.0)) for name, limit in limits.items()}
-    deep = sorted((name for name in limits if excess[name] < 0), key=excess.__getitem__)
+    """The same, in few measurements: one step for each group that was cut deeper than at the level `reached`, as many
+    groups as will do."""
+    levels = {name: merit.level(name, units) for name, units in left.items() if units < limits[name].units}
+    deep = sorted((name for name, level in levels.items() if level > reached), key=lambda name: -levels[name])
     steps = [(name, min(limits[name].step, limits[name].units - left[name])) for name in deep]
     low, high = 0, len(steps) + 1  # so many can be given back; so many cannot
     while high - low > 1:
@@ -214,11 +235,6 @@ def _repair_measured(
         else:
             high = middle
     return dict(steps[:low])
-
-
-def _excess(limit: Limit, left: int, lost: float) -> float:
-    """Units that are left beyond what a strategy would leave; below 0 where rounding cut deeper."""
-    return left - (limit.units - lost)
 
 
 def uniform(groups: Sequence[Group]) -> Ideal:
@@ -241,12 +257,19 @@ def by_threshold(scores: Mapping[str, Array]) -> Ideal:
     return ideal
 
 
-def by_loss(groups: Sequence[Group], curves: Mapping[str, Mapping[float, float]]) -> Ideal:
+def by_loss(
+    groups: Sequence[Group], curves: Mapping[str, Mapping[float, float]], savings: Mapping[str, float] | None = None
+) -> Ideal:
     """What costs each group the same measured loss: the sensitivity curves, made monotone, cut by one line.
 
     curves: by group, the relative loss by ratio of units gone. Beyond the last ratio a curve goes on as steeply as it
-    last rose, up to where all is gone.
+    last rose, up to where all is gone. savings: by group, what its units save altogether, in any unit (MACs); default:
+    all the same.
+
+    Where curves are flat, what saves most goes first: losing all of the group that saves most counts as a loss of
+    0.001 beside the measured one, of a group that saves a part p of that as 0.001 / p, but never as more than 0.01.
     """
+    most = max((savings or {}).values(), default=0.0)
     lines = {}
     for group in groups:
         points = curves.get(group.name)
@@ -258,22 +281,15 @@ def by_loss(groups: Sequence[Group], curves: Mapping[str, Mapping[float, float]]
             slope = (losses[-1] - losses[-2]) / (ratios[-1] - ratios[-2])
             ratios.append(1.0)
             losses = np.append(losses, losses[-1] + slope * (1 - ratios[-2]))
-        lines[group.name] = (group.units, np.array(ratios), np.asarray(losses))
+        saving = (savings or {}).get(group.name, 0.0)
+        tilt = min(_TILT * most / saving, _STEEPEST) if saving > 0 else (_STEEPEST if most else _TILT)
+        lines[group.name] = (group.units, np.array(ratios), losses + tilt * np.array(ratios))
     highest = max((losses[-1] for _, _, losses in lines.values()), default=0.0)
 
     def ideal(level: float) -> dict[str, float]:
         return {
-            name: units * _ratio(ratios, losses, level * highest) for name, (units, ratios, losses) in lines.items()
+            name: units * float(np.interp(level * highest, losses, ratios))
+            for name, (units, ratios, losses) in lines.items()
         }
 
     return ideal
-
-
-def _ratio(ratios: Array, losses: Array, bound: float) -> float:
-    """The largest ratio whose loss is at most the bound, between the points on a line."""
-    place = int(np.searchsorted(losses, bound, side="right"))
-    if place == len(losses):
-        return float(ratios[-1])
-    rise = losses[place] - losses[place - 1]
-    part = (bound - losses[place - 1]) / rise if rise > 0 else 0.0
-    return float(ratios[place - 1] + part * (ratios[place] - ratios[place - 1]))

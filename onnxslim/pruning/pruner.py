@@ -141,7 +141,7 @@ class Pruner:
             return uniform(self.chosen)
         if strategy == "global":
             return by_threshold(self.scores)
-        return by_loss(self.chosen, losses or {})
+        return by_loss(self.chosen, losses or {}, self._savings())
 
     def plan(
         self,
@@ -176,6 +176,17 @@ class Pruner:
         before = footprint.size
         smallest = footprint.with_left({name: limit.least for name, limit in self.limits.items()})
         require_reachable(_bounds(targets, whole or before), smallest, before)
+
+    def _savings(self) -> dict[str, float]:
+        """MACs, or parameters where those cannot be counted, that go with all but one unit of each group alone."""
+        footprint = Footprint(self.graph, {group.name: group for group in self.chosen}, self.sizes)
+        whole, saved = footprint.size, {}
+        for group in self.chosen:
+            footprint.set(group.name, 1)
+            left = footprint.size
+            saved[group.name] = float(whole.macs - left.macs if whole.macs else whole.params - left.params)
+            footprint.set(group.name, group.units)
+        return saved
 
     def _macs(self, footprint: Footprint) -> list[int]:
         """Of the nodes that make each group's channels."""
