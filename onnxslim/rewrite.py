@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -21,7 +21,7 @@ from onnxslim.graph import Array, Graph
 from onnxslim.targets import Target
 from onnxslim.verify import verify
 
-__all__ = ["Checker", "Context", "Outcome", "Pass", "Pipeline", "Refusal", "StatisticRequest"]
+__all__ = ["Checker", "Context", "Outcome", "Pass", "Pipeline", "Refusal", "StatisticRequest", "once_a_place"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class Refusal:
 
     where: str
     why: str
+
+
+def once_a_place(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
+    """The first reason of each place: what an early pass left, later ones leave for it."""
+    found: dict[str, Refusal] = {}
+    for refusal in refusals:
+        found.setdefault(refusal.where, refusal)
+    return tuple(found.values())
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,10 +11,11 @@ from typing import Any
 
 from onnxslim.brief import Brief
 from onnxslim.data import ProgressCallback
-from onnxslim.errors import DataError
+from onnxslim.errors import CheckpointError, DataError
 from onnxslim.evaluation import Point, Variant, evaluate_many
-from onnxslim.files import held, read_json, write_atomic
+from onnxslim.files import held, read_json
 from onnxslim.graph import Graph
+from onnxslim.records import read_record, write_record
 
 __all__ = ["Sensitivities", "measure_sensitivities"]
 
@@ -45,7 +45,7 @@ class Sensitivities(Brief):
         }
 
     def save(self, path: Path) -> None:
-        """Written atomically, as JSON."""
+        """Written atomically, as JSON with a digest of its own; a file without one is read too."""
         groups = {
             name: {"units": self.units[name], "metric": {str(r): m for r, m in sorted(points.items())}}
             for name, points in self.metrics.items()
@@ -57,13 +57,15 @@ class Sensitivities(Brief):
             "groups": groups,
             "pinned": dict(self.pinned),
         }
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_record(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Sensitivities:
         """Raises DataError where the file is missing or is none of this kind."""
         try:
             content = read_json(path)
+            if "digest" in content:
+                content = read_record(path)
             if content["version"] != _VERSION:
                 raise DataError(f"{path}: sensitivities of version {content['version']}, expected {_VERSION}")
             groups = content["groups"]
@@ -81,7 +83,7 @@ class Sensitivities(Brief):
             return found
         except FileNotFoundError:
             raise DataError(f"Sensitivities not found: {path}; `onnxslim sensitivity` measures them") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (CheckpointError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is not a file of sensitivities ({error}): move it away to measure anew") from error
 
     def check_context(self, context: Mapping[str, Any], path: Path) -> None:

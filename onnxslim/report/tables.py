@@ -16,6 +16,7 @@ from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.report.columns import Column, Columns
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
+from onnxslim.rewrite import Refusal, once_a_place
 from onnxslim.runtime.capabilities import Capabilities
 
 __all__ = [
@@ -87,9 +88,9 @@ def report_view(report: Report) -> RenderableType:
     where = f" on {report.split}" if report.split else ""
     rows = rows_table(report.rows, f"Result{where}, with 95 % intervals")
     parts: list[RenderableType] = [stages, Text(), rows]
-    refused = [refusal for stage in report.stages for refusal in stage.refused]
+    refused = once_a_place(Refusal(*refusal) for stage in report.stages for refusal in stage.refused)
     if refused:
-        parts += [Text("Left as they were:"), *_reasons([f"  {where}: {why}" for where, why in refused])]
+        parts += [Text("Left as they were:"), *_reasons([f"  {one.where}: {one.why}" for one in refused])]
     parts += [Text(f"Note: {note}") for note in report.notes]
     parts += [Text(_machine(report.machine)), Text(f"Files: {report.folder}")]
     return Group(*parts)

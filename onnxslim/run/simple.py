@@ -13,7 +13,7 @@ from onnxslim.errors import OutputError, RecipeError
 from onnxslim.files import require_name
 from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import read
-from onnxslim.rewrite import Context, Outcome, Refusal
+from onnxslim.rewrite import Context, Outcome, Refusal, once_a_place
 from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import Sample, find_feeds
@@ -76,7 +76,7 @@ def quantize(
     stage = Quantize(target=target, samples=samples, skip=list(skip))
     result = stage.apply(graph, dataset, preprocess, seed, progress)
     lowered, outcome = lower(result.graph, target, preprocess)
-    return Quantized(lowered, tuple(dict.fromkeys((*result.refused, *outcome.refused))), stage.note)
+    return Quantized(lowered, once_a_place((*result.refused, *outcome.refused)), stage.note)
 
 
 @paused()

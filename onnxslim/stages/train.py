@@ -147,6 +147,7 @@ class Train(Stage):
             progress=context.progress,
             log=context.log,
             say=context.say,
+            shown=lambda top1: f"top-1 {100 * top1:.2f} %",
         )
         result = trainer.run(resume=context.resume)
         trained = result.best if self.take == "best" else result.graph

@@ -6,7 +6,6 @@ run's `plan.json`, and used again when the run is resumed on the same CPU and ru
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.files import read_json, write_atomic
+from onnxslim.errors import CheckpointError
 from onnxslim.graph import Array
+from onnxslim.records import read_record, write_record
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.training.step import LAYOUTS, Layout, Step
@@ -55,7 +55,7 @@ class Plan:
     def save(self, path: Path, label: str) -> None:
         """Into the file of all stages' plans."""
         plans = _plans(path)
-        write_atomic(path, json.dumps(plans | {label: asdict(self)}, indent=1).encode())
+        write_record(path, plans | {label: asdict(self)})
 
     @classmethod
     def load(cls, path: Path, label: str) -> Plan | None:
@@ -73,11 +73,11 @@ class Plan:
 
 
 def _plans(path: Path) -> dict[str, Any]:
+    """Nothing where there are none, or not as they were written: the choice is made anew."""
     try:
-        found = read_json(path)
-    except (OSError, ValueError):
+        return read_record(path)
+    except CheckpointError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def choose_layout(build: Callable[[Layout], Step], state: Mapping[str, Array], wanted: str = "auto") -> Plan:

@@ -53,8 +53,8 @@ class Trainer:
     """Trains `student` in place of its parameters; the graph itself is not changed.
 
     validate: the metric (larger is better) of an evaluation-mode graph; it is also measured before training, which
-    need not better it. freeze_from: the first epoch in which batch norm uses its running statistics. folder: for
-    checkpoints; None keeps none. say: takes a line an epoch, and what is done before the first.
+    need not better it; shown: the metric in words. freeze_from: the first epoch in which batch norm uses its running
+    statistics. folder: for checkpoints; None keeps none. say: takes a line an epoch, and what is done before the first.
     start: the state to go on from, such as one that was cut with its model; default: the student's own.
     Equal seeds, data and workers give equal weights, however often a run is interrupted and resumed.
     """
@@ -76,6 +76,7 @@ class Trainer:
     progress: ProgressCallback | None = None
     log: Callable[..., None] | None = None
     say: Say | None = None
+    shown: Callable[[float], str] = "{:.4g}".format
     start: State | None = None
     _stop: bool = field(default=False, init=False)
     _best: State | None = field(default=None, init=False)
@@ -216,7 +217,7 @@ class Trainer:
         if "train_top1" in record:
             parts.append(f"train top-1 {100 * record['train_top1']:.2f} %")
         if "val" in record:
-            parts.append(f"val {record['val']:.4f}{' (the best yet)' if is_best else ''}")
+            parts.append(f"val {self.shown(record['val'])}{' (the best yet)' if is_best else ''}")
         parts += [f"learning rate {record['lr']:.3g}", f"{record['images_per_second']:,.0f} images/s"]
         if record["epoch"] < self.epochs:
             parts.append(f"about {time_in_words(left)} left")

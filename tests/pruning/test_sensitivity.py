@@ -145,3 +145,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, key: str, value: object) -> N
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(DataError, match="is not a file of sensitivities"):
         Bench().measure(path)
+
+
+def test_a_digit_changed_since_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    found = Bench().measure(path)
+    assert Sensitivities.load(path) == found
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "baseline": content["baseline"] + 0.01}))
+    with pytest.raises(DataError, match=r"s\.json is not a file of sensitivities .*does not match its own digest"):
+        Sensitivities.load(path)
+    del content["digest"]  # of an earlier version, or by hand
+    path.write_text(json.dumps(content))
+    assert Sensitivities.load(path) == found

@@ -116,3 +116,13 @@ def test_the_doctor_says_what_there_is() -> None:
     text = render(doctor_table(found))
     assert found.version in text
     assert "int8 path" in text
+
+
+def test_a_node_is_left_as_it_was_once() -> None:
+    """Whatever the later stages say of it, too."""
+    first = StageRow("quantize", 1.0, refused=(("node 'a'", "its weights are not constant"), ("node 'b'", "skipped")))
+    last = StageRow("export", 1.0, refused=(("node 'a'", "its weight has no grid"), ("node 'c'", "no kernel")))
+    text = str(Report("r", "runs/r", None, (ModelRow("float", 10, 1.0),), (first, last)))
+    left = text[text.index("Left as they were:") :].splitlines()[1:4]
+    expected = ["node 'a': its weights are not constant", "node 'b': skipped", "node 'c': no kernel"]
+    assert [line.strip() for line in left] == expected

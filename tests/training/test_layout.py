@@ -140,6 +140,9 @@ def test_plans_of_several_stages_share_a_file(tmp_path: Path) -> None:
     assert first.holds_here()
     assert second is not None
     assert not second.holds_here()
+    path.write_text(path.read_text().replace('"plain"', '"lanes"'))  # not as it was written: chosen anew
+    assert Plan.load(path, "3-train") is None
+    here.save(path, "1-train")
     assert Plan.load(path, "2-train") is None
 
 

@@ -198,9 +198,9 @@ def test_every_epoch_is_said(trainer: Callable, tmp_path: Path) -> None:
     expected = [
         "train: measuring the model before training",
         "train: building the training step",
-        rf"train: epoch 1 of 2: loss {number}, train top-1 {number} %, val 0.5000 \(the best yet\), learning rate "
+        rf"train: epoch 1 of 2: loss {number}, train top-1 {number} %, val 0.5 \(the best yet\), learning rate "
         rf"{number}, [\d,]+ images/s, about \d+ s left",
-        rf"train: epoch 2 of 2: loss {number}, train top-1 {number} %, val 0.4000, learning rate {number}, "
+        rf"train: epoch 2 of 2: loss {number}, train top-1 {number} %, val 0.4, learning rate {number}, "
         r"[\d,]+ images/s",
     ]
     assert len(lines) == len(expected)
