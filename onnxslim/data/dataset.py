@@ -159,12 +159,13 @@ def load_all(dataset: Dataset, progress: ProgressCallback | None = None) -> None
 
 
 def input_array(arrays: Mapping[str, Array], input_name: str) -> Array:
-    """The array for a model's input: the one of its name, else "image", else the only one.
+    """The array for a model's input: the one of its name, else "image", else the only one; never the labels, whatever
+    the input is called.
 
     Raises DataError naming what there is.
     """
     for name in (input_name, "image"):
-        if name in arrays:
+        if name in arrays and name != LABEL:
             return arrays[name]
     inputs = [name for name in arrays if name != LABEL]
     if len(inputs) != 1:

@@ -19,6 +19,7 @@ from onnxslim.data import Batch, Loader, ProgressCallback, Say, time_in_words
 from onnxslim.errors import DataError, TrainingError
 from onnxslim.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
+from onnxslim.training.names import inner_name
 from onnxslim.training.nan_hunt import first_nonfinite, nonfinite_state
 from onnxslim.training.optimizers import Optimizer
 from onnxslim.training.parameters import mark_parameters
@@ -247,7 +248,7 @@ class Trainer:
         return record
 
     def _feeds(self, batch: Batch) -> dict[str, Array]:
-        feeds = dict(batch.feeds)
+        feeds = {inner_name(name): array for name, array in batch.feeds.items()}
         logits = self.student.outputs[0]
         if self.options.labelled:
             if batch.labels is None:
@@ -263,7 +264,7 @@ class Trainer:
             feeds["label"] = batch.labels
         if self.cache is not None:
             assert batch.view is not None
-            feeds[f"teacher.{logits.name}"] = self.cache.outputs(batch.indices, batch.view)
+            feeds[f"teacher.{inner_name(logits.name)}"] = self.cache.outputs(batch.indices, batch.view)
         return feeds
 
     def _nan(

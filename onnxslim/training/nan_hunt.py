@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxslim.graph import Array, DType, Graph, Role
 from onnxslim.runtime.session import Session
+from onnxslim.training.names import inner_name, outer_name, outer_names
 from onnxslim.training.step import Step
 
 __all__ = ["first_nonfinite", "nonfinite_state"]
@@ -25,7 +26,7 @@ def first_nonfinite(step: Step, feeds: Mapping[str, Array], state: Mapping[str, 
     for name, array in (*feeds.items(), *((n, state[n]) for n in step.state)):
         if not _finite(array):
             origin = "fed by the data" if name in feeds else "of the training state"
-            return f"the input '{name}', {origin}, {_what(array)}"
+            return f"the input '{outer_name(name)}', {origin}, {_what(array)}"
     graph = step.graph.copy()
     nodes = graph.nodes()
     seen = [v for node in nodes for v in graph.node_outputs(node) if v is not None and v.name]
@@ -40,7 +41,7 @@ def first_nonfinite(step: Step, feeds: Mapping[str, Array], state: Mapping[str, 
     for value in floats:
         array = found[value.name]
         if array.dtype.kind == "f" and not _finite(array):
-            return f"'{value.name}', the output of {graph.producer(value)}, {_what(array)}"
+            return outer_names(f"'{value.name}', the output of {graph.producer(value)}, {_what(array)}")
     return "no single value (replayed one by one, every value is finite)"
 
 
@@ -52,10 +53,11 @@ def nonfinite_state(arrays: Mapping[str, Array], before: Mapping[str, Array], gr
     """
     for name, array in arrays.items():
         if not _finite(array):
-            value = graph.find(name)
-            kind = _KINDS.get(value.role, "array") if value is not None else "optimiser's moment"
+            value = graph.find(outer_name(name))
+            owned = value is not None and inner_name(value.name) == name
+            kind = _KINDS.get(value.role, "array") if value is not None and owned else "optimiser's moment"
             when = "since this step" if _finite(before[name]) else "since an earlier step"
-            return f"The {kind} '{name}' {_what(array)}, {when}"
+            return outer_names(f"The {kind} '{name}'") + f" {_what(array)}, {when}"
     return None
 
 

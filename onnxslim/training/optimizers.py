@@ -57,7 +57,7 @@ class Sgd:
     def update(
         self, graph: Graph, parameter: Value, gradient: Value, moments: list[Value], rates: Rates, decays: bool
     ) -> tuple[Value, list[Value]]:
-        base = parameter.name
+        base = f"op/{parameter.name}"
         if decays and self.weight_decay:
             decay = graph.op("Mul", parameter, _const(graph, self.weight_decay), name=f"{base}/decay")
             gradient = graph.op("Add", gradient, decay, name=f"{base}/decayed")
@@ -88,7 +88,7 @@ class AdamW:
     def update(
         self, graph: Graph, parameter: Value, gradient: Value, moments: list[Value], rates: Rates, decays: bool
     ) -> tuple[Value, list[Value]]:
-        base = parameter.name
+        base = f"op/{parameter.name}"
         corrections = [self._correction(graph, rates, i) for i in (0, 1)]
         square = graph.op("Mul", gradient, gradient, name=f"{base}/square")
         news = []

@@ -26,7 +26,7 @@ Rows: TypeAlias = dict[str, dict[str, tuple[int, ...]]]
 """Row → member → shape, in order."""
 
 _LINE = 16  # floats of a cache line: no two parameters share one
-_PARAMETERS = ("rows/decayed", "rows/undecayed")  # names that no array of a model should have
+_PARAMETERS = ("rows/decayed", "rows/undecayed")
 
 
 def rows_of(plan: UpdatePlan) -> tuple[Rows, Rows]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxslim.errors import CheckpointError
 from onnxslim.graph import Array, Graph, Role
+from onnxslim.training.names import inner_name, outer_names
 from onnxslim.training.optimizers import Optimizer
 
 __all__ = ["State"]
@@ -20,7 +21,7 @@ _OWNED = (Role.PARAMETER, Role.STATISTIC, Role.SCALE)
 
 @dataclass(frozen=True)
 class State:
-    """Parameters, statistics, scales and moments (float32, by name), and how far training is.
+    """Parameters, statistics, scales and moments (float32, by `inner_name`), and how far training is.
 
     epoch and step_in_epoch: where training goes on. sums and spent: of the epoch under way, the metrics added up, and
     the seconds of its steps ("seconds") and of waiting for data in them ("waited"). seconds: that all of the training
@@ -46,21 +47,23 @@ class State:
         arrays: dict[str, Array] = {}
         for value in graph.initializers():
             if value.role in _OWNED and value.array is not None:
-                arrays[value.name] = np.array(value.array, np.float32)
+                name = inner_name(value.name)
+                arrays[name] = np.array(value.array, np.float32)
                 if value.role is Role.PARAMETER:
                     for moment in optimizer.moments:
-                        arrays[f"{value.name}.{moment}"] = np.zeros(value.static_shape, np.float32)
+                        arrays[f"{name}.{moment}"] = np.zeros(value.static_shape, np.float32)
         return cls(arrays)
 
     def write_to(self, graph: Graph) -> None:
         """Puts parameters, statistics and scales into the graph's initialisers."""
         for value in graph.initializers():
             if value.role in _OWNED:
-                graph.set_array(value, self.arrays[value.name].copy())
+                graph.set_array(value, self.arrays[inner_name(value.name)].copy())
 
     def cut(self, survivors: Mapping[str, Mapping[int, Array]]) -> State:
         """The state of the model after `CutChannels`, by its outcome's `survivors`: parameters, statistics and scales
         keep what survived, and moments follow their parameter, bit by bit. The best metric was another model's."""
+        survivors = {inner_name(name): axes for name, axes in survivors.items()}
         arrays = {}
         for name, array in self.arrays.items():
             owner = name.rpartition(".")[0]
@@ -83,7 +86,8 @@ class State:
             if mine is None or theirs is None or mine.shape != theirs.shape:
                 got = "none" if mine is None else f"shape {mine.shape}"
                 expected = "none" if theirs is None else f"shape {theirs.shape}"
+                named = outer_names(f"'{name}'")
                 raise CheckpointError(
-                    f"{where} belongs to another model or optimiser: for '{name}' it has {got}, this run {expected}. "
-                    "Start anew, or resume with the recipe that wrote it"
+                    f"{where} belongs to another model or optimiser: for {named} it has {got}, "
+                    f"this run {expected}. Start anew, or resume with the recipe that wrote it"
                 )

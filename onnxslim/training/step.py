@@ -19,6 +19,7 @@ from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.graph import Array, DType, Graph, Role, Value
 from onnxslim.rewrite import Context, Pass, Pipeline
 from onnxslim.runtime.capabilities import capabilities
+from onnxslim.training.names import move_names, users_names
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
 from onnxslim.verify import verify
 from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses, softmax_behind
@@ -74,11 +75,18 @@ class Step:
 
 
 def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph | None = None) -> Step:
-    """The step graph of a student in the working opset; `student` is not changed.
+    """The step graph of a student in the working opset; `student` is not changed. Its tensors are called as
+    `inner_name` says.
 
     Raises GradientError naming the node where something on the way has no gradient.
     """
-    student = student.copy()
+    with users_names():
+        student = move_names(student.copy())
+        teacher = None if teacher is None else move_names(teacher.copy())
+        return _built(student, batch, options, teacher)
+
+
+def _built(student: Graph, batch: int, options: StepOptions, teacher: Graph | None) -> Step:
     trained = trained_of(student, frozen_batchnorm=options.frozen_batchnorm)
     graph = with_batch(student, batch, options.sample)
     data = [v.name for v in graph.inputs if v.array is None]

@@ -159,7 +159,8 @@ class _Builder:
     # ------------------------------------------------------------------ words
 
     def op(self, op: str, *inputs: Value, name: str, **attributes: Any) -> Value:
-        return self.graph.op(op, *inputs, name=name, **attributes)
+        """Under a name that no input has, whichever comes first."""
+        return self.graph.op(op, *inputs, name=f"op/{name}", **attributes)
 
     def const(self, number: float) -> Value:
         name = f"const/{float(number)!r}"
@@ -198,7 +199,8 @@ class _Builder:
         """min(1, bound / (‖g‖ + 1e-6)), the norm over all gradients."""
         squares = [self.op("ReduceSumSquare", g, name="norm/square", keepdims=0) for g in gradients]
         total = self.op("Sum", *squares, name="norm/total")
-        norm = self.op("Sqrt", total, name="grad_norm")
+        norm = self.op("Sqrt", total, name="norm")
+        self.graph.rename(norm, "grad_norm")
         self.graph.set_type(norm, DType.FLOAT, ())
         self.graph.add_output(norm)
         ratio = self.op(
@@ -245,13 +247,13 @@ class _Builder:
         batch = parts[0]
         if len(parts) > 1:
             # Ends are merged as (−lo, hi), so that one maximum serves both.
-            sign = self.graph.add_constant(f"{name}/sign", np.tile(np.array([-1, 1], np.float32), spec.count))
+            sign = self.graph.add_constant(f"op/{name}/sign", np.tile(np.array([-1, 1], np.float32), spec.count))
             outward = [self.op("Mul", part, sign, name=f"{name}/outward") for part in parts]
             batch = self.op("Mul", self.op("Max", *outward, name=f"{name}/widest"), sign, name=f"{name}/batch")
         moved = self._moved(self._input(name, (size,)), batch, self.const(1 - MOMENTUM))
         ends = [np.array(end) if spec.count == 1 else np.arange(end, size, 2) for end in (0, 1)]
         lowest, highest = (
-            self.op("Gather", moved, self.graph.add_constant(f"{name}/ends", end), name=f"{name}/end", axis=0)
+            self.op("Gather", moved, self.graph.add_constant(f"op/{name}/ends", end), name=f"{name}/end", axis=0)
             for end in ends
         )
         low = self.op("Min", lowest, self.const(0.0), name=f"{name}/low")

@@ -1,0 +1,166 @@
+"""Tensors of a model may be called what training calls its own: the run is the same, and the names come out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
+from onnxslim.errors import CheckpointError, RecipeError, TrainingError
+from onnxslim.graph import DType, Graph, Value
+from onnxslim.pruning.taylor import gradient_products
+from onnxslim.stages.quantize import Quantize
+from onnxslim.stages.train import mark_roles
+from onnxslim.training.loop import Trainer
+from onnxslim.training.names import inner_name, move_names, outer_name, outer_names
+from onnxslim.training.optimizers import AdamW, Sgd
+from onnxslim.training.schedules import Schedule
+from onnxslim.training.state import State
+from onnxslim.training.step import StepOptions, build_step
+from passes.distill import CrossEntropy, SoftLabel
+
+PLAIN = ("x", "k", "b", "gamma", "beta", "mean", "var", "w", "conv", "norm", "relu", "pool", "flat", "y")
+OWN = (
+    "label", "loss", "correct", "lr", "step", "factor", "grad_norm", "axes", "rows/decayed", "rows/undecayed",
+    "rows/mean", "w0/grad.k", "w1/grad.rows/decayed", "k.next", "k.momentum", "k.exp_avg", "b.momentum", "loss.weight",
+    "loss.cross_entropy", "loss.soft_label", "teacher.y", "teacher.x", "teacher.label", "grad.k", "grad.w", "grad/one",
+    "observed.x.range", "batch_mean.mean", "batch_var.mean", "const/0.9", "const/1.0", "op/k/decay", "user/label/",
+    "user/label", "user/user/label//", "k_grad", "loss_grad", "cross_entropy/classes", "observed/axis", "weights",
+    "k.scale", "k.quantized", "k.fake_quant", "x.range", "k.scale/abs", "correction/0", "ints/0_2", "grad", "rows", "",
+)  # fmt: skip
+
+
+def network(names: Mapping[str, str]) -> Graph:
+    """Convolution → batch norm → ReLU → mean → matrix product, every tensor called as `names` says."""
+    graph, rng = Graph("net"), np.random.default_rng(2)
+
+    def c(name: str, *shape: int, low: float = -0.5) -> Value:
+        return graph.add_constant(names[name], rng.uniform(low, 1, shape).astype(np.float32))
+
+    def op(op: str, name: str, *inputs: Value, **attributes: object) -> Value:
+        made = graph.add_node(op, inputs, [names[name]], attributes, name=f"the_{name}")
+        return graph.result(made)
+
+    x = graph.add_input(names["x"], DType.FLOAT, ("n", 1, 4, 4))
+    x = op("Conv", "conv", x, c("k", 4, 1, 3, 3), c("b", 4))
+    x = op("BatchNormalization", "norm", x, c("gamma", 4), c("beta", 4), c("mean", 4), c("var", 4, low=0.5))
+    x = op("Flatten", "flat", op("GlobalAveragePool", "pool", op("Relu", "relu", x)))
+    graph.add_output(op("MatMul", "y", x, c("w", 4, 3)))
+    infer_shapes(graph)
+    return graph
+
+
+def images() -> ArrayDataset:
+    rng = np.random.default_rng(3)
+    return ArrayDataset({"image": rng.integers(0, 255, (16, 4, 4, 1)).astype(np.uint8), "label": np.arange(16) % 3})
+
+
+def student_of(names: Mapping[str, str], quantize: bool) -> Graph:
+    graph = network(names)
+    if quantize:
+        graph = Quantize(target="x64", samples=8).apply(graph, images(), Preprocess()).graph
+    mark_roles(graph)
+    return graph
+
+
+def trainer(
+    names: Mapping[str, str], folder: Path | None = None, *, quantize: bool = False, adam: bool = False
+) -> Trainer:
+    optimizer = AdamW(clip_norm=1.0) if adam else Sgd(clip_norm=1.0)
+    loader = Loader(images(), names["x"], Preprocess(), Augment(), 8, seed=1)
+    options = StepOptions((CrossEntropy(), SoftLabel(0.5)))
+    return Trainer(student_of(names, quantize), loader, options, optimizer, Schedule(0.05), epochs=1, workers=2,
+                   teacher=network(names), folder=folder)  # fmt: skip
+
+
+def mapped(given: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(PLAIN, given))
+
+
+def trained(made: Trainer) -> tuple[dict[str, bytes], dict[str, object]]:
+    result = made.run()
+    drop = ("seconds", "images_per_second", "data_wait")
+    arrays = {v.name: np.array(v.array).tobytes() for v in result.graph.initializers()}
+    return arrays, {k: v for k, v in result.history[0].items() if k not in drop}
+
+
+@pytest.mark.parametrize(("quantize", "adam"), [(False, False), (True, True)], ids=["float", "qat"])
+def test_the_run_is_the_same_whatever_tensors_are_called(quantize: bool, adam: bool) -> None:
+    expected, history = trained(trainer(mapped(PLAIN), quantize=quantize, adam=adam))
+
+    @settings(max_examples=5, deadline=None, derandomize=True)
+    @given(st.permutations([name for name in OWN if name]))
+    def check(names: list[str]) -> None:
+        called = mapped(tuple(names))
+        found, record = trained(trainer(called, quantize=quantize, adam=adam))
+        assert record == history
+        for plain, name in called.items():
+            if plain in expected:
+                assert found[name] == expected[plain], (plain, name)
+
+    check()
+
+
+@pytest.mark.parametrize("place", ["x", "k"])
+def test_each_own_name_at_an_input_and_a_weight(place: str) -> None:
+    expected, history = trained(trainer(mapped(PLAIN)))
+    for name in ("label", "loss", "correct", "lr", "step", "rows/decayed", "k.next", "w0/grad.rows/decayed"):
+        called = {**mapped(PLAIN), place: name}
+        found, record = trained(trainer(called))
+        assert record == history, name
+        assert {called[plain]: array for plain, array in expected.items()} == found, name
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(OWN), st.text(max_size=12)), unique=True, max_size=20))
+def test_moved_names_differ_and_come_back(names: list[str]) -> None:
+    moved = [inner_name(name) for name in names]
+    assert len(set(moved)) == len(names)
+    assert [outer_name(name) for name in moved] == names
+    graph = Graph()
+    for name in dict.fromkeys(filter(None, names)):
+        graph.add_input(name, DType.FLOAT, (1,))
+    move_names(graph)
+    assert [v.name for v in graph.inputs] == [inner_name(name) for name in names if name]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from([name for name in OWN if name]), unique=True, min_size=2, max_size=8))
+def test_moments_never_meet_a_tensor(names: list[str]) -> None:
+    owned = [inner_name(name) for name in names]
+    moments = [f"{name}.{moment}" for name in owned for moment in ("momentum", "exp_avg", "next")]
+    assert len({*owned, *moments}) == 4 * len(names)
+
+
+def test_errors_say_the_models_names() -> None:
+    called = {**mapped(PLAIN), "x": "label", "k": "loss", "conv": "correct", "y": "grad.w"}
+    assert outer_names(f"'{inner_name('loss')}' and 'k'") == "'loss' and 'k'"
+    moment = State({f"{inner_name('loss')}.exp_avg": np.zeros(3, np.float32)})
+    with pytest.raises(CheckpointError, match=r"for 'loss.exp_avg' it has shape \(3,\), this run none"):
+        moment.check_like(State({}), "That state")
+    broken = trainer(called)
+    broken.student.set_array(broken.student.value("loss"), np.full((4, 1, 3, 3), np.nan, np.float32))
+    with pytest.raises(TrainingError, match=r"the input 'loss', of the training state, is NaN"):
+        broken.run()
+    teacher = network(called)
+    teacher.set_array(teacher.value("w"), np.ones((4, 5), np.float32))
+    teacher.clear_shape(teacher.outputs[0])
+    infer_shapes(teacher)
+    with pytest.raises(RecipeError, match=r"output 'grad.w' has the shape .*, but the student's 'grad.w' has"):
+        build_step(student_of(called, quantize=False), 8, StepOptions((SoftLabel(),), labelled=False), teacher)
+
+
+def test_taylor_finds_its_products() -> None:
+    called = {**mapped(PLAIN), "x": "label", "k": "loss", "w": "k.momentum"}
+    rng = np.random.default_rng(0)
+    feeds = rng.normal(size=(4, 1, 4, 4)).astype(np.float32), np.arange(4) % 3
+    plain = gradient_products(network(mapped(PLAIN)), [({"x": feeds[0]}, feeds[1])], 4, 1)
+    found = gradient_products(network(called), [({"label": feeds[0]}, feeds[1])], 4, 1)
+    for name, product in plain[0].items():
+        assert np.array_equal(found[0][called[name]], product), name
