@@ -29,6 +29,7 @@ __all__ = [
     "parse_json",
     "read_json",
     "read_regular",
+    "require_free",
     "require_name",
     "require_place",
     "write_atomic",
@@ -99,6 +100,15 @@ def require_place(path: Path) -> None:
             raise OutputError(
                 f"Cannot write {_shown(path)}: there is no folder {_shown(folder)}; {_ADVICE[errno.ENOENT]}"
             )
+
+
+def require_free(path: Path, force: bool) -> None:
+    """`require_place`, and OutputError where something stands there already, unless `force`."""
+    require_place(path)
+    if not force and os.path.lexists(path):
+        raise OutputError(
+            f"{_shown(path)} exists already: choose another name, or replace it with --force (force=True in Python)"
+        )
 
 
 def require_name(name: str, what: str) -> None:

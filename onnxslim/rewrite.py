@@ -7,6 +7,7 @@ are requested first, gathered in one run for all passes, and then applied.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,19 @@ from onnxslim.graph import Array, Graph
 from onnxslim.targets import Target
 from onnxslim.verify import verify
 
-__all__ = ["Checker", "Context", "Outcome", "Pass", "Pipeline", "Refusal", "StatisticRequest", "once_a_place"]
+__all__ = [
+    "Checker",
+    "Context",
+    "Outcome",
+    "Pass",
+    "Pipeline",
+    "Refusal",
+    "StatisticRequest",
+    "grouped",
+    "once_a_place",
+]
+
+_PLACE = re.compile(r"[Nn]ode '(?P<name>.*)' \((?P<op>.*)\)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,22 @@ def once_a_place(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
     for refusal in refusals:
         found.setdefault(refusal.where, refusal)
     return tuple(found.values())
+
+
+def grouped(refusals: Iterable[Refusal], examples: int = 3) -> list[str]:
+    """A line for all places of one op and one reason, most frequent first: `12 × Softmax: … (at 'a', 'b', 'c', …)`."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for refusal in dict.fromkeys(refusals):
+        found = _PLACE.fullmatch(refusal.where)
+        op, name = (found["op"], found["name"]) if found else ("", refusal.where)
+        places.setdefault((op, refusal.why), []).append(name)
+    lines = []
+    for (op, why), names in sorted(places.items(), key=lambda item: -len(item[1])):  # sorted keeps the order of equals
+        shown = [f"'{name}'" if op else name for name in names if name][:examples]
+        more = ", …" if len(names) > len(shown) else ""
+        at = f" (at {', '.join(shown)}{more})" if shown else ""
+        lines.append(f"{len(names)} × {op}: {why}{at}" if op else f"{', '.join(shown)}{more}: {why}")
+    return lines
 
 
 @dataclass(frozen=True, repr=False)

@@ -205,11 +205,11 @@ def test_export_writes_all_files_and_explains_a_float_model(job: Path) -> None:
     good("compress", "r.yaml")
     text = good("export", "runs/r/stages/0.onnx", "--target", "arm", "-o", "phone")
     assert sorted(p.name for p in (job / "phone").iterdir()) == ["model.onnx", "model.ort", "required_operators.config"]
-    assert "no fake-quant" not in text
+    assert "stays so" not in text
     again = run("export", "runs/r/stages/0.onnx", "--target", "arm", "-o", "phone")
     assert again.exit_code == 2
     assert "exists already" in again.stderr
-    assert "no fake-quant nodes" in good("export", "student.onnx", "-o", "float", "--name", "small")
+    assert "The model is in float" in good("export", "student.onnx", "-o", "float", "--name", "small")
     assert (job / "float" / "small.ort").is_file()
 
 
@@ -322,3 +322,42 @@ def test_an_interrupted_sensitivity_says_what_is_kept(
     assert result.exit_code == 130
     assert f"Interrupted. {message}" in result.stderr
     assert ".." not in result.stderr
+
+
+def test_quantize_says_how_much_became_int8_and_groups_the_rest(job: Path) -> None:
+    text = good("quantize", "student.onnx", "-o", "i.onnx", "--data", "data.npz", "--split", "train", "--skip", "Conv",
+                "--per-tensor", "--weight-bits", "7", "--activation-bits", "8", "--samples", "16")  # fmt: skip
+    assert "int8: 1 of 3 layers that multiply, with 0." in text
+    assert "left in float: 2 × Conv: skipped as asked (at " in text
+    assert "Next: `onnxslim evaluate student.onnx i.onnx --data data.npz`" in text
+
+
+@pytest.mark.parametrize("command", ["quantize", "simplify", "prune", "export"])
+def test_what_stands_there_is_replaced_by_force_alone(job: Path, command: str) -> None:
+    data = ("--data", "data.npz", "--split", "train")
+    arguments, written = {
+        "quantize": (("student.onnx", "-o", "o.onnx", *data), "o.onnx"),
+        "simplify": (("student.onnx", "-o", "o.onnx"), "o.onnx"),
+        "prune": (("student.onnx", "-o", "o.onnx", "--macs", "0.8", "--multiple", "1"), "o.onnx"),
+        "export": (("student.onnx", "-o", "out"), "out/required_operators.config"),
+    }[command]
+    (job / written).parent.mkdir(exist_ok=True)
+    (job / written).write_text("mine")
+    refused = run(command, *arguments)
+    assert refused.exit_code == 2
+    assert "exists already: choose another name, or replace it with --force" in " ".join(refused.stderr.split())
+    assert (job / written).read_text() == "mine"
+    good(command, *arguments, "--force")
+    assert (job / written).read_bytes() != b"mine"
+
+
+def test_a_model_that_cannot_be_quantised_is_not_written(job: Path) -> None:
+    good("quantize", "student.onnx", "-o", "int8.onnx", "--data", "data.npz", "--split", "train")
+    for model, more, why in (
+        ("int8.onnx", (), "is quantised already"),
+        ("student.onnx", ("--skip", "*"), "skipped as"),
+    ):
+        result = run("quantize", model, "-o", "again.onnx", "--data", "data.npz", "--split", "train", *more)
+        assert result.exit_code == 2
+        assert why in " ".join(result.stderr.split())
+        assert not (job / "again.onnx").exists()

@@ -12,7 +12,7 @@ from typing import TypeVar
 from onnxslim.errors import RecipeError
 from onnxslim.graph import Graph, Node
 
-__all__ = ["Names", "label", "matched", "matches"]
+__all__ = ["Names", "label", "matched", "matches", "place"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -29,6 +29,12 @@ class Names:
 def label(graph: Graph, node: Node) -> str:
     """A node's name; where it has none, that of its first output."""
     return node.name or next((v.name for v in graph.node_outputs(node) if v is not None), node.op)
+
+
+def place(graph: Graph, node: Node) -> str:
+    """A node as messages name it: `node 'conv1' (Conv)`."""
+    kind = f"{node.domain}.{node.op}" if node.domain else node.op
+    return f"node '{label(graph, node)}' ({kind})"
 
 
 def matches(pattern: str, named: Mapping[K, Names], key: str, what: str) -> list[K]:

@@ -9,6 +9,7 @@ import typer
 
 from onnxslim.cli.options import (
     DataPath,
+    Force,
     LayoutOption,
     Mean,
     ModelFile,
@@ -35,11 +36,19 @@ def quantize(
     std: Std = None,
     layout: LayoutOption = None,
     target: TargetOption = "x64",
-    samples: Annotated[int, typer.Option(help="Images that the scales are measured on.")] = 512,
+    weight_bits: Annotated[int | None, typer.Option(help="Bits of weights, 2 to 8. Default: the target's, 8.")] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option(help="Bits of activations, 2 to 8. Default: the target's, 8.")
+    ] = None,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One weight scale a tensor, not one an output channel.")
+    ] = False,
     skip: Annotated[
         list[str] | None, typer.Option(help="Leave in float: a node's name, an op type, a glob; may be repeated.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="That draws the samples.")] = 0,
+    samples: Annotated[int, typer.Option(help="How many samples the scales are measured on.")] = 512,
+    seed: Annotated[int, typer.Option(help="Draws the samples.")] = 0,
+    force: Force = False,
 ) -> None:
     """Quantise a model to int8 after training: some images, no labels, seconds.
 
@@ -53,11 +62,12 @@ def quantize(
     """
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
-    from onnxslim.files import require_place
+    from onnxslim.files import require_free
     from onnxslim.onnx_io import read, write
+    from onnxslim.rewrite import grouped
     from onnxslim.run import quantize as run
 
-    require_place(out)
+    require_free(out, force)
     graph = read(model)
     before = size_of(model)
     preprocess = preprocess_of([model], mean, std, layout)
@@ -68,8 +78,11 @@ def quantize(
             target=target,
             split=split,
             preprocess=preprocess,
-            samples=samples,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            per_channel=False if per_tensor else None,
             skip=tuple(skip or ()),
+            samples=samples,
             seed=seed,
             progress=progress,
         )
@@ -77,11 +90,17 @@ def quantize(
     write(result.graph, out, value_info=False)
     after = size_of(out)
     typer.echo(f"{out}: {after:,} bytes, {100 * after / before:.2f} % of {before:,}")
+    share = "" if result.macs is None else f", with {100 * result.macs:.1f} % of the multiply-accumulates"
+    typer.echo(f"int8: {result.layers[0]} of {result.layers[1]} layers that multiply{share}")
+    for line in grouped(result.refused):
+        typer.echo(f"left in float: {line}")
     for note in (result.note, untried):
         if note:
             typer.echo(f"note: {note}")
-    for refusal in result.refused:
-        typer.echo(f"left in float: {refusal.where}: {refusal.why}")
+    typer.echo(
+        f"Next: `onnxslim evaluate {model} {out} --data {data}` compares them. Where too much accuracy is lost: leave "
+        "layers in float (--skip), or train with a recipe (`onnxslim compress`)."
+    )
 
 
 def simplify(
@@ -94,6 +113,7 @@ def simplify(
     batch: Annotated[
         str | None, typer.Option("--batch", help="Another batch size for the inputs: a number, or dynamic for any.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write the same function with fewer nodes, and say what each rule did.
 
@@ -112,13 +132,14 @@ def simplify(
     """
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
-    from onnxslim.files import require_place
+    from onnxslim.files import require_free
     from onnxslim.onnx_io import read, write
     from onnxslim.report import rules_table
+    from onnxslim.rewrite import grouped
     from onnxslim.run import set_batch
     from onnxslim.run import simplify as run
 
-    require_place(out)
+    require_free(out, force)
     graph = read(model)
     before = size_of(model)
     if batch is not None:
@@ -134,38 +155,43 @@ def simplify(
         typer.echo(f"note: {untried}")
     for inputs in result.checked_on:
         typer.echo(f"checked on {inputs}")
-    for refusal in result.outcome.refused:
-        typer.echo(f"left as it is: {refusal.where}: {refusal.why}")
+    for line in grouped(result.outcome.refused):
+        typer.echo(f"left as it is: {line}")
 
 
 def export(
     model: ModelFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.", show_default=False)],
-    target: TargetOption = "x64",
+    target: Annotated[
+        str | None,
+        typer.Option(help="x64, or arm (android, ios). Default: what the model was quantised for, else x64."),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the files.")] = "model",
-    force: Annotated[bool, typer.Option("--force", help="Replace files of that name.")] = False,
+    force: Force = False,
 ) -> None:
     """Write a model for a target: NAME.onnx, NAME.ort and required_operators.config.
 
     Takes a quantised model of a run (runs/NAME/stages/N.onnx), trained once for all targets, and lowers
-    it to int8; a float model stays in float, an int8 one as it is.
+    it to int8; an int8 model gets the activations of the target where they are of the other kind, with the same
+    numbers; a float model stays in float.
 
     Examples:
 
         onnxslim export runs/mine/stages/1.onnx --target arm -o phone/
     """
+    from onnxslim.rewrite import grouped
     from onnxslim.run import export as run
 
     written = run(model, target, out, name=name, force=force)
     for path in (written.onnx, written.ort, written.config):
         if path is not None:
             typer.echo(f"{path}: {path.stat().st_size:,} bytes")
+    typer.echo(f"Written in {written.precision} for {written.target}.")
     if written.precision == "float":
         typer.echo(
-            "The model has no fake-quant nodes, so its numbers are as they were. For int8: `onnxslim quantize`, or a "
-            "recipe with a quantize stage."
+            "The model is in float, and stays so. For int8: `onnxslim quantize`, or a recipe with a quantize stage."
         )
     if written.note:
         typer.echo(f"note: {written.note}")
-    for refusal in written.refused:
-        typer.echo(f"left in float: {refusal.where}: {refusal.why}")
+    for line in grouped(written.refused):
+        typer.echo(f"left in float: {line}")

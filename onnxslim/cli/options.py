@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
 
 __all__ = [
     "DataPath",
+    "Force",
     "LayoutOption",
     "Mean",
     "ModelFile",
@@ -49,7 +50,8 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option("--std", help="As many as means.")]
 LayoutOption = Annotated[str | None, typer.Option("--layout", help="Of the model's input: NCHW or NHWC.")]
-TargetOption = Annotated[str, typer.Option("--target", help="x64 or arm.")]
+TargetOption = Annotated[str, typer.Option("--target", help="x64, or arm (android, ios).")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what stands there already.")]
 
 _DIGITS = 9  # of a size: no axis is longer
 

@@ -9,6 +9,7 @@ import typer
 
 from onnxslim.cli.options import (
     DataPath,
+    Force,
     LayoutOption,
     Mean,
     ModelFile,
@@ -82,6 +83,7 @@ def prune(
     seed: Seed = 0,
     size: Sizes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be cut, and write no model.")] = False,
+    force: Force = False,
 ) -> None:
     """Cut channels out of a model until it is as small as asked for, wherever the network couples them.
 
@@ -100,7 +102,7 @@ def prune(
     from onnxslim.errors import RecipeError
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
-    from onnxslim.files import require_place
+    from onnxslim.files import require_free
     from onnxslim.onnx_io import read, write
     from onnxslim.run import plan_pruning
     from onnxslim.run import prune as run
@@ -109,7 +111,7 @@ def prune(
     if out is None and not dry_run:
         raise RecipeError("Give the file to write (-o OUT), or --dry-run to see what would be cut")
     if out is not None:
-        require_place(out)
+        require_free(out, force or dry_run)
     if data is None and any(option is not None for option in (split, val_split, mean, std, layout)):
         raise RecipeError("--split, --val-split, --mean, --std and --layout say how --data is read: give --data too")
     if strategy == "sensitivity" and (data is None or val_split is None):

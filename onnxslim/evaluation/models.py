@@ -10,6 +10,7 @@ from typing import TypeAlias
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from onnxslim.analysis.precision import precision_of
 from onnxslim.errors import ModelError, ModelFormatError
 from onnxslim.files import open_regular, read_regular
 from onnxslim.graph import DType, Graph, Shape
@@ -19,7 +20,7 @@ from onnxslim.runtime.session import Session
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.simplify import for_runtime
 
-__all__ = ["Input", "Model", "digest_of", "has_fake_quant", "only_input", "open_session", "session_inputs", "size_of"]
+__all__ = ["Input", "Model", "digest_of", "only_input", "open_session", "session_inputs", "size_of"]
 
 Model: TypeAlias = "Graph | bytes | str | Path"
 """A graph, the bytes of an .onnx or .ort file, or the path of one or of a run's folder."""
@@ -34,11 +35,6 @@ class Input:
     name: str
     dtype: DType
     shape: Shape | None
-
-
-def has_fake_quant(graph: Graph) -> bool:
-    """Whether the graph holds FakeQuant nodes, which only run expanded."""
-    return any(node.op == "FakeQuant" and node.domain == "onnxslim" for node in graph.nodes())
 
 
 def open_session(model: Model, *, threads: int = 1) -> Session:
@@ -61,7 +57,7 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
     if isinstance(model, bytes):
         return Session(model, threads=threads)
     model = for_runtime(model)
-    if not has_fake_quant(model):
+    if precision_of(model).kind != "fake-quant":
         return Session(model, threads=threads)
     expanded = model.copy()
     ExpandFakeQuant().run(expanded, Context())

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onnxslim.brief import Brief
 from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
-from onnxslim.errors import OutputError, RecipeError
-from onnxslim.files import require_name
+from onnxslim.errors import RecipeError
+from onnxslim.files import require_free, require_name
 from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import read
+from onnxslim.recipe import parse_recipe
 from onnxslim.rewrite import Context, Outcome, Refusal, once_a_place
 from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import Sample, find_feeds
 from onnxslim.stages.base import only_data_input
-from onnxslim.stages.export import Exported, export_model, lower
+from onnxslim.stages.export import Exported, export_model, lower, target_of
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
@@ -42,11 +44,17 @@ class Simplified(Brief):
 
 @dataclass(frozen=True, repr=False)
 class Quantized(Brief):
-    """An int8 graph, ready to be written, what was left in float, and what to know of figures measured here."""
+    """An int8 graph, ready to be written, what was left in float, and what to know of figures measured here.
+
+    layers: how many of the nodes that multiply became int8, and how many there are. macs: the fraction of the
+    multiply-accumulates that is in them; None where it is not known.
+    """
 
     graph: Graph
     refused: tuple[Refusal, ...]
     note: str | None = None
+    layers: tuple[int, int] = (0, 0)
+    macs: float | None = None
 
 
 def quantize(
@@ -56,27 +64,49 @@ def quantize(
     target: str = "x64",
     split: str | None = None,
     preprocess: Preprocess | None = None,
-    samples: int = 512,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    per_channel: bool | None = None,
     skip: Sequence[str] = (),
+    samples: int = 512,
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Quantized:
     """Post-training quantisation: scales from `samples` of the data, whose labels are not used.
 
-    preprocess: default what the model notes about itself, else none. Raises RecipeError for options
-    that are wrong, DataError where the data do not fit the model.
+    preprocess: default what the model notes about itself, else none. The options are those of a recipe's stage
+    `quantize`. Raises RecipeError for options that are wrong, DataError where the data do not fit the model,
+    UnsupportedError where it is quantised already, or nothing in it can be.
     """
-    load_target(target)
-    if samples < 1:
-        raise RecipeError(f"samples: expected at least 1, got {samples}")
+    options = {
+        "target": load_target(target).name,
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "per_channel": per_channel,
+        "skip": list(skip),
+        "samples": samples,
+    }
+    stage = _stage(options, seed)
     graph = model if isinstance(model, Graph) else read(model)
     preprocess = preprocess or noted_preprocess(graph) or Preprocess()
     dataset = open_dataset(data, split)
     check_fits(dataset, only_data_input(graph), None, preprocess)
-    stage = Quantize(target=target, samples=samples, skip=list(skip))
     result = stage.apply(graph, dataset, preprocess, seed, progress)
-    lowered, outcome = lower(result.graph, target, preprocess)
-    return Quantized(lowered, once_a_place((*result.refused, *outcome.refused)), stage.note)
+    lowered, outcome = lower(result.graph, stage.target, preprocess)
+    refused, share = once_a_place((*result.refused, *outcome.refused)), result.summary
+    return Quantized(lowered, refused, stage.note, (share["int8_layers"], share["layers"]), share["int8_macs"])
+
+
+def _stage(options: Mapping[str, Any], seed: int) -> Quantize:
+    """The stage `quantize` as a recipe would have it; RecipeError in the words of who gave options, not a recipe."""
+    tree = {"model": Graph(), "data": {}, "run": {"seed": seed}, "stages": [{"quantize": dict(options)}]}
+    try:
+        stage = parse_recipe(tree).stages[0].stage
+    except RecipeError as error:
+        plain = str(error).replace("the recipe: ", "").replace("stages.0.quantize.", "").replace("run.seed", "seed")
+        raise RecipeError(plain) from None
+    assert isinstance(stage, Quantize)
+    return stage
 
 
 @paused()
@@ -129,18 +159,20 @@ def set_batch(model: Graph | str | Path, batch: int | str = "batch") -> Graph:
 
 
 def export(
-    model: Graph | str | Path, target: str, folder: str | Path, *, name: str = "model", force: bool = False
+    model: Graph | str | Path, target: str | None, folder: str | Path, *, name: str = "model", force: bool = False
 ) -> Exported:
-    """Writes `name.onnx`, `name.ort` and `required_operators.config` for a target.
+    """Writes `name.onnx`, `name.ort` and `required_operators.config` for a target (None: what it was quantised for).
 
-    A graph with fake-quant nodes is lowered to int8; any other keeps its numbers. Raises OutputError
-    where a file is there already, unless `force`.
+    A graph with fake-quant nodes is lowered to int8; an int8 one of another target gets this one's activation type; any
+    other keeps its numbers. Raises OutputError where a file is there already, unless `force`, UnsupportedError where an
+    int8 graph cannot be converted.
     """
-    load_target(target)
     require_name(name, "name")
+    if target is not None:
+        load_target(target)
     graph = model if isinstance(model, Graph) else read(model)
-    folder = Path(folder)
+    target, folder = target_of(graph) if target is None else load_target(target).name, Path(folder)
     for file in (f"{name}.onnx", f"{name}.ort", "required_operators.config"):
-        if (folder / file).exists() and not force:
-            raise OutputError(f"{folder / file} exists already: choose another folder or name, or replace it (--force)")
+        if folder.is_dir():
+            require_free(folder / file, force)
     return export_model(graph, target, folder, name=name)

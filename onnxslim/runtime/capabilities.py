@@ -11,7 +11,9 @@ from onnxslim.errors import InstallationError
 from onnxslim.runtime.installation import TRAINING, Problem, diagnose, no_training, observe, passes_problem
 from onnxslim.runtime.probe import block_lanes, has_training_kernels, newest_read
 
-__all__ = ["Capabilities", "capabilities", "require_sound", "require_training"]
+__all__ = ["Capabilities", "capabilities", "host_target", "require_sound", "require_training"]
+
+_TARGETS = {**dict.fromkeys(("x86_64", "amd64"), "x64"), **dict.fromkeys(("aarch64", "arm64"), "arm")}
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ def capabilities() -> Capabilities:
         problems=tuple(problems),
         limits=() if problems or facts.has_builder else (no_training(facts),),
     )
+
+
+def host_target() -> str | None:
+    """The target profile that describes this machine's CPU; None where none does."""
+    return _TARGETS.get(platform.machine().lower())
 
 
 def require_sound() -> Capabilities:

@@ -9,21 +9,22 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from onnxslim.analysis.precision import TARGET_KEY, activation_type, precision_of
 from onnxslim.brief import Brief
 from onnxslim.data import Preprocess
-from onnxslim.evaluation.models import has_fake_quant
+from onnxslim.errors import UnsupportedError
 from onnxslim.evaluation.trial import require_runs
 from onnxslim.files import make_folder, require_name, write_atomic, write_together
 from onnxslim.graph import Graph
 from onnxslim.onnx_io import to_bytes
-from onnxslim.rewrite import Context, Outcome, Refusal
+from onnxslim.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.ort_format import write_ort
 from onnxslim.stages.base import RunContext, Stage, StageResult
 from onnxslim.stages.preprocessing import note_preprocess
 from onnxslim.stages.quantize import TargetName
-from onnxslim.targets import load_target
+from onnxslim.targets import Target, load_target
 from passes.deploy import finish
-from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases, SaturateHardSigmoid
+from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases, SaturateHardSigmoid, ShiftActivations
 from passes.simplify import FoldBatchnorm, canonicalize
 
 __all__ = ["Export", "Exported", "export_model", "lower", "target_of"]
@@ -85,7 +86,10 @@ class Export(Stage):
 
 
 def target_of(graph: Graph) -> str:
-    """The target that a graph's activations were quantised for; x64 where they are in float."""
+    """The target that a graph was quantised for; x64 where it is in float, or does not say."""
+    written = precision_of(graph).target
+    if written is not None:
+        return written
     for node in graph.nodes():
         if node.op == "FakeQuant" and node.domain == "onnxslim" and node.attr("kind") == "activation":
             return "arm" if node.attr("signed") else "x64"
@@ -93,19 +97,43 @@ def target_of(graph: Graph) -> str:
 
 
 def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tuple[Graph, Outcome]:
-    """The graph to ship: batch norm folded, int8 where it has fake-quant nodes, short names.
+    """The graph to ship: batch norm folded, int8 where it has fake-quant nodes, short names. An int8 graph stays as it
+    is, its activations in the target's type.
 
-    The preprocessing is noted in its metadata (None leaves what is noted).
+    The preprocessing is noted in its metadata (None leaves what is noted), and so is the target of an int8 graph.
+    Raises UnsupportedError where an int8 graph was written for another target and cannot be converted.
     """
-    graph = graph.copy()
-    context = Context(target=load_target(target))
-    outcome = Outcome()
-    int8 = FlattenToReshape(), RoundBiases(), LowerToQdq(), SaturateHardSigmoid()
-    for step in (canonicalize(), FoldBatchnorm(), *int8, finish(short=True)):
+    graph, profile, kind = graph.copy(), load_target(target), precision_of(graph).kind
+    steps: tuple[Pass, ...] = (canonicalize(), FoldBatchnorm())
+    if kind == "fake-quant":
+        steps += (FlattenToReshape(), RoundBiases(), LowerToQdq(), SaturateHardSigmoid())
+    elif kind == "int8":
+        steps = _for_target(graph, profile)
+    context, outcome = Context(target=profile), Outcome()
+    for step in (*steps, finish(short=True)):
         outcome += step(graph, context)
     if preprocess is not None:
         note_preprocess(graph, preprocess)
+    graph.metadata.pop(TARGET_KEY, None)
+    if kind != "float":
+        graph.metadata[TARGET_KEY] = profile.name
     return graph, outcome
+
+
+def _for_target(graph: Graph, target: Target) -> tuple[Pass, ...]:
+    """What brings an int8 graph to a target's activation type; nothing where it has it."""
+    found = precision_of(graph)
+    if found.target == target.name or found.activations == (activation_type(target),):
+        return ()
+    if not found.activations:
+        if all(op in ("DequantizeLinear", "MatMulNBits") for op, _ in found.ops):
+            return ()  # weights alone: float activations on every target
+        ops = ", ".join(op for op, _ in found.ops)
+        raise UnsupportedError(
+            f"Graph '{graph.name}' computes with {ops}, which are made for one target: quantise the float model for "
+            f"{target.name}"
+        )
+    return (ShiftActivations(target.activation_signed),)
 
 
 def export_model(
@@ -119,15 +147,15 @@ def export_model(
 ) -> Exported:
     """Writes `name.onnx`, and with `ort` `name.ort` and `required_operators.config`, for a target.
 
-    A graph without fake-quant nodes is written in float. All files are loaded and run before any is written, and
-    appear together. Raises what `lower`, `write_ort` and `require_runs` raise, OutputError where a file cannot be
-    written or `name` leads out of the folder.
+    A graph with neither fake-quant nor int8 nodes is written in float. All files are loaded and run before any is
+    written, and appear together. Raises what `lower`, `write_ort` and `require_runs` raise, OutputError where a file
+    cannot be written or `name` leads out of the folder.
     """
     require_name(name, "name")
     lowered, outcome = lower(graph, target, preprocess)
     data = to_bytes(lowered, value_info=False)
-    is_int8 = has_fake_quant(graph)
-    refused, precision = (outcome.refused, "int8") if is_int8 else ((), "float")
+    is_float = precision_of(graph).kind == "float"
+    refused, precision = ((), "float") if is_float else (outcome.refused, "int8")
     path = folder / f"{name}.onnx"
     if not ort:
         note = require_runs(lowered, graph, [data])

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from onnxslim.analysis.cost import cost
+from onnxslim.analysis.precision import precision_of, require_not_quantized
+from onnxslim.analysis.regions import Regions
+from onnxslim.analysis.scope import label, place
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
+from onnxslim.errors import DataError, RecipeError, UnsupportedError
 from onnxslim.graph import Array, Graph
-from onnxslim.rewrite import Context, Pipeline
-from onnxslim.runtime.capabilities import capabilities
+from onnxslim.rewrite import Context, Pipeline, Refusal, grouped
+from onnxslim.runtime.capabilities import capabilities, host_target
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input
 from onnxslim.targets import load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
+from passes.quantize.insert_fake_quant import require_finite
 from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, canonicalize
 
-__all__ = ["Quantize", "TargetName", "calibration_batches", "ready_to_quantize"]
+__all__ = ["Quantize", "QuantizedShare", "TargetName", "calibration_batches", "ready_to_quantize"]
 
 
 def ready_to_quantize() -> Pipeline:
@@ -29,10 +37,30 @@ def ready_to_quantize() -> Pipeline:
     return Pipeline((canonicalize(float32=True), FoldPad(), MeanToPool(), EliminateDead()))
 
 
+@dataclass(frozen=True)
+class QuantizedShare:
+    """How much of a model computes on integers: of the nodes that multiply by weights or other activations (`layers`),
+    how many, and of their MACs for one sample, what fraction (None where the model's are not known)."""
+
+    int8_layers: int
+    layers: int
+    int8_macs: float | None
+
+    @classmethod
+    def of(cls, graph: Graph, regions: Regions) -> QuantizedShare:
+        chosen = {label(graph, node) for node in regions.compute}
+        counted = cost(graph)
+        multiplying = [row for row in counted.by_node if row.macs or row.name in chosen or row.name in counted.unknown]
+        inside = sum(row.macs for row in multiplying if row.name in chosen)
+        known = counted.macs > 0 and not counted.unknown
+        return cls(len(chosen), len(multiplying), inside / counted.macs if known else None)
+
+
 def _known_target(name: str) -> str:
-    if name not in target_names():
-        raise ValueError(" or ".join(f"'{n}'" for n in target_names()))
-    return name
+    try:
+        return load_target(name).name
+    except RecipeError:
+        raise ValueError(" or ".join(f"'{n}'" for n in target_names())) from None
 
 
 TargetName = Annotated[str, AfterValidator(_known_target)]
@@ -60,10 +88,7 @@ class Quantize(Stage):
 
     def check(self, graph: Graph, context: RunContext) -> None:
         check_fits(context.data.get(self.data), only_data_input(graph), None, context.data.preprocess)
-        plain = graph.copy()
-        blank = Context(target=load_target(self.target), seed=context.seed)
-        ready_to_quantize()(plain, blank)
-        self._insert().requests(plain, blank)  # knows whether `skip` matches
+        self._prepared(graph, context.seed)
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         dataset = context.data.get(self.data)
@@ -78,31 +103,58 @@ class Quantize(Stage):
         progress: ProgressCallback | None = None,
     ) -> StageResult:
         """`run`, without a run: the graph with fake-quant nodes, calibrated on a data set."""
-        graph = graph.copy()
-        blank = Context(target=load_target(self.target), seed=seed)
-        outcome = ready_to_quantize()(graph, blank)
-        if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
-            outcome += FoldBatchnorm()(graph, blank)
-        outcome += SplitHardSwish(tuple(self.skip))(graph, blank)
-        insert = self._insert()
-        requests = insert.requests(graph, blank)
+        graph, regions = self._prepared(graph, seed)
+        share = QuantizedShare.of(graph, regions)
+        insert, target = self._insert(), load_target(self.target)
+        requests = insert.requests(graph, Context(target=target, seed=seed))
         name = only_data_input(graph).name
         batches = calibration_batches(dataset, name, preprocess, self.samples, self.batch, seed)
         statistics = gather(graph, requests, batches, progress)
-        inserted = insert(graph, Context(statistics=statistics, target=blank.target, seed=seed))
-        samples = min(self.samples, len(dataset))
-        summary = {"target": self.target, "fake_quant_nodes": inserted.rewrites, "samples": samples}
+        inserted = insert(graph, Context(statistics=statistics, target=target, seed=seed))
+        summary = {
+            "target": self.target,
+            "fake_quant_nodes": inserted.rewrites,
+            "samples": min(self.samples, len(dataset)),
+            **dataclasses.asdict(share),
+        }
         return StageResult(graph, summary, inserted.refused)
+
+    def _prepared(self, graph: Graph, seed: int) -> tuple[Graph, Regions]:
+        """A copy ready for fake-quant nodes, and where they go.
+
+        Raises UnsupportedError where the model is quantised already or nothing in it can be, RecipeError where `skip`
+        matches nothing, ModelError where a weight is not finite.
+        """
+        require_not_quantized(graph, "quantised again")
+        if precision_of(graph).kind == "fake-quant":
+            raise UnsupportedError(
+                f"Graph '{graph.name}' has fake-quant nodes already: `onnxslim export` makes its int8 model, train it "
+                "with a recipe's train stage"
+            )
+        graph = graph.copy()
+        context = Context(target=load_target(self.target), seed=seed)
+        ready_to_quantize()(graph, context)
+        if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
+            FoldBatchnorm()(graph, context)
+        SplitHardSwish(tuple(self.skip))(graph, context)
+        regions = self._insert().regions(graph, context)
+        require_finite(graph, regions)
+        if not regions.compute:
+            told = grouped(Refusal(place(graph, node), why) for node, why in regions.refused)
+            reasons = "; ".join(told[:4]) or "it has no convolution or matrix product"
+            raise UnsupportedError(f"Nothing in graph '{graph.name}' can be quantised for {self.target}: {reasons}")
+        return graph, regions
 
     @property
     def note(self) -> str | None:
         """What a user should know of int8 figures that are measured on this machine."""
         exact = capabilities().exact_weight_bits
-        if (self.weight_bits or load_target(self.target).weight_bits) <= exact:
+        if self.target != host_target() or (self.weight_bits or load_target(self.target).weight_bits) <= exact:
             return None
         return (
             "This CPU has no VNNI: its int8 kernels add two products in 16 bits, which 8-bit weights saturate, so "
-            f"accuracy measured here is lower than where they do not. For CPUs like this one: weight_bits: {exact}"
+            "accuracy measured here is lower than where they do not. For CPUs like this one: --weight-bits "
+            f"{exact} (weight_bits: {exact} in a recipe)"
         )
 
     def _insert(self) -> InsertFakeQuant:
@@ -112,8 +164,19 @@ class Quantize(Stage):
 def calibration_batches(
     dataset: Dataset, input_name: str, preprocess: Preprocess, samples: int, batch: int, seed: int
 ) -> Iterator[dict[str, Array]]:
-    """Feeds of `samples` samples (or all there are) drawn by the seed, in the data set's order."""
+    """Feeds of `samples` samples (or all there are) drawn by the seed, in the data set's order.
+
+    Raises DataError naming the first sample that holds NaN or infinity.
+    """
     count = min(samples, len(dataset))
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
     for made in evaluation_batches(Subset(dataset, chosen), input_name, preprocess, batch):
+        for name, array in made.feeds.items():
+            finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+            if not finite.all():
+                first = chosen[made.indices[int(finite.argmin())]]
+                raise DataError(
+                    f"The data hold NaN or infinity: sample {first} for input '{name}', and {(~finite).sum() - 1} more "
+                    f"of its batch of {len(array)}; repair or remove them"
+                )
         yield made.feeds

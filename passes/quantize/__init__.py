@@ -7,6 +7,7 @@ from passes.quantize.lower_to_qdq import LowerToQdq
 from passes.quantize.mean_to_pool import MeanToPool
 from passes.quantize.round_biases import RoundBiases
 from passes.quantize.saturate_hard_sigmoid import SaturateHardSigmoid
+from passes.quantize.shift_activations import ShiftActivations
 from passes.quantize.split_hard_swish import SplitHardSwish
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "MeanToPool",
     "RoundBiases",
     "SaturateHardSigmoid",
+    "ShiftActivations",
     "SplitHardSwish",
 ]

@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
-from onnxslim.analysis.scope import Names, label, matched
-from onnxslim.errors import DataError, RecipeError, UnsupportedError
+from onnxslim.analysis.scope import Names, label, matched, place
+from onnxslim.errors import DataError, ModelError, RecipeError, UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Role, Value
 from onnxslim.quant_math import affine_from_range, weight_scale
 from onnxslim.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
 from onnxslim.targets import Target, load_target
 
-__all__ = ["InsertFakeQuant"]
+__all__ = ["InsertFakeQuant", "require_finite"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,16 @@ class InsertFakeQuant(Pass):
     Activations: affine, per tensor, scale and zero point from the "range" statistic, which each
     FakeQuant also keeps as its fourth input. A value keeps its grid through pools and reshapes.
 
-    `weight_bits`, `activation_bits`: 2 to 8; None takes the target's. `per_channel`: None takes the target's.
+    `weight_bits`, `activation_bits`: 2 to 8; None takes the target's (7 for weights where it has `reduce_range`).
+    `per_channel`: None takes the target's.
     `skip`: nodes to leave in float, each entry a node's name, an op type, a glob, or "re:" and a
     regular expression for the whole name; a node without a name goes by that of its output.
     `default_range` stands in where a statistic was not gathered; None makes that a DataError.
     The target is the context's, or x64.
 
     Refuses, naming the node: weights that are not constant, other types than float32, ops the target
-    has no integer kernel for. Raises RecipeError for an entry of `skip` that matches nothing.
+    has no integer kernel for. Raises RecipeError for an entry of `skip` that matches nothing, ModelError naming a
+    weight or bias that holds NaN or infinity, DataError for such a range.
     Changes the numbers by rounding to the grids, nothing else.
     """
 
@@ -46,15 +48,16 @@ class InsertFakeQuant(Pass):
     name: ClassVar[str] = "insert_fake_quant"
 
     def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
-        return [StatisticRequest(site.value.name, "range") for site in self._regions(graph, context).sites]
+        return [StatisticRequest(site.value.name, "range") for site in self.regions(graph, context).sites]
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         present = next((n for n in graph.nodes() if n.domain == "onnxslim" and n.op == "FakeQuant"), None)
         if present is not None:
             return Outcome(refused=(Refusal(str(present), "the graph has fake-quant nodes already"),))
         target = self._target(context)
-        regions = self._regions(graph, context)
+        regions = self.regions(graph, context)
         ranges = [self._range(site.value, context) for site in regions.sites]
+        require_finite(graph, regions)
         for weight in regions.weights:
             _insert_weight(graph, weight, target)
         for site, observed in zip(regions.sites, ranges):
@@ -62,13 +65,11 @@ class InsertFakeQuant(Pass):
         count = len(regions.weights) + len(regions.sites)
         if count:
             graph.opsets["onnxslim"] = 1
-        return Outcome(count, tuple(Refusal(str(node), why) for node, why in regions.refused))
+        return Outcome(count, tuple(Refusal(place(graph, node), why) for node, why in regions.refused))
 
     def _target(self, context: Context) -> Target:
         target = context.target or load_target("x64")
-        weight_bits = self.weight_bits or target.weight_bits
-        if target.reduce_range:
-            weight_bits = min(weight_bits, 7)
+        weight_bits = self.weight_bits or (min(target.weight_bits, 7) if target.reduce_range else target.weight_bits)
         activation_bits = self.activation_bits or target.activation_bits
         for what, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
             if not 2 <= bits <= 8:
@@ -76,7 +77,8 @@ class InsertFakeQuant(Pass):
         per_channel = target.weight_per_channel if self.per_channel is None else self.per_channel
         return replace(target, weight_bits=weight_bits, activation_bits=activation_bits, weight_per_channel=per_channel)
 
-    def _regions(self, graph: Graph, context: Context) -> Regions:
+    def regions(self, graph: Graph, context: Context) -> Regions:
+        """What `run` quantises, and per node why the rest stays in float."""
         return find_regions(graph, self._target(context), _skipped(graph, self.skip))
 
     def _range(self, value: Value, context: Context) -> tuple[float, float]:
@@ -90,8 +92,25 @@ class InsertFakeQuant(Pass):
                 )
             observed = np.array(self.default_range, np.float32)
         if not np.isfinite(observed).all():
-            raise DataError(f"The range of '{value.name}' is {observed}: the model gives NaN or infinity")
+            raise DataError(
+                f"The range of '{value.name}' on these data is {observed}, though the data are finite: "
+                "the model itself gives NaN or infinity there"
+            )
         return min(0.0, float(observed[0])), max(0.0, float(observed[1]))
+
+
+def require_finite(graph: Graph, regions: Regions) -> None:
+    """Raises ModelError naming the first weight or bias that holds NaN or infinity, before anything is measured."""
+    for node in regions.compute:
+        for value in graph.node_inputs(node):
+            array = graph.constant_of(value)
+            if value is not None and array is not None and not np.isfinite(array).all():
+                bad = "NaN" if np.isnan(array).any() else "infinity"
+                count = int((~np.isfinite(array)).sum())
+                raise ModelError(
+                    f"{place(graph, node)}: '{value.name}' holds {bad} in {count:,} of {array.size:,} elements, which "
+                    "no grid covers: repair the model, or leave the node in float (skip)"
+                )
 
 
 def _skipped(graph: Graph, patterns: tuple[str, ...]) -> set[int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxslim.analysis.regions import bias_fits, weight_axis
+from onnxslim.analysis.scope import place
 from onnxslim.graph import Array, Graph, Node
 from onnxslim.quant_math import fitting_weight_scale
 from onnxslim.rewrite import Refusal
@@ -67,13 +68,13 @@ def _layer(graph: Graph, node: Node, grids: Grids) -> Layer | Refusal | None:
     if not weights and len(data) == 2 and None not in data:
         return None  # a product of two activations: nothing stored
     if len(weights) != 1 or len(data) != 1 or data[0] is None:
-        return Refusal(str(node), "its input or its weight has no grid: it stays in float")
+        return Refusal(place(graph, node), "its input or its weight has no grid: it stays in float")
     value = inputs[2] if len(inputs) > 2 else None
     if value is None:
         return Layer(node, data[0], weights[0], None)
     bias, channels = graph.constant_of(value), _channels(graph, node)
     if bias is None or not bias_fits(graph, node):
-        return Refusal(str(node), f"its bias '{value.name}' {value.shape} is not a constant of [{channels}]")
+        return Refusal(place(graph, node), f"its bias '{value.name}' {value.shape} is not a constant of [{channels}]")
     return Layer(node, data[0], weights[0], np.broadcast_to(bias.reshape(-1), (channels,)))
 
 
@@ -85,7 +86,7 @@ def _channels(graph: Graph, node: Node) -> int:
 
 def _unfolded(graph: Graph, node: Node) -> list[Refusal]:
     return [
-        Refusal(str(use.node), f"batch norm after {node} is not folded: run fold_batchnorm first")
+        Refusal(place(graph, use.node), f"batch norm after {place(graph, node)} is not folded: run fold_batchnorm first")
         for use in graph.uses(graph.result(node))
         if use.node.op == "BatchNormalization"
     ]

@@ -1,0 +1,129 @@
+"""In what numbers a model computes: float, fake-quantised (a run's intermediate model), or int8 as it ships.
+
+An int8 model says so by its nodes: QuantizeLinear and DequantizeLinear pairs (QDQ), or ops that take integers by
+themselves (QLinearConv, MatMulInteger, and the runtime's own of com.microsoft).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+from onnxslim.errors import UnsupportedError
+from onnxslim.graph import DType, Graph, Node
+from onnxslim.onnx_io.bodies import bodies_of
+from onnxslim.targets import Target, load_target, target_names
+
+__all__ = ["TARGET_KEY", "Precision", "activation_type", "precision_of", "quantized_type", "require_not_quantized"]
+
+TARGET_KEY = "onnxslim.target"
+"""Key in `metadata_props`: the target that an int8 model was written for."""
+
+_PAIRS = ("QuantizeLinear", "DequantizeLinear")
+_INTEGER_OPS = frozenset(
+    {*_PAIRS, "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+)
+_RUNTIME_OPS = frozenset({
+    *_PAIRS, "ConvIntegerToFloat", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized",
+    "MatMulBnb4", "MatMulIntegerToFloat", "MatMulNBits", "MulInteger", "NhwcMaxPool",
+})  # fmt: skip
+_RUNTIME_PREFIXES = ("QAttention", "QEmbed", "QGemm", "QLinear", "QMoE", "QOrdered")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a model computes in.
+
+    kind: "float", "fake-quant" or "int8". ops: of an int8 model, its integer ops and how many there are of each.
+    activations: of an int8 model in QDQ form, the element types that its activations are quantised to, sorted.
+    target: the one that a model is written for, as it notes or as its activations say; None where neither does.
+    """
+
+    kind: Literal["float", "fake-quant", "int8"]
+    ops: tuple[tuple[str, int], ...] = ()
+    activations: tuple[DType, ...] = ()
+    target: str | None = None
+
+    def __str__(self) -> str:
+        if self.kind != "int8":
+            return self.kind
+        types = " and ".join(t.name.lower() for t in self.activations)
+        described = f"{types} activations" if types else ", ".join(op for op, _ in self.ops)
+        return f"int8, {described}" + ("" if self.target is None else f", for {self.target}")
+
+
+def precision_of(graph: Graph) -> Precision:
+    """Read off the nodes of a graph, of its bodies and of its local functions."""
+    counts: Counter[str] = Counter()
+    fake = False
+    for domain, op in _ops(graph):
+        fake |= (domain, op) == ("onnxslim", "FakeQuant")
+        if _is_integer(domain, op):
+            counts[op] += 1
+    if fake:
+        return Precision("fake-quant")
+    if not counts:
+        return Precision("float")
+    activations = _activations(graph)
+    noted = graph.metadata.get(TARGET_KEY)
+    fitting = _targets_for(activations)
+    target = noted if noted in fitting else fitting[0] if activations and len(fitting) == 1 else None
+    return Precision("int8", tuple(sorted(counts.items())), activations, target)
+
+
+def require_not_quantized(graph: Graph, what: str) -> None:
+    """Raises UnsupportedError where a model computes in int8 already. what: what was asked, such as "quantised"."""
+    found = precision_of(graph)
+    if found.kind == "int8":
+        nodes = ", ".join(f"{count} {op}" for op, count in found.ops)
+        raise UnsupportedError(
+            f"Graph '{graph.name}' is quantised already ({nodes}), so it cannot be {what}: "
+            "give the float model that it was made from"
+        )
+
+
+def activation_type(target: Target) -> DType:
+    """What activations are stored in on a target."""
+    return DType.INT8 if target.activation_signed else DType.UINT8
+
+
+def _targets_for(activations: tuple[DType, ...]) -> list[str]:
+    """Targets that keep activations in these types."""
+    return [name for name in target_names() if set(activations) <= {activation_type(load_target(name))}]
+
+
+def _activations(graph: Graph) -> tuple[DType, ...]:
+    found = {quantized_type(graph, node) for node in graph.nodes() if node.op == "QuantizeLinear"}
+    return tuple(sorted(found))
+
+
+def quantized_type(graph: Graph, node: Node) -> DType:
+    """The element type of what a QuantizeLinear gives."""
+    zero_point = graph.input(node, 2)
+    if zero_point is not None and zero_point.dtype is not DType.UNDEFINED:
+        return zero_point.dtype
+    return DType(int(node.attr("output_dtype", 0) or DType.UINT8))
+
+
+def _is_integer(domain: str, op: str) -> bool:
+    if domain == "com.microsoft":
+        return op in _RUNTIME_OPS or op.startswith(_RUNTIME_PREFIXES)
+    return not domain and op in _INTEGER_OPS
+
+
+def _ops(graph: Graph) -> Iterator[tuple[str, str]]:
+    for node in graph.nodes():
+        yield node.domain, node.op
+        yield from _inner(n for body in bodies_of(node.attributes.values()) for n in body.node)
+    for function in graph.functions:
+        yield from _inner(function.node)
+
+
+def _inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
+    for node in nodes:
+        yield node.domain if node.domain != "ai.onnx" else "", node.op_type
+        yield from _inner(n for body in bodies_of(node.attribute) for n in body.node)
