@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from onnxslim.analysis.cost import cost
 from onnxslim.analysis.precision import precision_of, require_not_quantized
 from onnxslim.analysis.regions import Regions
 from onnxslim.analysis.scope import label, place
+from onnxslim.analysis.sizes import sizes_at
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
@@ -22,7 +23,7 @@ from onnxslim.graph import Array, Graph
 from onnxslim.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.runtime.capabilities import capabilities, host_target
 from onnxslim.runtime.statistics import gather
-from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input
+from onnxslim.stages.base import RunContext, Stage, StageResult, data_shape, only_data_input
 from onnxslim.targets import load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
 from passes.quantize.insert_fake_quant import require_finite
@@ -47,13 +48,14 @@ class QuantizedShare:
     int8_macs: float | None
 
     @classmethod
-    def of(cls, graph: Graph, regions: Regions) -> QuantizedShare:
+    def of(cls, graph: Graph, regions: Regions, sizes: Mapping[str, int]) -> QuantizedShare:
+        """sizes: of the free axes of the graph's inputs."""
         chosen = {label(graph, node) for node in regions.compute}
-        counted = cost(graph)
+        counted = cost(graph, sizes)
         multiplying = [row for row in counted.by_node if row.macs or row.name in chosen or row.name in counted.unknown]
-        inside = sum(row.macs for row in multiplying if row.name in chosen)
-        known = counted.macs > 0 and not counted.unknown
-        return cls(len(chosen), len(multiplying), inside / counted.macs if known else None)
+        inside = sum(row.macs or 0 for row in multiplying if row.name in chosen)
+        known = bool(counted.macs) and not counted.unknown
+        return cls(len(chosen), len(multiplying), inside / (counted.macs or 1) if known else None)
 
 
 def _known_target(name: str) -> str:
@@ -104,10 +106,10 @@ class Quantize(Stage):
     ) -> StageResult:
         """`run`, without a run: the graph with fake-quant nodes, calibrated on a data set."""
         graph, regions = self._prepared(graph, seed)
-        share = QuantizedShare.of(graph, regions)
+        name = only_data_input(graph).name
+        share = QuantizedShare.of(graph, regions, sizes_at(graph, {name: (1, *data_shape(graph, dataset, preprocess))}))
         insert, target = self._insert(), load_target(self.target)
         requests = insert.requests(graph, Context(target=target, seed=seed))
-        name = only_data_input(graph).name
         batches = calibration_batches(dataset, name, preprocess, self.samples, self.batch, seed)
         statistics = gather(graph, requests, batches, progress)
         inserted = insert(graph, Context(statistics=statistics, target=target, seed=seed))

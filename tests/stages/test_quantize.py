@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxslim.analysis.cost import cost
 from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess
 from onnxslim.data.dataset import ArrayDataset
-from onnxslim.errors import DataError, RecipeError
+from onnxslim.errors import DataError, ModelError, RecipeError
 from onnxslim.evaluation import open_session
-from onnxslim.graph import Graph
+from onnxslim.graph import Dim, Graph
 from onnxslim.onnx_io import to_bytes
+from onnxslim.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.stages import Data, Quantize, RunContext
 from onnxslim.stages.export import target_of
 from onnxslim.stages.quantize import calibration_batches
+from onnxslim.targets import load_target
+from passes.quantize import InsertFakeQuant
 
 PREPROCESS = Preprocess((100.0,), (50.0,))
 
@@ -93,3 +97,41 @@ def test_kernels_that_saturate_are_told_of(
     monkeypatch.setattr("onnxslim.stages.quantize.capabilities", lambda: here)
     note = Quantize(weight_bits=bits).note
     assert (note is not None and "weight_bits: 7" in note) == told
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (1, "h", "w"), (None, None, None)])
+def test_the_share_of_the_macs_is_known_for_sizes_that_the_data_give(
+    dataset: ArrayDataset, size: tuple[Dim, ...]
+) -> None:
+    graph = small_cnn((4, 8), classes=6)
+    graph.set_type(graph.inputs[0], graph.inputs[0].dtype, ("N", *size))
+    summary = Quantize(skip=["head"], samples=1000).run(graph, context(dataset)).summary
+    assert (summary["int8_layers"], summary["layers"], summary["samples"]) == (2, 3, 40)
+    by_node = {row.op + str(row.macs): row.macs for row in cost(small_cnn((4, 8), classes=6)).by_node if row.macs}
+    total = sum(by_node.values())
+    assert summary["int8_macs"] == pytest.approx((total - by_node["Gemm48"]) / total)
+
+
+def test_infinite_weights_and_data_are_named(dataset: ArrayDataset) -> None:
+    graph = small_cnn((4, 8), classes=6, batchnorm=False)
+    bias = graph.operand(graph.node_named("head"), 2)
+    assert bias.array is not None
+    array = bias.array.copy()
+    array[1] = np.nan
+    graph.set_array(bias, array)
+    with pytest.raises(ModelError, match=rf"node 'head' \(Gemm\): '{bias.name}' holds NaN in 1 of 6 elements"):
+        Quantize().check(graph, context(dataset))
+    Quantize(skip=["head"]).check(graph, context(dataset))
+    images = np.zeros((40, 8, 8, 1), np.float32)
+    images[7, 1] = np.inf
+    with pytest.raises(DataError, match="The data hold NaN or infinity: sample 7 for input"):
+        Quantize().run(small_cnn((4, 8), classes=6), context(ArrayDataset({"image": images})))
+
+
+def test_bits_that_are_asked_for_stay_on_a_target_of_reduced_range() -> None:
+    reduced = Context(target=replace(load_target("x64"), reduce_range=True))
+    for asked, given in ((None, 7), (8, 8), (5, 5)):
+        graph = small_cnn((4,), classes=6, batchnorm=False)
+        InsertFakeQuant(asked, default_range=(-1.0, 1.0))(graph, reduced)
+        bits = {n.attr("bits") for n in graph.nodes() if n.op == "FakeQuant" and n.attr("kind") == "weight"}
+        assert bits == {given}
