@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxslim.analysis.precision import precision_of
 from onnxslim.errors import DataError, ModelError, OnnxSlimError
-from onnxslim.evaluation.models import has_fake_quant
 from onnxslim.graph import Graph
 from onnxslim.rewrite import Context
 from onnxslim.runtime.child import Child
@@ -62,7 +62,7 @@ def _runnable(graph: Graph) -> Graph:
     """The graph itself where this ONNX Runtime reads it; else a copy with FakeQuant expanded, in an opset that it
     reads."""
     readable = for_runtime(graph)
-    if not has_fake_quant(readable):
+    if precision_of(readable).kind != "fake-quant":
         return readable
     expanded = readable.copy()
     ExpandFakeQuant().run(expanded, Context())
