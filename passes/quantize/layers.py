@@ -86,7 +86,9 @@ def _channels(graph: Graph, node: Node) -> int:
 
 def _unfolded(graph: Graph, node: Node) -> list[Refusal]:
     return [
-        Refusal(place(graph, use.node), f"batch norm after {place(graph, node)} is not folded: run fold_batchnorm first")
+        Refusal(
+            place(graph, use.node), f"batch norm after {place(graph, node)} is not folded: run fold_batchnorm first"
+        )
         for use in graph.uses(graph.result(node))
         if use.node.op == "BatchNormalization"
     ]
