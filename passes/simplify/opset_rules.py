@@ -270,6 +270,33 @@ def _dequantize_linear(graph: Graph, node: Node, old: int, new: int) -> str | No
     return None
 
 
+def _group_normalization(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """21: scale and bias of each channel; before, of each group. They follow a normalisation that scales nothing."""
+    x, y = graph.operand(node, 0), graph.result(node)
+    kind, groups = _kind(graph, node), int(node.attr("num_groups", 0))
+    if old < 21 or x.shape is None or node.attr("stash_type", 1) != 1 or kind not in (np.float32, np.float64):
+        return "scales groups where the other scales channels"
+    base = node.name or y.name
+    per_channel = graph.add_constant(f"{base}.per_channel", np.array([-1, *[1] * (len(x.shape) - 2)], np.int64))
+    scale, bias = (
+        graph.op("Reshape", graph.operand(node, slot), per_channel, name=f"{base}.{name}")
+        for slot, name in ((1, "scale"), (2, "bias"))
+    )
+    graph.set_attribute(node, "stash_type", None)
+    attributes = dict(node.attributes)
+    graph.detach(node)
+    plain = [
+        graph.add_constant(f"{base}.{n}", fill(groups, kind)) for n, fill in (("ones", np.ones), ("zeros", np.zeros))
+    ]
+    made = graph.add_node("GroupNormalization", [x, *plain], [f"{base}.normal"], attributes, name=node.name)
+    normal = graph.result(made)
+    graph.set_type(normal, x.dtype, x.shape)
+    scaled = graph.op("Mul", normal, scale, name=f"{base}.scaled")
+    graph.set_type(scaled, x.dtype, x.shape)
+    graph.add_node("Add", [scaled, bias], [y], name=f"{base}.shifted")
+    return None
+
+
 def _leave_out(graph: Graph, node: Node, new: int, since: Mapping[str, int]) -> None:
     """Leaves out attributes younger than the opset, which say what is meant without them."""
     for name, first in since.items():
@@ -296,7 +323,7 @@ RULES: Mapping[str, Rule] = {
     "DequantizeLinear": _dequantize_linear,
     "Dropout": _dropout,
     "GridSample": _grid_sample,
-    "GroupNormalization": _never("scales groups where the other scales channels"),
+    "GroupNormalization": _group_normalization,
     "Mod": _mod,
     "Pad": _pad,
     "QuantizeLinear": _quantize_linear,
