@@ -20,13 +20,13 @@ from rich.text import Text
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess, ProgressCallback, Say, open_dataset
-from onnxslim.errors import InstallationError
+from onnxslim.errors import InstallationError, OutputError
 from onnxslim.evaluation import compare
 from onnxslim.files import make_folder, write_atomic
 from onnxslim.graph import Array, Graph
 from onnxslim.report import ModelRow, model_rows
 from onnxslim.report.tables import int8_path, rows_table
-from onnxslim.run import compress
+from onnxslim.run import RunFolder, compress
 from onnxslim.runtime.capabilities import capabilities
 
 __all__ = ["DemoResult", "load_digits_arrays", "run_demo", "train_models"]
@@ -87,6 +87,8 @@ def train_models(
     arrays: dict[str, Any] = {**load_digits_arrays(seed)}
     make_folder(folder)
     data = folder / "digits.npz"
+    if data.exists() and not RunFolder(folder / "teacher").exists:
+        raise OutputError(f"'{data}' is of no earlier demo, and would be written over: name another folder (--folder)")
     write_atomic(data, lambda file: np.savez(file, **arrays))
 
     jobs = _jobs(folder, seed, epochs)

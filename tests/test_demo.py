@@ -47,6 +47,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         demo.run_demo(tmp_path / "file" / "demo")
 
 
+def test_data_of_someone_elses_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "digits.npz").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"digits\.npz' is of no earlier demo"):
+        demo.run_demo(tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("digits.npz", b"mine")]
+
+
 @pytest.mark.slow
 def test_the_whole_way_in_a_short_version(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []

@@ -49,8 +49,10 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything that a run would overwrite."""
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        """Whether there is anything but what a run that was killed at its very beginning leaves."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return {*self.path.iterdir()} != {*listed_files(self.path, [_RECORD])} or self._record_path.exists()
 
     @contextlib.contextmanager
     def held(self) -> Generator[None, None, None]:
@@ -115,14 +117,13 @@ class RunFolder:
                     f"'{given}' belongs to the run '{self.path}' that it is to replace: copy it elsewhere, or give "
                     "this run another name (--set run.name=…)"
                 )
-        for path in listed_files(self.path, files):
+        for path in listed_files(self.path, files, temporaries=False):
             if path.resolve() not in own:
                 raise OutputError(
                     f"'{path}' is not of the run that is there, and this one would write over it: move it away, or "
                     "give this run another name (--set run.name=…)"
                 )
-        if self.exists:
-            remove_listed(self.path, old, _RECORD)
+        remove_listed(self.path, [*old, _RECORD], _RECORD)
         make_folder(self.path)
         write_record(self._record_path, {"files": list(files)})
 

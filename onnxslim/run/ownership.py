@@ -13,19 +13,20 @@ from pathlib import Path, PurePosixPath
 
 from onnxslim.errors import OutputError
 
-__all__ = ["CHECKPOINTS", "is_listed", "listed_files", "remove_listed"]
+__all__ = ["CHECKPOINTS", "listed_files", "remove_listed"]
 
 CHECKPOINTS = "checkpoints"
 
 
-def is_listed(name: PurePosixPath, listed: Iterable[str]) -> bool:
-    """Whether the file of that relative path is on the list, or is a temporary one of a listed file."""
-    return any(_matches(name, PurePosixPath(pattern)) for pattern in listed)
-
-
-def listed_files(folder: Path, listed: Sequence[str]) -> list[Path]:
-    """The files in a folder that are on its list, sorted."""
-    return [path for path in _files(folder) if is_listed(_relative(path, folder), listed)]
+def listed_files(folder: Path, listed: Iterable[str], *, temporaries: bool = True) -> list[Path]:
+    """The files in a folder that are on the list, sorted; with what a killed writer left of them, or without."""
+    patterns = [PurePosixPath(pattern) for pattern in listed]
+    found = []
+    for path in _files(folder):
+        name = PurePosixPath(path.relative_to(folder).as_posix())
+        if any(_matches(name, pattern, temporaries=temporaries) for pattern in patterns):
+            found.append(path)
+    return found
 
 
 def remove_listed(folder: Path, listed: Sequence[str], last: str) -> None:
@@ -34,7 +35,7 @@ def remove_listed(folder: Path, listed: Sequence[str], last: str) -> None:
     Raises OutputError where the system refuses.
     """
     files = listed_files(folder, listed)
-    files.sort(key=lambda path: _relative(path, folder).as_posix() == last)
+    files.sort(key=lambda path: path == folder / last)
     try:
         for path in files:
             path.unlink()
@@ -56,7 +57,7 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _matches(name: PurePosixPath, pattern: PurePosixPath) -> bool:
+def _matches(name: PurePosixPath, pattern: PurePosixPath, *, temporaries: bool) -> bool:
     if len(name.parts) != len(pattern.parts):
         return False
     *folders, file = zip(name.parts, pattern.parts)
@@ -64,7 +65,7 @@ def _matches(name: PurePosixPath, pattern: PurePosixPath) -> bool:
     if any(not _same(mine, wanted, free=free) for mine, wanted in folders):
         return False
     mine, wanted = file
-    return _same(mine, wanted, free=free) or fnmatchcase(mine, f".{_literal(wanted)}.*.tmp")
+    return _same(mine, wanted, free=free) or (temporaries and fnmatchcase(mine, f".{_literal(wanted)}.*.tmp"))
 
 
 def _same(mine: str, wanted: str, *, free: bool) -> bool:
@@ -74,7 +75,3 @@ def _same(mine: str, wanted: str, *, free: bool) -> bool:
 def _literal(text: str) -> str:
     """Text in which a pattern's special characters stand for themselves."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)
-
-
-def _relative(path: Path, folder: Path) -> PurePosixPath:
-    return PurePosixPath(path.relative_to(folder).as_posix())

@@ -90,7 +90,7 @@ class Log:
         self._path = path
         self._lines: list[str] = []
         if path is not None and path.is_file():
-            self._lines = path.read_text("utf-8").splitlines()
+            self._lines = path.read_text("utf-8", errors="replace").splitlines()
 
     def __call__(self, **record: Any) -> None:
         self._lines.append(json.dumps(record))

@@ -153,6 +153,15 @@ def test_the_new_run_writes_over_nothing_that_is_not_the_old_ones(tmp_path: Path
     assert names(folder.path) == {"model.onnx", "recipe.yaml", "run.json"}
 
 
+def test_a_run_that_was_killed_at_its_very_beginning_is_no_obstacle(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    put(folder.path, ".run.json.0123456789ab.tmp")
+    assert not folder.exists
+    folder.require_run()
+    folder.create(files_of(STAGES), replace_old=False)
+    assert names(folder.path) == {"run.json"}
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     elsewhere = put(tmp_path / "elsewhere", "0.onnx", "model.onnx")
     folder = RunFolder(tmp_path / "runs" / "mine")
