@@ -4,7 +4,7 @@
         [--first NAME] [--against NAME] [--batch 64] [--turns 8] [--quantize] [--teacher FILE] [--layout auto]
 
 An arm is NAME=ENGINE:PYTHON, one process of that Python. Engines: `ours` (a single-threaded session a core, our
-`differentiate`, the layout that measures fastest), `ort` (one session with all cores, ONNX Runtime's gradient builder),
+`differentiate`, the layout that a run takes), `ort` (one session with all cores, ONNX Runtime's gradient builder),
 `torch` (eager PyTorch, in the better of its two memory formats; with --quantize FX quantisation-aware training by
 `prepare_qat_fx` with its default configuration, per-channel weights). All have the same layers, batch norm restored,
 loss and optimiser. The processes take turns of some steps; medians are printed, and their ratios to --against.
@@ -155,7 +155,7 @@ def our_engine(graph: Any, options: argparse.Namespace, teacher: Any, gradient: 
     if gradient == "own":
 
         def build(layout: Any) -> Any:
-            return build_step(graph, sizes[0], replace(step_options, layout=layout), teacher)
+            return [build_step(graph, size, replace(step_options, layout=layout), teacher) for size in {*sizes}]
 
         plan = choose_layout(build, arrays, options.layout)
         step_options, about = replace(step_options, layout=plan.layout), f"{about}, {plan}"

@@ -8,13 +8,13 @@ import numpy as np
 
 from onnxslim.errors import DataError
 from onnxslim.graph import Array, Graph
-from onnxslim.rewrite import Context, Outcome
+from onnxslim.rewrite import Context, Outcome, StatisticRequest
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import RestoreBatchnorm
 
-__all__ = ["restore_batchnorm"]
+__all__ = ["foresee_batchnorm", "restore_batchnorm"]
 
 
 def restore_batchnorm(graph: Graph, batches: Iterable[Mapping[str, Array]], context: RunContext) -> Outcome:
@@ -33,3 +33,16 @@ def restore_batchnorm(graph: Graph, batches: Iterable[Mapping[str, Array]], cont
                 f"Statistics of '{request.value}' on data.train are NaN or infinite: look for such numbers in the data"
             )
     return step(graph, Context(statistics=found, seed=context.seed))
+
+
+def foresee_batchnorm(graph: Graph) -> Outcome:
+    """What `restore_batchnorm` makes of a graph, in place, with invented statistics: for who asks of its structure
+    before data are looked at."""
+    step = RestoreBatchnorm()
+    invented: dict[StatisticRequest, Array] = {}
+    for request in step.requests(graph, Context()):
+        producer = graph.producer(graph.value(request.value))
+        assert producer is not None
+        channels = graph.operand(producer, 1).static_shape[0]
+        invented[request] = np.stack([np.zeros(channels), np.ones(channels)]).astype(np.float32)
+    return step(graph, Context(statistics=invented))

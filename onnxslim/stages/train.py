@@ -18,18 +18,17 @@ from onnxslim.graph import Graph, Role
 from onnxslim.rewrite import Outcome, Refusal
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
-from onnxslim.stages.batchnorm import restore_batchnorm
+from onnxslim.stages.batchnorm import foresee_batchnorm, restore_batchnorm
 from onnxslim.stages.outputs import output_notes, require_scores
 from onnxslim.stages.train_options import AugmentOptions, Distill, OptimizerOptions, ScheduleOptions, TaskLoss
-from onnxslim.training.layout import Plan, choose_layout
+from onnxslim.training.layout import Plan, candidates, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
 from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
 from onnxslim.training.parameters import left_alone, mark_parameters
 from onnxslim.training.schedules import Schedule
 from onnxslim.training.state import State
-from onnxslim.training.step import Layout, StepOptions, build_step
+from onnxslim.training.step import StepOptions
 from onnxslim.training.teacher_cache import TeacherCache
-from onnxslim.training.workers import shares
 from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel
 from passes.simplify import FoldBatchnorm
 
@@ -71,7 +70,7 @@ class Train(Stage):
     gradient: Literal["own", "ort"] = Field(default="own", description="Our differentiate, or ONNX Runtime's builder.")
     layout: Literal["auto", "plain", "blocked", "lanes"] = Field(
         default="auto",
-        description="Whether channels (blocked) or images (lanes) fill the CPU's vectors; auto: the fastest here.",
+        description="Whether channels (blocked) or images (lanes) fill the CPU's vectors; auto: by a table of costs.",
     )
     keep: int = Field(default=2, ge=1, description="Newest checkpoints kept, beside the best on val.")
     threads: int = Field(default=1, ge=1, description="Threads that prepare batches.")
@@ -87,7 +86,7 @@ class Train(Stage):
         return ("plan.json", *(f"checkpoints/{dot}{label}-*/{name}" for dot in ("", ".") for name in names))
 
     def check(self, graph: Graph, context: RunContext) -> None:
-        """Builds a small training step, so that a missing gradient, label or teacher is found now."""
+        """Builds the steps that `run` builds, so that a missing gradient, label or teacher is found now."""
         if self.gradient == "ort":
             require_training()
         if self.distill is not None and context.teacher is None:
@@ -95,14 +94,16 @@ class Train(Stage):
         if self.needs_labels and not context.data.get("train").labelled:
             raise RecipeError("task_loss needs labels, data.train has none: set task_loss.weight to 0 and distil")
         student = prepared(graph)
-        mark_roles(student)
         loader = self.loader(student, context)
         load_all(loader.dataset, context.progress)
+        if self.restore_batchnorm:
+            foresee_batchnorm(student)
+        mark_roles(student)
         teacher = self.prepared_teacher(context)
-        build_step(student, 2, self.step_options(loader), teacher)
+        candidates(self.trainer(student, loader, context, teacher).all_steps, self.wanted_layout)
         if any(isinstance(loss, CrossEntropy | SoftLabel) for loss in self.losses()):
             feeds = loader.make(np.arange(min(_LOOKED_AT, len(loader.dataset))), 0).feeds
-            require_scores(student, feeds, "model")
+            require_scores(prepared(context.whole or graph), feeds, "model")
             if teacher is not None:
                 require_scores(teacher, feeds, "teacher")
 
@@ -124,31 +125,10 @@ class Train(Stage):
             cache = TeacherCache(teacher, loader, context.folder.parent / "teacher-cache")
             context.tell(f"the teacher's outputs for {self.views} views of {len(loader.dataset):,} images")
             cache.prepare(context.progress, threads=context.workers)
-        norms = any(node.op == "BatchNormalization" for node in student.nodes())
-        frozen = round(self.freeze_batchnorm * self.epochs) if norms else 0
-        options = replace(
-            self.step_options(loader), layout=self.chosen_layout(student, context, teacher, cache, loader)
-        )
-        trainer = Trainer(
-            student,
-            loader,
-            options,
-            self.made_optimizer(),
-            self.made_schedule(),
-            self.epochs,
-            workers=context.workers,
-            teacher=teacher,
-            cache=cache,
-            freeze_from=self.epochs - frozen if frozen else None,
-            folder=context.folder / "checkpoints",
-            label=context.label,
-            keep=self.keep,
-            validate=self.validation(context),
-            progress=context.progress,
-            log=context.log,
-            say=context.say,
-            shown=lambda top1: f"top-1 {100 * top1:.2f} %",
-        )
+        trainer = self.trainer(student, loader, context, teacher, cache)
+        plan = self.plan(trainer, context)
+        notes += self._not_taken(plan)
+        trainer.options = replace(trainer.options, layout=plan.layout)
         result = trainer.run(resume=context.resume)
         trained = result.best if self.take == "best" else result.graph
         if restored.rewrites:
@@ -213,25 +193,62 @@ class Train(Stage):
         sample = loader.make(np.zeros(1, np.int64), 0).feeds[loader.input_name].shape[1:]
         return StepOptions(self.losses(), labelled=self.needs_labels, gradient=self.gradient, sample=sample)
 
-    def chosen_layout(
-        self, student: Graph, context: RunContext, teacher: Graph | None, cache: TeacherCache | None, loader: Loader
-    ) -> Layout:
-        """The layout in the run's plan, where it was chosen on a machine like this; else it is chosen now."""
-        path, wanted = context.folder / "plan.json", self.layout if self.gradient == "own" else "plain"
+    def trainer(
+        self,
+        student: Graph,
+        loader: Loader,
+        context: RunContext,
+        teacher: Graph | None,
+        cache: TeacherCache | None = None,
+    ) -> Trainer:
+        """Of a student whose roles are marked, in the plain layout."""
+        norms = any(node.op == "BatchNormalization" for node in student.nodes())
+        frozen = round(self.freeze_batchnorm * self.epochs) if norms else 0
+        return Trainer(
+            student,
+            loader,
+            replace(self.step_options(loader), teacher_as_input=self.views is not None and teacher is not None),
+            self.made_optimizer(),
+            self.made_schedule(),
+            self.epochs,
+            workers=context.workers,
+            teacher=teacher,
+            cache=cache,
+            freeze_from=self.epochs - frozen if frozen else None,
+            folder=context.folder / "checkpoints",
+            label=context.label,
+            keep=self.keep,
+            validate=self.validation(context),
+            progress=context.progress,
+            log=context.log,
+            say=context.say,
+            shown=lambda top1: f"top-1 {100 * top1:.2f} %",
+        )
+
+    @property
+    def wanted_layout(self) -> str:
+        return self.layout if self.gradient == "own" else "plain"
+
+    def plan(self, trainer: Trainer, context: RunContext) -> Plan:
+        """The run's plan, where it was made on a machine like this; else it is made now, and written."""
+        path = context.folder / "plan.json"
         plan = Plan.load(path, context.label) if context.resume else None
         if plan is not None and plan.holds_here():
-            return plan.layout
-        options = replace(self.step_options(loader), teacher_as_input=cache is not None)
-        share = shares(self.batch, context.workers)[0]
-        arrays = State.of(student, self.made_optimizer()).arrays
+            return plan
         moved = plan is not None
-        plan = choose_layout(
-            lambda layout: build_step(student, share, replace(options, layout=layout), teacher), arrays, wanted
-        )
+        context.tell("comparing the layouts of the training step")
+        arrays = State.of(trainer.student, trainer.optimizer).arrays
+        plan = choose_layout(trainer.all_steps, arrays, self.wanted_layout)
         plan.save(path, context.label)
         note = {"resumed_on": "another CPU or runtime: from here on not bit-identical"} if moved else {}
         context.log(stage=context.label, plan=str(plan), **note)
-        return plan.layout
+        context.tell(str(plan))
+        return plan
+
+    def _not_taken(self, plan: Plan) -> tuple[str, ...]:
+        """That a layout which was asked for by name could not be had."""
+        why = plan.refused.get(self.layout)
+        return () if why is None else (f"layout: {self.layout} was asked for, and {plan.layout} is taken: {why}",)
 
     def made_optimizer(self) -> Optimizer:
         options = self.optimizer

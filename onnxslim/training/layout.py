@@ -1,17 +1,18 @@
-"""Which layout a training step runs in: measured, checked against the plain one, and written down.
+"""Which layout a training step runs in: foreseen from shapes, checked against the plain one, and written down.
 
-A run's layout is part of its result (float32 sums are reordered), so it is chosen once, kept in the
-run's `plan.json`, and used again when the run is resumed on the same CPU and runtime.
+A run's layout is part of its result (float32 sums are reordered), so nothing is timed: equal runs choose alike. The
+choice is kept in the run's `plan.json` before the first step, and used again when the run is resumed on the same CPU
+and runtime.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,11 +21,11 @@ from onnxslim.graph import Array
 from onnxslim.records import read_record, write_record
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
-from onnxslim.training.step import LAYOUTS, Layout, Step
+from onnxslim.training.step import LAYOUTS, WIDTH, Layout, Step
+from onnxslim.training.step_cost import foresee
 
-__all__ = ["Plan", "choose_layout"]
+__all__ = ["Judge", "Plan", "candidates", "choose_layout"]
 
-_ROUNDS = 5
 _TOLERANCE = 5e-3
 """Of the gradients' norm: what reordering float32 sums may change, by ReLUs that turn over with them. A batch's own
 noise is a hundred times that; a wrong layout is off by as much as the gradients themselves."""
@@ -38,13 +39,13 @@ _TRIALS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What was chosen, and where. seconds: of one worker's step in each layout that was measured.
-    refused: why another was not; "" for those that only were slower."""
+    """What was chosen, and where. foreseen: seconds of one worker's step in each layout that can be built.
+    refused: why one was not taken, where it is not that it would take longer."""
 
     layout: Layout
     cpu: str
     runtime: str
-    seconds: dict[str, float] = field(default_factory=dict)
+    foreseen: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def holds_here(self) -> bool:
@@ -67,7 +68,7 @@ class Plan:
         return plan if plan.layout in LAYOUTS else None
 
     def __str__(self) -> str:
-        times = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in self.seconds.items())
+        times = ", ".join(f"{name} about {1e3 * s:.0f} ms" for name, s in self.foreseen.items())
         refusals = "; ".join(f"not {name}: {why}" for name, why in self.refused.items())
         return f"{self.layout} layout" + "".join(f" ({part})" for part in (times, refusals) if part)
 
@@ -80,60 +81,96 @@ def _plans(path: Path) -> dict[str, Any]:
         return {}
 
 
-def choose_layout(build: Callable[[Layout], Step], state: Mapping[str, Array], wanted: str = "auto") -> Plan:
-    """The fastest layout of those that give the plain one's loss and gradients, by running each a few times on
-    random data; or the one that is wanted.
+Build: TypeAlias = Callable[[Layout], Sequence[Step]]
+"""A run's steps in a layout, those of its first phase and first worker first."""
 
-    build: one worker's step in a layout. state: the training state's arrays by name.
-    """
-    found = capabilities()
-    here = (found.cpu, f"{found.distribution} {found.version}")
-    if wanted in LAYOUTS:
-        return Plan(wanted, *here)
-    steps: dict[Layout, Step] = {"plain": build("plain")}
+
+def candidates(build: Build, wanted: str = "auto") -> tuple[dict[Layout, Sequence[Step]], dict[str, str]]:
+    """The steps of a run in each layout that can be built (`wanted`: in that one and in the plain one), and why there
+    are none in the others. Raises what the plain layout raises."""
+    found: dict[Layout, Sequence[Step]] = {"plain": build("plain")}
     refused: dict[str, str] = {}
-    batch = steps["plain"].batch
     for name in LAYOUTS:
-        if name == "plain":
+        if name == "plain" or wanted not in ("auto", name):
             continue
-        if not found.lanes:
-            refused[name] = "this ONNX Runtime has no blocked kernels"
-        elif name == "lanes" and batch % found.lanes:
-            refused[name] = f"a worker's {batch} images are no multiple of {found.lanes}"
+        why = _obstacle(name, found["plain"], wanted)
+        try:
+            steps = build(name) if why is None else ()
+        except Exception as error:  # whatever it stumbles over: the plain layout is there, and the plan says why
+            why = f"it cannot be built for this network: {str(error) or type(error).__name__}"
+        if why is None and not steps[0].laid:
+            why = "nothing in this network gains by it"
+        if why is None:
+            found[name] = steps
         else:
-            steps[name] = build(name)
-            if not steps[name].laid:
-                refused[name] = "nothing in this network gains by it"
-                del steps[name]
-    trials = [_random_feeds(steps["plain"], seed) for seed in range(_TRIALS)]
-    feeds = trials[0]
-    sessions: dict[Layout, Session] = {}
-    expected: list[dict[str, Array]] = []
-    tolerance = _TOLERANCE
-    for name, step in steps.items():
-        session = Session(step.graph, fuse_qdq=False)
-        inputs = step.fed_from(state)
-        outputs = [session.run(trial | inputs) for trial in trials]
-        if name == "plain":
-            expected = outputs
-            nudged = [session.run(_nudged(trial | inputs)) for trial in trials]
-            sensitivity = statistics.median(map(_difference, expected, nudged))
-            tolerance = min(max(_TOLERANCE, _FACTOR * sensitivity), _MOST)
-        error = statistics.median(map(_difference, expected, outputs))
-        if error > tolerance:
-            refused[name] = f"its gradients differ by {error:.1e} of their norm on this machine"
-        else:
-            sessions[name] = session
-    seconds: dict[Layout, list[float]] = {name: [] for name in sessions}
-    for _ in range(_ROUNDS if len(sessions) > 1 else 0):
-        for name, session in sessions.items():
-            inputs = feeds | steps[name].fed_from(state)
-            began = time.perf_counter()
-            session.run(inputs)
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: round(statistics.median(times), 5) for name, times in seconds.items() if times}
-    best: Layout = min(medians, key=lambda name: medians[name]) if medians else "plain"
-    return Plan(best, *here, {str(name): value for name, value in medians.items()}, refused)
+            refused[name] = why
+    return found, refused
+
+
+def _obstacle(name: Layout, plain: Sequence[Step], wanted: str) -> str | None:
+    """What is known to stand against a layout before it is built."""
+    lanes = capabilities().lanes
+    if not lanes and (name == "blocked" or wanted == "auto"):
+        return "this ONNX Runtime has no blocked kernels"
+    odd = [step.batch for step in plain if step.batch % (lanes or WIDTH)]
+    if name == "lanes" and odd:
+        return f"a worker's {odd[0]} images are no multiple of {lanes or WIDTH}"
+    return None
+
+
+def choose_layout(build: Build, state: Mapping[str, Array], wanted: str = "auto") -> Plan:
+    """The layout that takes the least time by `foresee`, of those that can be built and give the plain one's loss and
+    gradients on random data; or the one that is wanted, under the same conditions. Equal on every call.
+
+    state: the training state's arrays by name.
+    """
+    here = capabilities()
+    steps, refused = candidates(build, wanted)
+    seconds = {name: max(foresee(step.graph, here.lanes) for step in made) for name, made in steps.items()}
+    order = sorted(steps, key=lambda name: (name != wanted, wanted != "auto" and name == "plain", seconds[name]))
+    chosen: Layout = "plain"
+    judge = Judge(steps["plain"][0], state)
+    for name in order:
+        why = judge.objection(steps[name][0]) if name != "plain" else None
+        if why is None:
+            chosen = name
+            break
+        refused[name] = why
+    foreseen = {str(name): round(value, 5) for name, value in seconds.items()}
+    return Plan(chosen, here.cpu, f"{here.distribution} {here.version}", foreseen, refused)
+
+
+class Judge:
+    """Compares steps with the plain one, on the same random batches."""
+
+    def __init__(self, plain: Step, state: Mapping[str, Array], trials: int = _TRIALS) -> None:
+        self._plain, self._state, self._count = plain, state, trials
+
+    def objection(self, step: Step) -> str | None:
+        """Why a step may not take the plain one's place; None where it gives the same gradients."""
+        try:
+            session = Session(step.graph, fuse_qdq=False)
+            inputs = step.fed_from(self._state)
+            outputs = [session.run(trial | inputs) for trial in self._trials]
+        except Exception as error:  # as above
+            return f"it does not run here: {str(error) or type(error).__name__}"
+        error_size = statistics.median(map(_difference, self._expected[0], outputs))
+        if error_size <= self._expected[1]:
+            return None
+        return f"its gradients differ by {error_size:.1e} of their norm on this machine"
+
+    @cached_property
+    def _trials(self) -> list[dict[str, Array]]:
+        return [_random_feeds(self._plain, seed) for seed in range(self._count)]
+
+    @cached_property
+    def _expected(self) -> tuple[list[dict[str, Array]], float]:
+        """What the plain step gives for each trial, and how far another may be from it."""
+        session = Session(self._plain.graph, fuse_qdq=False)
+        feeds = [trial | self._plain.fed_from(self._state) for trial in self._trials]
+        expected = [session.run(fed) for fed in feeds]
+        sensitivity = statistics.median(map(_difference, expected, (session.run(_nudged(fed)) for fed in feeds)))
+        return expected, min(max(_TOLERANCE, _FACTOR * sensitivity), _MOST)
 
 
 def _random_feeds(step: Step, seed: int) -> dict[str, Array]:

@@ -25,7 +25,7 @@ from onnxslim.training.optimizers import Optimizer
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.schedules import Schedule
 from onnxslim.training.state import State
-from onnxslim.training.step import Step, StepOptions, build_step
+from onnxslim.training.step import Layout, Step, StepOptions, build_step
 from onnxslim.training.teacher_cache import TeacherCache
 from onnxslim.training.update import UpdatePlan
 from onnxslim.training.workers import Engine, shares
@@ -86,6 +86,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.student = self.student.copy()
         mark_parameters(self.student)
+        if self.cache is not None:
+            self.options = replace(self.options, teacher_as_input=True)
 
     def run(self, resume: bool = False) -> TrainingResult:
         """Trains from the start, or from the newest checkpoint; returns what came out.
@@ -153,10 +155,20 @@ class Trainer:
     def _is_frozen(self, epoch: int) -> bool:
         return self.freeze_from is not None and epoch >= self.freeze_from
 
+    def all_steps(self, layout: Layout) -> list[Step]:
+        """Every step that this training makes, in a layout: of each phase, for each size of a worker's share."""
+        phases = [False, True] if self.freeze_from else [self.freeze_from is not None]
+        return [step for frozen in phases for step in self._steps(frozen, layout).values()]
+
+    def _steps(self, frozen: bool, layout: Layout) -> dict[int, Step]:
+        """By the size of a worker's share of the batch. frozen: batch norm uses its running statistics."""
+        options = replace(self.options, frozen_batchnorm=frozen, layout=layout)
+        sizes = dict.fromkeys(shares(self.loader.batch, self.workers))
+        return {size: build_step(self.student, size, options, self.teacher) for size in sizes}
+
     def _engine(self, state: State, frozen: bool) -> tuple[Engine, list[Step]]:
-        options = replace(self.options, frozen_batchnorm=frozen, teacher_as_input=self.cache is not None)
         sizes = shares(self.loader.batch, self.workers)
-        built = {size: build_step(self.student, size, options, self.teacher) for size in dict.fromkeys(sizes)}
+        built = self._steps(frozen, self.options.layout)
         steps = [built[size] for size in sizes]
         trained = steps[0].trained
         plan = UpdatePlan(

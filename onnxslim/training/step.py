@@ -30,12 +30,13 @@ from passes.layout import ExpandBlocked, ExpandLanes, ShapePorts, ToBlocked, ToL
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import EliminateCommon, EliminateDead, MergeMovements
 
-__all__ = ["LAYOUTS", "Layout", "Step", "StepOptions", "build_step"]
+__all__ = ["LAYOUTS", "WIDTH", "Layout", "Step", "StepOptions", "build_step"]
 
 Layout: TypeAlias = Literal["plain", "blocked", "lanes"]
 LAYOUTS: tuple[Layout, ...] = ("plain", "blocked", "lanes")
 
-_LANES = 8  # where the runtime has no blocked kernels any width serves; this one fits AVX2 and NEON
+WIDTH = 8
+"""Of the lanes where the runtime has no blocked kernels: any serves, this one fits AVX2 and NEON."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _lay_out(graph: Graph, options: StepOptions, wrt: Sequence[Value]) -> int:
     """Rewrites what depends on the parameters for the layout; how many nodes that are."""
     if options.layout == "plain" or options.gradient == "ort":
         return 0
-    lanes, nodes = capabilities().lanes or _LANES, _depending_on(graph, wrt)
+    lanes, nodes = capabilities().lanes or WIDTH, _depending_on(graph, wrt)
     if options.layout == "lanes":
         chosen: Pass = ToLanes(_width(graph, nodes, lanes), nodes)
     else:

@@ -144,6 +144,7 @@ class Tape:
             group=lanes, kernel_shape=[1, 1], pads=[0] * 4, strides=[1, 1], dilations=[1, 1],
             activation="HardSigmoid", activation_params=[_STEEP, 0.0],
         )  # fmt: skip
+        self.graph.set_type(made, DType.FLOAT, [1, lanes, 1, size // lanes])
         return self.reshape(made, sizes)
 
     def sum(self, a: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
@@ -165,6 +166,7 @@ class Tape:
             "Conv", image, kernel, domain="com.microsoft.nchwc", group=planes, kernel_shape=[1, taps],
             pads=[0] * 4, strides=[1, 1], dilations=[1, 1],
         )  # fmt: skip
+        self.graph.set_type(made, DType.FLOAT, [1, planes, 1, 1])
         return self.sum(self.reshape(made, [rows, parts * lanes]), [1])
 
     def add_scaled(self, a: Value, b: Value, factors: Value, shape: Sequence[int]) -> Value:
@@ -181,6 +183,7 @@ class Tape:
             domain="com.microsoft.nchwc", group=planes, kernel_shape=[1, 1], pads=[0] * 4, strides=[1, 1],
             dilations=[1, 1],
         )  # fmt: skip
+        self.graph.set_type(made, DType.FLOAT, image)
         return self.reshape(made, shape)
 
     def reshape(self, a: Value, shape: Sequence[int]) -> Value:
