@@ -152,9 +152,11 @@ class _Job:
         if self.recipe.evaluate.test and not self.data.get("test").labelled:
             raise DataError("evaluate.test needs labels; data.test has none")
         context = self.context(Path(), 0)
+        graph = self.student
         for number, stage in enumerate(self.stages):
             with _Named(f"stages.{number}.{stage.kind}"):
-                stage.check(self.student, context)
+                stage.check(graph, context)
+                graph = stage.foresee(graph, context)
             if isinstance(stage, Prune):
                 context = replace(context, foreseen=False)
         self.check_order()

@@ -156,6 +156,11 @@ class Stage(Options, ABC):
         """Raises what can be known to be wrong before anything is run or written."""
         return
 
+    def foresee(self, graph: Graph, context: RunContext) -> Graph:
+        """A graph like the one that this stage makes of `graph`, as far as that is known before anything is run: its
+        nodes are right, its numbers need not be. What the next stages' `check` looks at."""
+        return graph
+
     def writes(self, label: str) -> tuple[str, ...]:
         """The files beside the run's own that a stage of that label may leave in the run's folder, relative to it; in
         checkpoints/ a `*` may stand for a part of a name."""

@@ -92,6 +92,15 @@ class Quantize(Stage):
         check_fits(context.data.get(self.data), only_data_input(graph), None, context.data.preprocess)
         self._prepared(graph, context.seed)
 
+    def foresee(self, graph: Graph, context: RunContext) -> Graph:
+        """With invented ranges."""
+        graph, _ = self._prepared(graph, context.seed)
+        insert, target = self._insert(), load_target(self.target)
+        requests = insert.requests(graph, Context(target=target, seed=context.seed))
+        invented = {request: np.array([-1, 1], np.float32) for request in requests}
+        insert(graph, Context(statistics=invented, target=target, seed=context.seed))
+        return graph
+
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         dataset = context.data.get(self.data)
         return self.apply(graph, dataset, context.data.preprocess, context.seed, context.progress)
