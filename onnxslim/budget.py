@@ -17,6 +17,7 @@ __all__ = [
     "IMAGE_BYTES",
     "IMAGE_PIXELS",
     "JSON_BYTES",
+    "MODEL_DEPTH",
     "MOST_BATCH",
     "MOST_EPOCHS",
     "MOST_PIXELS",
@@ -30,6 +31,11 @@ __all__ = [
     "Budget",
     "Folding",
 ]
+
+# ---------------------------------------------------------------- models
+
+MODEL_DEPTH = 12
+"""Bodies inside one another, as far as ONNX Runtime is asked to load them: each level takes it twice as long."""
 
 # ---------------------------------------------------------------- texts
 

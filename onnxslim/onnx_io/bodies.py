@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
-__all__ = ["bodies_of", "captured_names", "local_names", "renamed"]
+__all__ = ["bodies_of", "captured_names", "depth_of", "local_names", "renamed"]
 
 
 def bodies_of(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
@@ -15,6 +15,16 @@ def bodies_of(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphP
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def depth_of(nodes: Iterable[onnx.NodeProto]) -> int:
+    """How many bodies are inside one another, at most; 0 where there are none."""
+    deepest, waiting = 0, [(node, 0) for node in nodes]
+    while waiting:
+        node, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        waiting.extend((inner, depth + 1) for body in bodies_of(node.attribute) for inner in body.node)
+    return deepest
 
 
 def captured_names(attributes: Iterable[onnx.AttributeProto]) -> list[str]:

@@ -34,7 +34,7 @@ from onnxslim.errors import CrashError, ModelError, OnnxSlimError, UnsupportedEr
 from onnxslim.graph import Array, DType, Graph
 from onnxslim.onnx_io import read, to_bytes, write
 from onnxslim.runtime.isolated import isolated
-from onnxslim.runtime.session import Model, Session, model_name
+from onnxslim.runtime.session import Model, Session, model_name, require_shallow
 
 __all__ = ["Child", "serve"]
 
@@ -68,6 +68,7 @@ class Child:
 
     def load(self, model: Model, *, optimize: bool = True, fuse_qdq: bool = True, guarded: bool = True) -> None:
         """The model that is run from now on; see `Session` for the options. It is sent with the first run."""
+        require_shallow(model)
         name = model_name(model)
         options = {"optimize": optimize, "fuse_qdq": fuse_qdq, "guarded": guarded}
         head: dict[str, Any] = {"threads": self._threads, **options, "name": name}

@@ -13,14 +13,16 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import onnx
 
+from onnxslim.budget import MODEL_DEPTH
 from onnxslim.errors import DataError, ModelError, ModelFormatError, OnnxSlimError, UnsupportedError
 from onnxslim.graph import Array, DType, Graph, Shape, Value
-from onnxslim.onnx_io import to_bytes, to_proto
+from onnxslim.onnx_io import node_proto, to_bytes, to_proto
+from onnxslim.onnx_io.bodies import depth_of
 from onnxslim.onnx_io.node_names import name_nodes
 from onnxslim.runtime.installation import load_runtime
 from onnxslim.verify import require_sound_attributes
 
-__all__ = ["Model", "Port", "Session", "model_name", "run_batches"]
+__all__ = ["Model", "Port", "Session", "model_name", "require_shallow", "run_batches"]
 
 Model: TypeAlias = "Graph | onnx.ModelProto | bytes"
 """A graph, a ModelProto, or the bytes of an .onnx or .ort file."""
@@ -96,6 +98,7 @@ class Session:
             raise DataError(f"A session needs at least 1 thread, got {threads}")
         if isinstance(model, Graph):
             require_sound_attributes(model)
+        require_shallow(model)
         self._runtime = load_runtime()
         options = _options(self._runtime, threads, optimize, fuse_qdq)
         self._kept: list[Any] = []  # memory that the session reads in place
@@ -178,6 +181,22 @@ class Session:
         options.add_external_initializers(names, tensors)
         data: bytes = model.SerializeToString()
         return data
+
+
+def require_shallow(model: Model) -> None:
+    """UnsupportedError where bodies are nested so deeply that loading takes hours. Bytes are not looked at."""
+    if isinstance(model, bytes):
+        return
+    if isinstance(model, Graph):
+        nodes = [node_proto(model, n) for n in model.nodes() if any(a.HasField("g") for a in n.attributes.values())]
+    else:
+        nodes = list(model.graph.node)
+    depth = depth_of(nodes)
+    if depth > MODEL_DEPTH:
+        raise UnsupportedError(
+            f"{model_name(model)} has bodies of If, Loop or Scan {depth} deep; expected at most {MODEL_DEPTH}, because "
+            "ONNX Runtime takes twice as long for each: fold or flatten them (without --check they stay)"
+        )
 
 
 def run_batches(session: Session, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:

@@ -213,7 +213,8 @@ class _Bound:
         ):
             for port in ports:
                 array = place(port.name)
-                buffer = Buffer(array.reshape(()) if port.shape == () else array)
+                is_scalar = port.shape in (None, ()) and array.size == 1  # of which ONNX Runtime tells no shape
+                buffer = Buffer(array.reshape(()) if is_scalar else array)
                 self._kept.append(buffer)
                 bind(port.name, buffer.value)
 

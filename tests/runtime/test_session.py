@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from onnxslim.errors import DataError, ModelError, ModelFormatError, OnnxSlimError, UnsupportedError
 from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import read, to_bytes, to_proto, write
+from onnxslim.onnx_io import from_proto, read, to_bytes, to_proto, write
 from onnxslim.runtime import session as room
+from onnxslim.runtime.child import Child
 from onnxslim.runtime.session import Session, run_batches
 
 
@@ -218,3 +220,25 @@ def test_a_very_long_name_is_cut_in_the_message() -> None:
         Session(graph)
     assert time.process_time() - began < 5
     assert len(str(caught.value)) < 5_000
+
+
+@pytest.mark.parametrize("depth", [3, 20])
+def test_bodies_that_would_take_hours_to_load_are_refused(depth: int) -> None:
+    """Each level doubles ONNX Runtime's time: 20 take minutes, 30 days."""
+    body = helper.make_graph([helper.make_node("Relu", ["x"], ["y0"])], "b", [], [onnx.ValueInfoProto(name="y0")])
+    for level in range(1, depth + 1):
+        other = helper.make_graph([helper.make_node("Neg", ["x"], ["n"])], "e", [], [onnx.ValueInfoProto(name="n")])
+        node = helper.make_node("If", ["c"], [f"y{level}"], then_branch=body, else_branch=other)
+        body = helper.make_graph([node], "b", [], [onnx.ValueInfoProto(name=f"y{level}")])
+    inputs = [helper.make_tensor_value_info("x", 1, [2]), helper.make_tensor_value_info("c", 9, [])]
+    outputs = [helper.make_tensor_value_info(f"y{depth}", 1, [2])]
+    graph = helper.make_graph(body.node, "deep", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    if depth < 12:
+        assert Session(model).run({"x": np.ones(2, np.float32), "c": np.array(True)})
+        return
+    for given in (model, from_proto(model)):
+        with pytest.raises(UnsupportedError, match="20 deep; expected at most 12"):
+            Session(given)
+        with Child() as child, pytest.raises(UnsupportedError, match="20 deep"):
+            child.load(given)

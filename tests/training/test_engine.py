@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 
 import onnxslim.training.workers as workers
-from onnxslim.graph import Array, Graph
+from onnxslim.data import Preprocess
+from onnxslim.graph import Array, DType, Graph
 from onnxslim.quant_math import weight_scale
 from onnxslim.runtime.session import Session
+from onnxslim.stages.base import prepared
+from onnxslim.stages.quantize import Quantize
+from onnxslim.stages.train import mark_roles
+from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import AdamW, Sgd
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions, build_step
 from onnxslim.training.update import UpdatePlan, build_update
 from onnxslim.training.workers import Engine, shares
 from passes.distill import CrossEntropy
+from tests.training.conftest import bright_rows
 
 
 @pytest.mark.parametrize(
@@ -123,3 +129,17 @@ def _moved(
     found = update.run(arrays)
     return {n.removesuffix(".next"): a.reshape(state[n.removesuffix(".next")].shape)
             for n, a in found.items() if n.endswith(".next")}  # fmt: skip
+
+
+def test_a_network_with_one_quantised_activation_trains(trainer: Callable[..., Trainer]) -> None:
+    """Its row of scales has one element, which the update graph takes for a scalar."""
+    graph = Graph("one", opset=18)
+    x = graph.add_input("image", DType.FLOAT, ("N", 1, 8, 8))
+    weight = graph.add_constant("w", np.linspace(-1, 1, 64 * 6, dtype=np.float32).reshape(64, 6))
+    graph.add_output(graph.op("MatMul", graph.op("Flatten", x, name="flat"), weight, name="y"))
+    quantized = Quantize(target="x64", samples=32).apply(graph, bright_rows(), Preprocess((100.0,), (50.0,))).graph
+    assert sum(node.op == "FakeQuant" and node.attr("kind") == "activation" for node in quantized.nodes()) == 1
+    student = prepared(quantized)
+    mark_roles(student)
+    history = trainer(student=student, epochs=1).run().history
+    assert np.isfinite(history[0]["loss"])
