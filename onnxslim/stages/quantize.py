@@ -27,7 +27,7 @@ from onnxslim.stages.base import RunContext, Stage, StageResult, data_shape, onl
 from onnxslim.targets import load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
 from passes.quantize.insert_fake_quant import require_finite
-from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, canonicalize
+from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, FuseGemm, canonicalize
 
 __all__ = ["Quantize", "QuantizedShare", "TargetName", "calibration_batches", "ready_to_quantize"]
 
@@ -35,7 +35,7 @@ __all__ = ["Quantize", "QuantizedShare", "TargetName", "calibration_batches", "r
 def ready_to_quantize() -> Pipeline:
     """What a model goes through before fake-quant nodes are put in: float32, constants folded, in ops that have
     integer kernels."""
-    return Pipeline((canonicalize(float32=True), FoldPad(), MeanToPool(), EliminateDead()))
+    return Pipeline((canonicalize(float32=True), FuseGemm(any_rank=True), FoldPad(), MeanToPool(), EliminateDead()))
 
 
 @dataclass(frozen=True)
