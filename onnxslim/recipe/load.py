@@ -77,7 +77,7 @@ def dump_recipe(recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> 
 
 def input_paths(recipe: Recipe) -> tuple[str, ...]:
     """The files and folders that a recipe reads, absolute."""
-    return tuple(path for _, path, must_exist in _paths(recipe, ()) if must_exist)
+    return tuple(path for _, path, _ in _paths(recipe, ()))
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ What is read back is what was written: the tensors have their digest in state.js
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
@@ -45,8 +46,8 @@ class Checkpoints:
     def save(self, state: State, *, is_best: bool = False) -> Path:
         """Writes a checkpoint: in a hidden folder first, synced, then renamed; then drops old ones.
 
-        The best is written before the newest, which names it, and the best before it is dropped after that: a run
-        that is killed in between finds all that the newest names, and repeats the epoch.
+        The best is written before the newest, which names it, and one is dropped when no checkpoint that is kept names
+        it: a run that is killed in between, or whose newest is damaged, goes on from one that has its best.
         """
         name = f"{self.label}-{state.epoch:04d}"
         if state.step_in_epoch:
@@ -54,10 +55,12 @@ class Checkpoints:
         if is_best:
             self._write(self._best_name(state.epoch), state)
         path = self._write(name, state)
-        kept = self._best_name(state.best_epoch)
-        superseded = [best for best in self._bests() if best.name != kept]
-        for old in (*self._newest()[self.keep :], *superseded, *self._unfinished()):
+        for old in (*self._newest()[self.keep :], *self._unfinished()):
             shutil.rmtree(old, ignore_errors=True)
+        named = {self._best_name(epoch) for epoch in self._named_bests()}
+        for best in self._bests():
+            if best.name not in named:
+                shutil.rmtree(best, ignore_errors=True)
         return path
 
     def save_first(self, state: State) -> None:
@@ -111,8 +114,16 @@ class Checkpoints:
     def _best_name(self, epoch: int) -> str:
         return f"{self.label}-best-{epoch:04d}"
 
+    def _named_bests(self) -> list[int]:
+        """The epochs of the bests that the kept checkpoints name."""
+        found = []
+        for path in self._newest():
+            with contextlib.suppress(CheckpointError):  # skipped when it is read, too
+                found.append(int(read_record(path / "state.json").get("best_epoch", 0)))
+        return found
+
     def _bests(self) -> list[Path]:
-        """Those of this stage that are called best: one, or two where a run was killed between writing them."""
+        """Those of this stage that are called best."""
         return [path for path in self.folder.glob(f"{glob.escape(self.label)}-best-*") if path.is_dir()]
 
     def _unfinished(self) -> list[Path]:

@@ -107,6 +107,22 @@ def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, damage: str) ->
     assert found.epoch == 1
 
 
+def test_a_damaged_newest_leaves_one_that_has_its_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "train", keep=2)
+    for epoch, best in ((1, 1), (2, 1), (3, 3)):
+        checkpoints.save(replace(at(epoch), best_epoch=best), is_best=epoch == best)
+    harm(tmp_path / "train-0003", "flipped")
+    with pytest.warns(UserWarning, match="train-0003"):
+        found = checkpoints.latest(STATE)
+    assert found is not None
+    best = checkpoints.best(found)
+    assert best is not None
+    assert (found.epoch, best.epoch) == (2, 1)
+    checkpoints.save(replace(at(3), best_epoch=3), is_best=True)
+    checkpoints.save(replace(at(4), best_epoch=3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train-0003", "train-0004", "train-best-0003"]
+
+
 @pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
 def test_without_its_best_a_state_is_refused(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, "train")
