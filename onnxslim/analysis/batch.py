@@ -18,7 +18,7 @@ from onnxslim.analysis.sizes import data_inputs, forget_inferred, set_input_shap
 from onnxslim.errors import DataError, ModelError, UnsupportedError
 from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
 
-__all__ = ["set_batch", "with_batch"]
+__all__ = ["fixed_batch", "freed", "set_batch", "with_batch"]
 
 _PROBE = 999_983
 _STATES: Mapping[str, tuple[int, ...]] = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}
@@ -41,6 +41,30 @@ def with_batch(graph: Graph, batch: int, sample: Sequence[int] | None = None) ->
     return twin
 
 
+def fixed_batch(graph: Graph) -> int | None:
+    """The batch size written into a model: the number on the first axis of all its inputs; None where there is none."""
+    first = {value.shape[0] for value in _inputs(graph) if value.shape}
+    size = next(iter(first)) if len(first) == 1 else None
+    return size if isinstance(size, int) else None
+
+
+def freed(graph: Graph) -> Graph:
+    """A copy that takes any batch, where a size is written into the model and only that; else the graph as it is."""
+    if fixed_batch(graph) is None:
+        return graph
+    twin = graph.copy()
+    try:
+        set_batch(twin, "batch")
+    except UnsupportedError:
+        return graph
+    return twin
+
+
+def _inputs(graph: Graph) -> list[Value]:
+    """Those that have a batch on their first axis."""
+    return [v for v in graph.inputs if v.array is None and v.role is Role.ACTIVATION and v.shape]
+
+
 def set_batch(graph: Graph, batch: int | str) -> int:
     """Gives all graph inputs `batch` (a number, or a name where any may come) on their first axis, in place,
     shapes inferred anew; how many nodes had the old one in their constants.
@@ -55,7 +79,7 @@ def set_batch(graph: Graph, batch: int | str) -> int:
     """
     if isinstance(batch, int) and batch < 1:
         raise ModelError(f"The batch size must be at least 1, got {batch}")
-    inputs = [v for v in graph.inputs if v.array is None and v.role is Role.ACTIVATION and v.shape]
+    inputs = _inputs(graph)
     old = {v.shape[0] for v in inputs if v.shape}
     known = [d for d in old if isinstance(d, int)]
     before = {v.id: v.shape for v in graph.values()}

@@ -35,7 +35,9 @@ def evaluate(
     mean: Mean = None,
     std: Std = None,
     layout: LayoutOption = None,
-    batch: Annotated[int, typer.Option(help="Images per run while measuring accuracy.")] = 200,
+    batch: Annotated[
+        int | None, typer.Option(help="Images per run while measuring accuracy. Default: up to 200, within 1 GB.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Batches at a time while measuring accuracy.")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed runs of each model; 0 measures no latency.")] = 100,
     latency_batch: Annotated[int, typer.Option(help="Images per timed run.")] = 1,

@@ -43,6 +43,9 @@ def quantize(
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One weight scale a tensor, not one an output channel.")
     ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Images at a time. Default: up to 64, within 1 GB.", show_default=False)
+    ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="Leave in float: a node's name, an op type, a glob; may be repeated.")
     ] = None,
@@ -81,6 +84,7 @@ def quantize(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             per_channel=False if per_tensor else None,
+            batch=batch,
             skip=tuple(skip or ()),
             samples=samples,
             seed=seed,

@@ -1,9 +1,10 @@
 """Data: image folders, zips, npz and iterables as `Dataset`s; transforms; the prefetching loader."""
 
 from onnxslim.data.dataset import LABEL, ArrayDataset, Dataset, Subset, input_array, load_all
+from onnxslim.data.fitting import ModelInput, fitted
 from onnxslim.data.iterables import from_iterable
 from onnxslim.data.loader import Batch, Loader, evaluation_batches, prefetch
-from onnxslim.data.opening import ModelInput, Source, check_fits, open_dataset
+from onnxslim.data.opening import Source, check_fits, open_dataset
 from onnxslim.data.progress import ProgressBar, ProgressCallback, Say, time_in_words
 from onnxslim.data.transforms import Augment, Layout, Preprocess
 
@@ -24,6 +25,7 @@ __all__ = [
     "Subset",
     "check_fits",
     "evaluation_batches",
+    "fitted",
     "from_iterable",
     "input_array",
     "load_all",

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from onnxslim.data.fitting import ModelInput, arranged, fitted, image_order
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Layout
 from onnxslim.errors import DataError
 from onnxslim.graph import Array
 
-__all__ = ["LABEL", "ArrayDataset", "Dataset", "Loads", "Subset", "as_labels", "input_array", "load_all"]
+__all__ = [
+    "LABEL",
+    "ArrayDataset",
+    "Dataset",
+    "Loads",
+    "Subset",
+    "Unlabelled",
+    "as_labels",
+    "input_array",
+    "input_name_in",
+    "load_all",
+]
 
 LABEL = "label"
 """The name under which every data set gives its labels."""
 
-_CHANNELS = (1, 3, 4)
+_IMAGES = ("image", "images")
+"""Names that arrays of images often have."""
 
 
 class Dataset(Protocol):
@@ -57,8 +71,11 @@ class ArrayDataset:
     """Named arrays in memory, samples along the first axis.
 
     arrays: one array per input, and the labels (integers [n] or [n, 1]) under "label" if there are any.
-    layout: of four-axis arrays; None: NCHW where only the second axis can be channels (1, 3 or 4),
-    else NHWC. They are kept as NHWC; an "image" of three axes [n, H, W] gets a channel axis.
+    layout: the order of four-axis arrays; None: what the model says that they are `fitted` to. Until then they are
+    taken for images: NCHW where only the second axis can be channels (1, 3 or 4), else NHWC; and read as NHWC, an
+    "image" of three axes [n, H, W] with a channel axis.
+
+    perhaps_batches: each sample may be a batch instead, which the rank of a model's input tells when they are fitted.
 
     Raises DataError: no array, no sample, unequal lengths, labels that are not integers in the
     range of `classes`. `source` names the data in messages.
@@ -71,10 +88,12 @@ class ArrayDataset:
         *,
         layout: Layout | None = None,
         source: str = "the arrays",
+        perhaps_batches: bool = False,
     ) -> None:
+        self._perhaps_batches = perhaps_batches
         self.classes = None if classes is None else tuple(classes)
         self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        self._digest = ""
+        self._layout, self._source, self._digest = layout, source, ""
         inputs = [name for name in self._arrays if name != LABEL]
         if not inputs:
             raise DataError(f"{source}: no input array beside the labels; expected one such as 'image'")
@@ -85,6 +104,7 @@ class ArrayDataset:
         if size == 0:
             raise DataError(f"{source}: empty, there is no sample")
         self._size = int(size)
+        self._given = dict(self._arrays)
         for name in inputs:
             self._arrays[name] = _as_samples(name, self._arrays[name], layout, source)
         if LABEL in self._arrays:
@@ -92,6 +112,19 @@ class ArrayDataset:
 
     def __len__(self) -> int:
         return self._size
+
+    def arranged_for(self, source: ModelInput, layout: Layout) -> ArrayDataset:
+        """The same samples, the array of that input as the model takes it; see `fitted`."""
+        name = input_name_in(self._given, source.name)
+        given = self._given[name]
+        if self._perhaps_batches and source.shape is not None and given.ndim == len(source.shape) + 1:
+            parts = {key: array.reshape(-1, *array.shape[2:]) for key, array in self._given.items()}
+            whole = ArrayDataset(parts, self.classes, layout=self._layout, source=self._source)
+            return whole.arranged_for(source, layout)
+        twin = copy.copy(self)
+        array = arranged(given, source.shape, layout, self._layout)
+        twin._arrays, twin._digest = {**self._arrays, name: array}, ""
+        return twin
 
     @property
     def labelled(self) -> bool:
@@ -145,8 +178,41 @@ class Subset:
         if isinstance(self._whole, Loads):
             self._whole.load(self._indices[indices], progress)
 
+    def arranged_for(self, source: ModelInput, layout: Layout) -> Subset:
+        """The same samples of the whole, arranged; see `fitted`."""
+        whole = fitted(self._whole, source, layout)
+        if len(whole) != len(self._whole):
+            raise DataError("A part of data of which each item is a batch: cut the data themselves")
+        return Subset(whole, self._indices)
+
     def digest(self) -> str:
         return hashlib.sha256(self._whole.digest().encode() + self._indices.tobytes()).hexdigest()
+
+
+class Unlabelled:
+    """A data set without its labels."""
+
+    classes, labelled, labels = None, False, None
+
+    def __init__(self, whole: Dataset) -> None:
+        self._whole = whole
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def read(self, indices: Array) -> dict[str, Array]:
+        return {name: array for name, array in self._whole.read(indices).items() if name != LABEL}
+
+    def load(self, indices: Array, progress: ProgressCallback | None = None) -> None:
+        if isinstance(self._whole, Loads):
+            self._whole.load(indices, progress)
+
+    def arranged_for(self, source: ModelInput, layout: Layout) -> Unlabelled:
+        """The same samples of the whole, arranged; see `fitted`."""
+        return Unlabelled(fitted(self._whole, source, layout))
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._whole.digest().encode() + b" unlabelled").hexdigest()
 
 
 def load_all(dataset: Dataset, progress: ProgressCallback | None = None) -> None:
@@ -159,21 +225,28 @@ def load_all(dataset: Dataset, progress: ProgressCallback | None = None) -> None
 
 
 def input_array(arrays: Mapping[str, Array], input_name: str) -> Array:
-    """The array for a model's input: the one of its name, else "image", else the only one; never the labels, whatever
-    the input is called.
+    """The array for a model's input; see `input_name_in`."""
+    return arrays[input_name_in(arrays, input_name)]
+
+
+def input_name_in(arrays: Mapping[str, Array], input_name: str) -> str:
+    """Which array is for a model's input: the one of its name, else the only one, else the one named as images are;
+    never the labels, whatever the input is called.
 
     Raises DataError naming what there is.
     """
-    for name in (input_name, "image"):
-        if name in arrays and name != LABEL:
-            return arrays[name]
+    if input_name in arrays and input_name != LABEL:
+        return input_name
     inputs = [name for name in arrays if name != LABEL]
     if len(inputs) != 1:
+        inputs = [name for name in _IMAGES if name in arrays][:1]
+    if len(inputs) != 1:
+        inputs = [name for name in arrays if name != LABEL]
         raise DataError(
             f"The model's input is '{input_name}', the data have {', '.join(sorted(inputs)) or 'no inputs'}: "
             "name one after it"
         )
-    return arrays[inputs[0]]
+    return inputs[0]
 
 
 def as_labels(labels: Array, classes: tuple[str, ...] | None, source: str) -> Array:
@@ -198,10 +271,8 @@ def _as_samples(name: str, array: Array, layout: Layout | None, source: str) -> 
         raise DataError(f"{source}: array '{name}' is expected to hold numbers, got {array.dtype}")
     if array.ndim == 3 and name == "image":
         return array[..., None]
-    if array.ndim == 4:
-        guess = array.shape[1] in _CHANNELS and array.shape[3] not in _CHANNELS
-        if layout == "NCHW" or (layout is None and guess):
-            return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    if array.ndim == 4 and (layout or image_order(array.shape[1:])) == "NCHW":
+        return np.moveaxis(array, 1, -1)
     return array
 
 

@@ -24,9 +24,9 @@ def from_iterable(
 ) -> ArrayDataset:
     """Reads everything into memory. One mapping alone is taken as the whole data set.
 
-    batched: whether each mapping holds a batch (samples along the first axis) or one sample;
-    None: by the label, a number for a sample and a vector for a batch; without labels, arrays of
-    four axes are batches, others samples.
+    batched: whether each mapping holds a batch (samples along the first axis) or one sample; None: by the label, a
+    number for a sample and a vector for a batch; without labels, items whose first axes differ are batches, and of
+    others the rank of the model's input decides, when the data set is `fitted` to it.
 
     Raises DataError: empty; an item that is no mapping; names, dtypes or shapes that change from
     item to item (names the item); what `ArrayDataset` raises.
@@ -38,13 +38,24 @@ def from_iterable(
     if not items:
         raise DataError("The data iterable is empty: expected at least one mapping of named arrays")
     first = items[0]
+    unsure = batched is None and LABEL not in first
     if batched is None:
-        batched = first[LABEL].ndim > 0 if LABEL in first else all(a.ndim == 4 for a in first.values())
+        batched = first[LABEL].ndim > 0 if LABEL in first else _first_axes_differ(items)
     for i, item in enumerate(items):
         _check_like(first, item, i, batched)
     join = np.concatenate if batched else np.stack
     merged = {name: join([item[name] for item in items]) for name in first}
-    return ArrayDataset(merged, classes, layout=layout, source="the data iterable")
+    each = not batched and unsure and all(array.ndim > 0 for array in first.values())
+    return ArrayDataset(merged, classes, layout=layout, source="the data iterable", perhaps_batches=each)
+
+
+def _first_axes_differ(items: Sequence[Mapping[str, Array]]) -> bool:
+    """So that they can be batches only."""
+    shapes = [{name: array.shape for name, array in item.items()} for item in items]
+    return any(shape != shapes[0] for shape in shapes) and all(
+        shape.keys() == shapes[0].keys() and all(s and s[1:] == shapes[0][name][1:] for name, s in shape.items())
+        for shape in shapes
+    )
 
 
 def _named(item: object, label_name: str, number: int) -> dict[str, Array]:

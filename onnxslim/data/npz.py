@@ -17,7 +17,6 @@ from onnxslim.graph import Array
 __all__ = ["open_npz"]
 
 _LABELS = (LABEL, "labels", "y")
-_IMAGES = {"images": "image", "x": "image"}
 
 
 def open_npz(
@@ -43,7 +42,7 @@ def open_npz(
     named: dict[str, Array] = {}
     for name, array in chosen.items():
         is_label = name == label_name or (label_name not in chosen and name in _LABELS)
-        named[LABEL if is_label else _IMAGES.get(name, name)] = array
+        named[LABEL if is_label else name] = array
     names = None if classes is None else [str(c) for c in classes.tolist()]
     return ArrayDataset(named, names, layout=layout, source=str(path))
 

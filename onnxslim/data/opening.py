@@ -5,33 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 
 from onnxslim.data.cifar_binary import is_cifar_binary, open_cifar_binary
 from onnxslim.data.dataset import LABEL, Dataset, Subset, as_labels, input_array
+from onnxslim.data.fitting import ModelInput, fitted
 from onnxslim.data.folders import open_folder
 from onnxslim.data.iterables import from_iterable
 from onnxslim.data.npz import open_npz
 from onnxslim.data.transforms import Layout, Preprocess
 from onnxslim.errors import DataError
-from onnxslim.graph import DType, Shape
+from onnxslim.graph import Shape
 
-__all__ = ["ModelInput", "Source", "check_fits", "open_dataset"]
+__all__ = ["Source", "check_fits", "open_dataset"]
 
 Source = str | Path | Dataset | Mapping[str, object] | Iterable[Mapping[str, object]]
-
-
-class ModelInput(Protocol):
-    """What `check_fits` reads of a model's input; a graph's `Value` is one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> DType: ...
-    @property
-    def shape(self) -> Shape | None: ...
 
 
 def open_dataset(
@@ -104,6 +94,7 @@ def check_fits(
     Raises DataError: expected against got. Symbolic axes of the model fit anything.
     """
     preprocess = preprocess or Preprocess()
+    dataset = fitted(dataset, model_input, preprocess.layout)
     name, wanted = model_input.name, model_input.shape
     if not model_input.dtype.is_float:
         raise DataError(

@@ -9,13 +9,14 @@ import numpy as np
 
 from onnxslim.brief import Brief
 from onnxslim.data.dataset import Dataset, input_array
+from onnxslim.data.fitting import fitted
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Preprocess
 from onnxslim.errors import DataError
 from onnxslim.evaluation.evaluate import Evaluation, evaluate
 from onnxslim.evaluation.latency import Latency, measure_latency
 from onnxslim.evaluation.metrics import McNemar, mcnemar
-from onnxslim.evaluation.models import Model, size_of
+from onnxslim.evaluation.models import Model, only_input, open_session, size_of
 
 __all__ = ["Row", "compare"]
 
@@ -38,7 +39,7 @@ def compare(
     dataset: Dataset,
     preprocess: Preprocess | None = None,
     *,
-    batch: int = 200,
+    batch: int | None = None,
     threads: int = 2,
     latency_batch: int = 1,
     latency_threads: int = 1,
@@ -60,7 +61,8 @@ def compare(
     latencies: dict[str, Latency] = {}
     if latency_repeats:
         rows = np.arange(min(latency_batch, len(dataset)), dtype=np.int64)
-        sample = preprocess(input_array(dataset.read(rows), "image"))
+        source = only_input(open_session(next(iter(models.values()))))
+        sample = preprocess(input_array(fitted(dataset, source, preprocess.layout).read(rows), source.name))
         latencies = measure_latency(
             models,
             batch=latency_batch,

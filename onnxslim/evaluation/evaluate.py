@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from onnxslim.analysis.memory import BUDGET, samples_within
+from onnxslim.analysis.sizes import data_inputs, sizes_at
 from onnxslim.brief import Brief
 from onnxslim.data.dataset import LABEL, Dataset, input_array
+from onnxslim.data.fitting import fitted
 from onnxslim.data.loader import prefetch
 from onnxslim.data.opening import check_fits
 from onnxslim.data.progress import ProgressCallback
@@ -17,11 +21,14 @@ from onnxslim.data.transforms import Preprocess
 from onnxslim.errors import DataError, ModelError
 from onnxslim.evaluation.metrics import Interval, top_k, wilson_interval
 from onnxslim.evaluation.models import Input, Model, only_input, open_session
-from onnxslim.graph import Array, DType
+from onnxslim.graph import Array, DType, Graph
+from onnxslim.onnx_io import read
 from onnxslim.runtime.session import Session
 
 __all__ = ["Evaluation", "evaluate"]
 
+_MOST = 200  # samples at a time
+_USUAL = 64  # times an image's bytes are a usual network's activations
 _TOP5_FROM = 6  # classes from which "among the five best" says something
 
 
@@ -74,7 +81,7 @@ def evaluate(
     dataset: Dataset,
     preprocess: Preprocess | None = None,
     *,
-    batch: int = 200,
+    batch: int | None = None,
     threads: int = 2,
     progress: ProgressCallback | None = None,
     input_name: str | None = None,
@@ -82,6 +89,7 @@ def evaluate(
 ) -> Evaluation:
     """Runs a classifier over all samples, `threads` batches at a time, each on one core.
 
+    batch: samples at a time; default: 200, fewer where their activations would take more than 1 GB.
     The scores are the named or first output, [n, classes] (trailing axes of 1 are dropped). A model
     with a fixed batch is run with that one, the last batch filled up. Fake-quant graphs are run
     expanded and unfused; the batch and the threads do not change the result of a model whose
@@ -92,16 +100,17 @@ def evaluate(
     """
     if not dataset.labelled:
         raise DataError("Evaluation needs labels; these data have none")
-    if batch < 1 or threads < 1:
+    if (batch is not None and batch < 1) or threads < 1:
         raise DataError(f"batch and threads are at least 1: got {batch}, {threads}")
     preprocess = preprocess or Preprocess()
     started = time.perf_counter()
     classifier = _Classifier(open_session(model), input_name, output_name)
+    dataset = fitted(dataset, classifier.input, preprocess.layout)
     check_fits(dataset, classifier.input, None, preprocess)
     probe = preprocess(input_array(dataset.read(np.zeros(1, np.int64)), classifier.input.name))
     classes = classifier.scores(probe).shape[1]
     check_fits(dataset, classifier.input, classes, preprocess)
-    step = classifier.batch or batch
+    step = classifier.batch or batch or _fitting(model, probe, threads)
 
     def score(start: int) -> tuple[Array, Array, Array]:
         arrays = dataset.read(np.arange(start, min(start + step, len(dataset)), dtype=np.int64))
@@ -125,6 +134,15 @@ def evaluate(
         correct_top5 if classes >= _TOP5_FROM else None,
         time.perf_counter() - started,
     )
+
+
+def _fitting(model: Model, sample: Array, threads: int) -> int:
+    """How many samples, of which `sample` is one, may go through a model at a time."""
+    if isinstance(model, bytes) or (isinstance(model, str | Path) and Path(model).suffix == ".ort"):
+        return max(1, min(_MOST, BUDGET // threads // (sample.nbytes * _USUAL)))
+    graph = model if isinstance(model, Graph) else read(model)
+    (source,) = data_inputs(graph)[:1]
+    return samples_within(graph, _MOST, sizes_at(graph, {source.name: sample.shape}), runs=threads)
 
 
 class _Classifier:

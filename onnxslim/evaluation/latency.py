@@ -27,7 +27,8 @@ _BURST = 5
 class Latency:
     """Of one run of a model with `batch` samples on `threads` threads, in milliseconds.
 
-    ratio: median over the rounds of this model's time divided by the first model's.
+    batch: what was asked for, or the one that is written into the model. ratio: median over the rounds of this model's
+    time a sample divided by the first model's.
     """
 
     median_ms: float
@@ -53,13 +54,13 @@ def measure_latency(
     sample: preprocessed input [n, …] for models of one input, repeated to `batch`; default: normal
     random numbers of the model's own shape (needed where that has symbolic axes beside the first).
 
-    Raises DataError on sizes below 1; ModelError where a model has another batch baked in or a
-    shape that is not known.
+    A model into which a batch is written is run with that one. Raises DataError on sizes below 1, and where the sample
+    does not fit a model; ModelError where a model has a shape that is not known.
     """
     if batch < 1 or threads < 1 or repeats < 1:
         raise DataError(f"batch, threads and repeats are at least 1: got {batch}, {threads}, {repeats}")
     sessions = {name: open_session(model, threads=threads) for name, model in models.items()}
-    feeds = {name: _feeds(name, session, batch, sample, seed) for name, session in sessions.items()}
+    feeds = {name: _feeds(name, session, _batch(session, batch), sample, seed) for name, session in sessions.items()}
     order = list(models)
     burst = min(_BURST, repeats)
     rounds = -(-repeats // burst)
@@ -70,7 +71,9 @@ def measure_latency(
             times[name][number] = _burst(sessions[name], feeds[name], burst)
         if progress is not None:
             progress("measuring latency", number + 1, rounds)
-    return {name: _summary(times[name], times[order[0]], batch, threads) for name in order}
+    batches = {name: _batch(session, batch) for name, session in sessions.items()}
+    first = times[order[0]] / batches[order[0]] if order else np.empty(0)
+    return {name: _summary(times[name], first, batches[name], threads) for name in order}
 
 
 def _burst(session: Session, feeds: dict[str, Array], count: int) -> Array:
@@ -85,7 +88,7 @@ def _burst(session: Session, feeds: dict[str, Array], count: int) -> Array:
 
 
 def _summary(times: Array, first: Array, batch: int, threads: int) -> Latency:
-    ratios = np.median(times, axis=1) / np.median(first, axis=1)
+    ratios = np.median(times / batch, axis=1) / np.median(first, axis=1)
     return Latency(
         float(np.median(times)),
         float(np.percentile(times, 95)),
@@ -96,18 +99,25 @@ def _summary(times: Array, first: Array, batch: int, threads: int) -> Latency:
     )
 
 
+def _batch(session: Session, batch: int) -> int:
+    """How many samples a model takes: the batch written into it, else `batch`."""
+    inputs = session_inputs(session)
+    first = inputs[0].shape[0] if len(inputs) == 1 and inputs[0].shape else None
+    return first if isinstance(first, int) else batch
+
+
 def _feeds(model: str, session: Session, batch: int, sample: Array | None, seed: int) -> dict[str, Array]:
     inputs = session_inputs(session)
     if sample is not None and len(inputs) == 1:
         rows = np.resize(np.arange(len(sample)), batch)
-        return {inputs[0].name: np.ascontiguousarray(sample[rows], dtype=inputs[0].dtype.numpy)}
+        array = np.ascontiguousarray(sample[rows], dtype=inputs[0].dtype.numpy)
+        session.check({inputs[0].name: array})
+        return {inputs[0].name: array}
     random = np.random.default_rng(seed)
     feeds = {}
     for arg in inputs:
         if arg.shape is None or arg.dtype is DType.UNDEFINED or not all(isinstance(d, int) for d in arg.shape[1:]):
             raise ModelError(f"Model '{model}': cannot make up input '{arg.name}' of shape {arg.shape}: give a sample")
-        if arg.shape and isinstance(arg.shape[0], int) and arg.shape[0] != batch:
-            raise ModelError(f"Model '{model}' has batch {arg.shape[0]} baked in: expected {batch}, or a free axis")
         shape = tuple(d if isinstance(d, int) else batch for d in arg.shape)
         feeds[arg.name] = random.standard_normal(shape).astype(arg.dtype.numpy)
     return feeds

@@ -68,7 +68,8 @@ def session_inputs(session: Session) -> list[Input]:
     """The inputs that must be fed."""
     found = []
     for arg in session.raw.get_inputs():
-        shape = None if arg.shape is None else tuple(d if isinstance(d, int | str) else None for d in arg.shape)
+        # of a scalar ONNX Runtime says [], and of a tensor of unknown rank, too
+        shape = tuple(d if isinstance(d, int | str) else None for d in arg.shape) if arg.shape else None
         found.append(Input(arg.name, _TYPES.get(arg.type, DType.UNDEFINED), shape))
     return found
 

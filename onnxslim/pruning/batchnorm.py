@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from onnxslim.analysis.batch import freed
 from onnxslim.errors import DataError
 from onnxslim.graph import Array, Graph, Node, Role, Value
 from onnxslim.ops import is_training
+from onnxslim.runtime.batches import in_batches_of
 from onnxslim.runtime.session import Session
 from passes.gradient.train_batchnorm import TrainBatchnorm
 from passes.quantize import ExpandFakeQuant
@@ -25,7 +27,7 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
     norms = [n for n in graph.nodes() if n.op == "BatchNormalization" and not n.domain and not is_training(graph, n)]
     if not norms:
         return 0
-    twin = graph.copy()
+    twin = freed(graph).copy()
     TrainBatchnorm()(twin)
     for value in twin.outputs:
         twin.remove_output(value)
@@ -37,7 +39,7 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
     session = Session(twin, threads=threads, fuse_qdq=False)
     moments = [np.zeros((2, graph.operand(n, 3).static_shape[0])) for n in norms]  # sums of x and of x²
     total = 0
-    for feeds in batches:
+    for feeds in in_batches_of(twin, batches):
         size = len(next(iter(feeds.values())))
         found = session.run(feeds)
         for node, sums in zip(measured, moments):

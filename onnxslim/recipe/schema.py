@@ -120,7 +120,11 @@ class EvaluateOptions(Options):
     """What is measured."""
 
     test: bool = Field(default=False, description="Measure the baseline and the result on data.test, once, at the end.")
-    batch: int = Field(default=200, ge=1, description="Images per run while measuring accuracy.")
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Images per run while measuring accuracy. Default: 200, fewer where they take more than 1 GB.",
+    )
     latency_repeats: int = Field(default=100, ge=0, description="Timed runs of each model; 0 measures no latency.")
     latency_batch: int = Field(default=1, ge=1, description="Images per timed run.")
     latency_threads: int = Field(default=1, ge=1, description="Threads of a timed run.")

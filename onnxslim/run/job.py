@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say, check_fits, open_dataset, time_in_words
-from onnxslim.data.dataset import ArrayDataset, input_array
+from onnxslim.data.dataset import Subset, Unlabelled
 from onnxslim.errors import DataError, ModelError, OnnxSlimError, RecipeError, UnsupportedError
 from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
 from onnxslim.graph import Graph
@@ -128,7 +128,7 @@ class _Job:
         teacher = recipe.teacher
         if teacher is not None and not isinstance(teacher, Graph):
             teacher = read(teacher)
-        data = Data(open_roles(recipe), preprocess_in(recipe))
+        data = Data(open_roles(recipe), preprocess_in(recipe), only_data_input(student))
         job = cls(recipe, student, teacher, data, progress, say)
         job.tell("checking the recipe, the models and the data")
         job.check()
@@ -320,8 +320,7 @@ class _Job:
     def samples(self) -> Dataset:
         """A few samples without their labels: latency is measured on them, accuracy is not."""
         dataset = self.data.get(self.data.roles[0])
-        few = dataset.read(np.arange(min(len(dataset), self.recipe.evaluate.latency_batch)))
-        return ArrayDataset({"image": input_array(few, only_data_input(self.student).name)})
+        return Unlabelled(Subset(dataset, np.arange(min(len(dataset), self.recipe.evaluate.latency_batch))))
 
 
 class _Named:

@@ -119,7 +119,8 @@ def _set_up(
         plain = str(error).replace("the recipe: ", "").replace("stages.0.prune.", "").replace(" in stages.0.prune", "")
         raise RecipeError(plain) from None
     graph = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
-    found = Data(open_roles(recipe), preprocess_in(recipe))
+    source = only_data_input(graph) if data else None
+    found = Data(open_roles(recipe), preprocess_in(recipe), source)
     for role in found.roles:
         check_fits(found.get(role), only_data_input(graph), None, found.preprocess)
     stage = recipe.stages[0].stage

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxslim.brief import Brief
 from onnxslim.collector import paused
-from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, open_dataset
+from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, fitted, open_dataset
 from onnxslim.errors import RecipeError
 from onnxslim.files import require_free, require_name
 from onnxslim.graph import Array, Graph
@@ -67,12 +67,14 @@ def quantize(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     per_channel: bool | None = None,
+    batch: int | None = None,
     skip: Sequence[str] = (),
     samples: int = 512,
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Quantized:
-    """Post-training quantisation: scales from `samples` of the data, whose labels are not used.
+    """Post-training quantisation: scales from `samples` of the data, whose labels are not used, `batch` at a time
+    (default: up to 64, fewer where their activations would take more than 1 GB).
 
     preprocess: default what the model notes about itself, else none. The options are those of a recipe's stage
     `quantize`. Raises RecipeError for options that are wrong, DataError where the data do not fit the model,
@@ -85,12 +87,14 @@ def quantize(
         "per_channel": per_channel,
         "skip": list(skip),
         "samples": samples,
+        "batch": batch,
     }
     stage = _stage(options, seed)
     graph = model if isinstance(model, Graph) else read(model)
     preprocess = preprocess or noted_preprocess(graph) or Preprocess()
     dataset = open_dataset(data, split)
     check_fits(dataset, only_data_input(graph), None, preprocess)
+    dataset = fitted(dataset, only_data_input(graph), preprocess.layout)
     result = stage.apply(graph, dataset, preprocess, seed, progress)
     lowered, outcome = lower(result.graph, stage.target, preprocess)
     refused, share = once_a_place((*result.refused, *outcome.refused)), result.summary

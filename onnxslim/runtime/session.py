@@ -123,7 +123,7 @@ class Session:
         Raises DataError naming the input where feeds are missing, unknown, or of another element
         type or shape than the model declares; ModelError where a node fails on them.
         """
-        self._check(feeds)
+        self.check(feeds)
         names = self._output_names if outputs is None else list(outputs)
         unknown = [name for name in names if name not in self._output_names]
         if unknown:
@@ -136,7 +136,8 @@ class Session:
             _translate(error, f"Running {self.name} failed", DataError)
         return dict(zip(names, found))
 
-    def _check(self, feeds: Mapping[str, Array]) -> None:
+    def check(self, feeds: Mapping[str, Array]) -> None:
+        """Raises DataError where they are not what the model declares, as `run` does."""
         for name in self._required:
             if name not in feeds:
                 fed = ", ".join(feeds) or "none"

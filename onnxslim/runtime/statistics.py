@@ -10,6 +10,7 @@ import numpy as np
 from onnxslim.errors import DataError
 from onnxslim.graph import Array, DType, Graph, Value
 from onnxslim.rewrite import StatisticRequest
+from onnxslim.runtime.batches import in_batches_of
 from onnxslim.runtime.session import Session
 
 __all__ = ["gather"]
@@ -27,7 +28,8 @@ def gather(
     """The statistics by request; see StatisticRequest for their shapes (float32).
 
     Each is reduced inside the graph, batch by batch, and accumulated in float64: memory does not
-    grow with the data. `batches` are feeds by input name, of any sizes; `total` is how many, for the
+    grow with the data. `batches` are feeds by input name, of any sizes (a graph that takes one size only gets
+    that); `total` is how many, for the
     progress. A NaN anywhere gives a NaN, never a number that hides it. The graph is not changed, and
     must be executable (FakeQuant expanded).
 
@@ -42,7 +44,7 @@ def gather(
         return {}
     session = Session(watched, threads=threads, fuse_qdq=False)
     count = 0
-    for feeds in batches:
+    for feeds in in_batches_of(watched, batches):
         found = session.run(feeds)
         for plan in plans:
             plan.add([found[name] for name in plan.outputs])

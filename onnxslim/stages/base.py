@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say
+from onnxslim.analysis.sizes import sizes_at
+from onnxslim.data import Dataset, ModelInput, Preprocess, ProgressCallback, Say, fitted
 from onnxslim.data.dataset import input_array
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.files import read_regular, write_atomic
@@ -35,6 +36,7 @@ __all__ = [
     "half_precision_note",
     "only_data_input",
     "prepared",
+    "sizes_in",
 ]
 
 
@@ -59,9 +61,16 @@ class Options(BaseModel):
 
 
 class Data:
-    """The data sets of a run by role (train, val, test), each opened when it is first asked for."""
+    """The data sets of a run by role (train, val, test), each opened when it is first asked for, its arrays as the
+    model's input `source` takes them."""
 
-    def __init__(self, openers: Mapping[str, Callable[[], Dataset]], preprocess: Preprocess | None = None) -> None:
+    def __init__(
+        self,
+        openers: Mapping[str, Callable[[], Dataset]],
+        preprocess: Preprocess | None = None,
+        source: ModelInput | None = None,
+    ) -> None:
+        self._source = source
         self._openers = dict(openers)
         self._opened: dict[str, Dataset] = {}
         self.preprocess = preprocess or Preprocess()
@@ -79,7 +88,10 @@ class Data:
             there = ", ".join(self._openers) or "none"
             raise RecipeError(f"data.{role} is needed here, and is not given (given: {there})")
         if role not in self._opened:
-            self._opened[role] = self._openers[role]()
+            opened = self._openers[role]()
+            self._opened[role] = (
+                opened if self._source is None else fitted(opened, self._source, self.preprocess.layout)
+            )
         return self._opened[role]
 
 
@@ -201,6 +213,12 @@ def only_data_input(graph: Graph) -> Value:
 def data_shape(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> tuple[int, ...]:
     """The shape of one sample as the graph's input gets it."""
     return preprocess(input_array(dataset.read(np.zeros(1, np.int64)), only_data_input(graph).name)).shape[1:]
+
+
+def sizes_in(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> dict[str, int]:
+    """The sizes that the data give the free axes of the graph's input."""
+    shape = data_shape(graph, dataset, preprocess)
+    return sizes_at(graph, {only_data_input(graph).name: (1, *shape)})
 
 
 def classes_of(graph: Graph) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from onnxslim.analysis.batch import freed
 from onnxslim.errors import DataError
 from onnxslim.graph import Array, Graph
 from onnxslim.rewrite import Context, Outcome, StatisticRequest
@@ -26,7 +27,7 @@ def restore_batchnorm(graph: Graph, batches: Iterable[Mapping[str, Array]], cont
     requests = step.requests(graph, Context(seed=context.seed))
     runnable = graph.copy()
     ExpandFakeQuant()(runnable)
-    found = gather(runnable, requests, batches, context.progress, threads=context.workers)
+    found = gather(freed(runnable), requests, batches, context.progress, threads=context.workers)
     for request, moments in found.items():
         if not np.isfinite(moments).all():
             raise DataError(

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
+from onnxslim.analysis.memory import samples_within
 from onnxslim.analysis.sizes import set_input_shapes, sized, sizes_at, unsized
 from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
@@ -33,9 +34,9 @@ from onnxslim.stages.base import (
     Stage,
     StageResult,
     classes_of,
-    data_shape,
     only_data_input,
     prepared,
+    sizes_in,
 )
 from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.stages.quantize import calibration_batches
@@ -82,6 +83,7 @@ class _Batches:
     context: RunContext
     input_name: str
     samples: int
+    batch: int
 
     @property
     def digest(self) -> str:
@@ -90,7 +92,7 @@ class _Batches:
     def __call__(self) -> Iterator[dict[str, Array]]:
         data = self.context.data
         return calibration_batches(
-            data.get("train"), self.input_name, data.preprocess, self.samples, _BATCH, self.context.seed
+            data.get("train"), self.input_name, data.preprocess, self.samples, self.batch, self.context.seed
         )
 
 
@@ -257,7 +259,9 @@ class Prune(Stage):
         restored = 0
         batches = None
         if self.restore_batchnorm and context.data.has("train"):
-            batches = _Batches(context, only_data_input(work).name, self.samples)
+            train, preprocess = context.data.get("train"), context.data.preprocess
+            batch = samples_within(work, _BATCH, sizes_in(work, train, preprocess))
+            batches = _Batches(context, only_data_input(work).name, self.samples, batch)
         if batches is not None and not dry:
             restored = restore_batchnorm(work, batches(), context).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
@@ -274,8 +278,7 @@ class Prune(Stage):
         if not unsized(graph, sizes):
             return sizes, None
         if context.data.has("train"):
-            shape = data_shape(graph, context.data.get("train"), context.data.preprocess)
-            return {**sizes_at(graph, {only_data_input(graph).name: (0, *shape)}), **sizes}, None
+            return {**sizes_in(graph, context.data.get("train"), context.data.preprocess), **sizes}, None
         if dry or (self.macs is None and self.latency is None):
             return sizes, None
         free = ", ".join(map(str, unsized(graph, sizes)))

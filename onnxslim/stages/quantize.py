@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from onnxslim.analysis.cost import cost
+from onnxslim.analysis.memory import samples_within
 from onnxslim.analysis.precision import precision_of, require_not_quantized
 from onnxslim.analysis.regions import Regions
 from onnxslim.analysis.scope import label, place
-from onnxslim.analysis.sizes import sizes_at
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
@@ -23,7 +23,7 @@ from onnxslim.graph import Array, Graph
 from onnxslim.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.runtime.capabilities import capabilities, host_target
 from onnxslim.runtime.statistics import gather
-from onnxslim.stages.base import RunContext, Stage, StageResult, data_shape, only_data_input
+from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, sizes_in
 from onnxslim.targets import load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
 from passes.quantize.insert_fake_quant import require_finite
@@ -36,6 +36,9 @@ def ready_to_quantize() -> Pipeline:
     """What a model goes through before fake-quant nodes are put in: float32, constants folded, in ops that have
     integer kernels."""
     return Pipeline((canonicalize(float32=True), FuseGemm(any_rank=True), FoldPad(), MeanToPool(), EliminateDead()))
+
+
+_MOST = 64  # samples at a time
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,11 @@ class Quantize(Stage):
     )
     data: Literal["train", "val"] = Field(default="train", description="Which data the scales are measured on.")
     samples: int = Field(default=512, ge=1, description="How many of them, drawn by the seed.")
-    batch: int = Field(default=64, ge=1, description="How many at a time.")
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many at a time. Default: 64, fewer where their activations would take more than 1 GB.",
+    )
 
     def check(self, graph: Graph, context: RunContext) -> None:
         check_fits(context.data.get(self.data), only_data_input(graph), None, context.data.preprocess)
@@ -116,10 +123,12 @@ class Quantize(Stage):
         """`run`, without a run: the graph with fake-quant nodes, calibrated on a data set."""
         graph, regions = self._prepared(graph, seed)
         name = only_data_input(graph).name
-        share = QuantizedShare.of(graph, regions, sizes_at(graph, {name: (1, *data_shape(graph, dataset, preprocess))}))
+        sizes = sizes_in(graph, dataset, preprocess)
+        share = QuantizedShare.of(graph, regions, sizes)
         insert, target = self._insert(), load_target(self.target)
         requests = insert.requests(graph, Context(target=target, seed=seed))
-        batches = calibration_batches(dataset, name, preprocess, self.samples, self.batch, seed)
+        batch = self.batch or samples_within(graph, _MOST, sizes)
+        batches = calibration_batches(dataset, name, preprocess, self.samples, batch, seed)
         statistics = gather(graph, requests, batches, progress)
         inserted = insert(graph, Context(statistics=statistics, target=target, seed=seed))
         summary = {

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from onnxslim.analysis.batch import freed
 from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
@@ -289,7 +290,7 @@ class Train(Stage):
             return None
         teacher = prepared(context.teacher)
         FoldBatchnorm()(teacher)
-        return teacher
+        return freed(teacher)
 
     def validation(self, context: RunContext) -> Callable[[Graph], float] | None:
         """Top-1 on val; None where there is none with labels."""

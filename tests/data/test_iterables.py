@@ -57,7 +57,10 @@ def test_a_dataset_is_given_back() -> None:
         ([], "iterable is empty"),
         ([(IMAGES[0], 1)], "Item 0 .* expected a mapping .*got tuple"),
         ([{"image": IMAGES[0]}, {"img": IMAGES[0]}], r"Item 1 .* expected the names \['image'\] .*got \['img'\]"),
-        ([{"image": IMAGES[0]}, {"image": IMAGES[0, :2]}], r"Item 1 .*expected 'image' uint8 \[4, 4, 3\].*\[2, 4, 3\]"),
+        (
+            [{"image": IMAGES[0]}, {"image": IMAGES[0, :, :2]}],
+            r"Item 1 .*'image' uint8 \[4, 4, 3\].*\[4, 2, 3\]",
+        ),
         ([{"image": IMAGES[0]}, {"image": IMAGES[0] / 2}], r"Item 1 .*uint8.*got float64"),
         ([{"label": 1}], "no input array"),
         ([{"image": IMAGES[0], "label": -1}], "out of range at sample 0"),

@@ -32,7 +32,7 @@ def test_label_name_and_aliases(tmp_path: Path) -> None:
     assert sorted(named.read(np.arange(1))) == ["features", "label"]
     for label in ("y", "labels"):
         data = open_dataset(saved(tmp_path, x=IMAGES, **{label: LABELS}))
-        assert sorted(data.read(np.arange(1))) == ["image", "label"]
+        assert sorted(data.read(np.arange(1))) == ["label", "x"]
     assert not open_dataset(saved(tmp_path, images=IMAGES)).labelled
 
 

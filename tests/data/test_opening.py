@@ -67,7 +67,7 @@ def test_fitting_data() -> None:
 )
 def test_data_that_do_not_fit(wanted: Input, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        check_fits(ArrayDataset({"image": IMAGES}), wanted)
+        check_fits(ArrayDataset({"image": IMAGES}, layout="NHWC"), wanted)
 
 
 def test_labels_that_do_not_fit() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import DataError, ModelError
-from onnxslim.evaluation import measure_latency
+from onnxslim.evaluation import Model, measure_latency
+from onnxslim.evaluation.latency import _summary
 from onnxslim.graph import DType, Graph
 
 Make = Callable[..., Graph]
@@ -34,9 +35,28 @@ def test_batch_and_sample(make_model: Make) -> None:
     assert found["m"].repeats == 2
 
 
+def test_a_batch_that_is_written_into_a_model_is_used() -> None:
+    models: dict[str, Model] = {}
+    for name, batch in (("free", "N"), ("four", 4)):
+        graph = Graph(name)
+        y = graph.op("Relu", graph.add_input("x", DType.FLOAT, (batch, 8)), name="y")
+        graph.set_type(y, DType.FLOAT, (batch, 8))
+        graph.add_output(y)
+        models[name] = graph
+    for sample in (None, np.ones((3, 8), np.float32)):
+        found = measure_latency(models, sample=sample, repeats=2)
+        assert (found["free"].batch, found["four"].batch) == (1, 4)
+    with pytest.raises(DataError, match=r"Input 'x' of graph 'free': expected shape \(N, 8\), got \(1, 5\)"):
+        measure_latency(models, sample=np.zeros((1, 5), np.float32))
+
+
+def test_ratios_are_of_the_times_a_sample() -> None:
+    eight, two = np.full((1, 5), 8.0), np.full((1, 5), 2.0)
+    assert _summary(eight, two, 4, 1).ratio == 1.0
+    assert _summary(eight, two, 4, 1).median_ms == 8.0
+
+
 def test_errors(make_model: Make) -> None:
-    with pytest.raises(ModelError, match=r"Model 'm' has batch 4 baked in: expected 1"):
-        measure_latency({"m": make_model(np.eye(8), batch=4)})
     with pytest.raises(DataError, match="at least 1"):
         measure_latency({"m": make_model(np.eye(8))}, repeats=0)
     free = Graph("free")
