@@ -76,7 +76,8 @@ class Outcome(Brief):
     `survivors` maps a parameter's name to the indices that survived on each cut axis, so that
     state which follows a parameter (moments, scales, statistics) can follow the cut.
     `by_pass` splits `rewrites` by the name of the pass; calling a pass fills it in. `learnt` counts what was
-    noted of the graph without rewriting it, such as shapes: other passes may fire for it.
+    noted of the graph without rewriting it, such as shapes: other passes may fire for it. `notes` tell what is wrong
+    with the model, or with the passes, and was put right or does no harm.
     """
 
     rewrites: int = 0
@@ -84,6 +85,7 @@ class Outcome(Brief):
     survivors: Mapping[str, Mapping[int, Array]] = field(default_factory=dict)
     by_pass: Mapping[str, int] = field(default_factory=dict)
     learnt: int = 0
+    notes: tuple[str, ...] = ()
 
     def __add__(self, other: Outcome) -> Outcome:
         merged = {name: dict(axes) for name, axes in self.survivors.items()}
@@ -93,7 +95,9 @@ class Outcome(Brief):
                 mine[axis] = mine[axis][kept] if axis in mine else kept
         refused = tuple(dict.fromkeys(self.refused + other.refused))
         by_pass = dict(Counter(self.by_pass) + Counter(other.by_pass))
-        return Outcome(self.rewrites + other.rewrites, refused, merged, by_pass, self.learnt + other.learnt)
+        notes = tuple(dict.fromkeys(self.notes + other.notes))
+        learnt = self.learnt + other.learnt
+        return Outcome(self.rewrites + other.rewrites, refused, merged, by_pass, learnt, notes)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class Context(Brief):
     progress: called as (what, steps done, steps expected) by a pipeline that goes to its fixed point; how many
     rounds that takes is not known before, so one more is expected until none rewrites anything. folding: what is
     left for computing constants.
+    settled: digests of the bodies that a pipeline has left as they were, and need not go through again.
     """
 
     statistics: Mapping[StatisticRequest, Array] = field(default_factory=dict)
@@ -130,6 +135,7 @@ class Context(Brief):
     checker: Checker | None = None
     progress: Callable[[str, int, int], None] | None = None
     folding: Folding = field(default_factory=Folding)
+    settled: dict[bytes, None] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class Pass(ABC):
 class Pipeline(Pass):
     """Passes in order; with `to_fixed_point`, again and again until none rewrites anything.
 
-    Where some still rewrite after 50 rounds, they undo each other: a refusal names them. The function is what it was,
+    Where some still rewrite after 50 rounds, they undo each other: a note names them. The function is what it was,
     as after each of them.
     """
 
@@ -203,8 +209,8 @@ class Pipeline(Pass):
         report("rewriting", steps, steps)
         if self.to_fixed_point and any(last):
             busy = ", ".join(dict.fromkeys(step.name for step, count in zip(self.steps, last) if count))
-            why = f"{busy} still rewrite after {self._ROUNDS} rounds: they undo each other, so that a rerun goes on"
-            refused[steps] = (Refusal(f"graph '{graph.name}'", why),)
+            what = f"{busy} still rewrite graph '{graph.name}' after {self._ROUNDS} rounds: they undo each other"
+            total += Outcome(notes=(what,))
         return replace(total, refused=tuple(dict.fromkeys(r for found in refused.values() for r in found)))
 
     def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:

@@ -10,6 +10,7 @@ import typer
 from onnxslim.cli.options import (
     DataPath,
     Force,
+    Frozen,
     LayoutOption,
     Mean,
     ModelFile,
@@ -18,6 +19,7 @@ from onnxslim.cli.options import (
     Std,
     TargetOption,
     batch_of,
+    frozen_of,
     preprocess_of,
     print_view,
     progress_bar,
@@ -114,6 +116,7 @@ def simplify(
         bool, typer.Option("--check", help="Run the model before and after each rule, on random inputs.")
     ] = False,
     size: Sizes = None,
+    frozen: Frozen = None,
     batch: Annotated[
         str | None, typer.Option("--batch", help="Another batch size for the inputs: a number, or dynamic for any.")
     ] = None,
@@ -122,7 +125,8 @@ def simplify(
     """Write the same function with fewer nodes, and say what each rule did.
 
     Constants are folded, batch norms, factors and paddings go into their convolutions, what is computed twice
-    is computed once, what does nothing goes. The opset stays; weights keep their type.
+    is computed once, what does nothing goes; in the bodies of If, Loop and Scan, too, whose nodes are counted with
+    the others. The opset stays; weights keep their type.
 
     Examples:
 
@@ -133,7 +137,10 @@ def simplify(
         onnxslim simplify detector.onnx -o simple.onnx --check --size height=480 --size width=640
 
         onnxslim simplify exported.onnx -o any.onnx --batch dynamic
+
+        onnxslim simplify voice.onnx -o voice16k.onnx --set sr=16000
     """
+    from onnxslim.analysis.bodies import count_nodes
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_free
@@ -149,11 +156,11 @@ def simplify(
     if batch is not None:
         graph = set_batch(graph, batch_of(batch))
     with progress_bar() as progress:
-        result = run(graph, check=check, sizes=sizes_of(size), progress=progress)
+        result = run(graph, check=check, sizes=sizes_of(size), freeze=frozen_of(frozen), progress=progress)
     untried = require_runs(result.graph, graph)
     write(result.graph, out)
     print_view(rules_table(result.outcome.by_pass))
-    nodes, left, after = len(graph.nodes()), len(result.graph.nodes()), size_of(out)
+    nodes, left, after = count_nodes(graph), count_nodes(result.graph), size_of(out)
     typer.echo(f"{out}: {left:,} nodes of {nodes:,}, {after:,} bytes of {before:,}{', checked' if check else ''}")
     if untried:
         typer.echo(f"note: {untried}")
@@ -161,6 +168,8 @@ def simplify(
         typer.echo(f"checked on {inputs}")
     for line in grouped(result.outcome.refused):
         typer.echo(f"left as it is: {line}")
+    for note in result.outcome.notes:
+        typer.echo(f"note: {note}")
 
 
 def export(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -55,6 +56,15 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what stands there 
 
 _DIGITS = 9  # of a size: no axis is longer
 
+Frozen = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="INPUT=VALUE",
+        help="An input that always gets this value: it becomes a constant, and what follows from it is computed once "
+        "(sr=16000, 'scale=[0.5, 2]'); may be repeated.",
+    ),
+]
 Sizes = Annotated[
     list[str] | None,
     typer.Option(
@@ -132,6 +142,26 @@ def sizes_of(texts: list[str] | None) -> dict[str, int]:
         ):
             raise DataError(f"--size: expected AXIS=NUMBER, each axis once, such as height=480, got '{text}'")
         found[name] = int(number)
+    return found
+
+
+def frozen_of(texts: list[str] | None) -> dict[str, Any]:
+    """`--set INPUT=VALUE`, repeated: values as JSON has them."""
+    from onnxslim.errors import RecipeError
+
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        try:
+            given = json.loads(value)
+        except (ValueError, RecursionError):
+            given = None
+        if not name or name in found or given is None or isinstance(given, dict):
+            raise RecipeError(
+                f"--set: expected INPUT=VALUE, each input once, a number or numbers in brackets, such as sr=16000 or "
+                f"'scale=[0.5, 2]', got '{text}'"
+            )
+        found[name] = given
     return found
 
 

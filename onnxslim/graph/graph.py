@@ -47,6 +47,7 @@ class Graph:
         self._output_ids: set[int] = set()  # the same, to be asked for membership
         self._next_id = 0
         self._reserved: dict[str, None] = {}  # names inside subgraph bodies
+        self._around: Graph | None = None  # whose body this is
         self._counts: dict[str, int] = {}  # last number that `fresh_name` gave to a base
         self._journal: list[int] = []
         self._notes: dict[str, tuple[Hashable, Any]] = {}
@@ -196,6 +197,13 @@ class Graph:
         """Keeps `fresh_name` off these: a body defines them, and an outer value must not be hidden."""
         self._reserved.update(dict.fromkeys(names))
 
+    def body(self, name: str) -> Graph:
+        """An empty graph for a body (If, Loop, Scan) of one of the nodes: of the same opsets and functions, with fresh
+        names that nothing around has."""
+        inner = Graph(name, ir_version=self.ir_version)
+        inner.opsets, inner.functions, inner._around = dict(self.opsets), list(self.functions), self
+        return inner
+
     # ------------------------------------------------------------------ editing
 
     def add_value(
@@ -314,6 +322,16 @@ class Graph:
         taken = [slot for source in self._network.sources(node.id) for slot in self._network.edges(source, node.id)]
         self._network.link(value.id, node.id, max([CAPTURE - 1, *taken]) + 1, name)
         self._touch(node)
+
+    def set_captures(self, node: Node, captures: Mapping[str, Value]) -> None:
+        """Declares anew what the bodies of `node` read from outside, by the names that they use."""
+        for source in list(self._network.sources(node.id)):
+            for slot in [slot for slot in self._network.edges(source, node.id) if slot >= CAPTURE]:
+                self._network.unlink(source, node.id, slot)
+                self._touch(self.item(source))
+        self._touch(node)
+        for name, value in captures.items():
+            self.add_capture(node, value, name)
 
     def set_attribute(self, node: Node, name: str, value: Any) -> None:
         """Sets an attribute, or removes it where `value` is None."""
@@ -546,7 +564,8 @@ class Graph:
         return self._next_id
 
     def _taken(self, name: str) -> bool:
-        return name in self._by_name or name in self._reserved
+        around = self._around is not None and self._around._taken(name)
+        return around or name in self._by_name or name in self._reserved
 
     def _insert(self, item: Node | Value) -> None:
         self._network.insert(item)

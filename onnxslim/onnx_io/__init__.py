@@ -5,12 +5,14 @@ untouched model comes out as the same model: nodes in their order, names, attrib
 bytes, opsets, subgraph bodies, local functions, metadata and doc strings.
 """
 
-from onnxslim.onnx_io.reader import add_node_proto, from_proto, model_file, read
+from onnxslim.onnx_io.reader import add_node_proto, fill_body, from_proto, model_file, read
 from onnxslim.onnx_io.types import tensor_type, type_proto
-from onnxslim.onnx_io.writer import node_proto, to_bytes, to_proto, write
+from onnxslim.onnx_io.writer import body_proto, node_proto, to_bytes, to_proto, write
 
 __all__ = [
     "add_node_proto",
+    "body_proto",
+    "fill_body",
     "from_proto",
     "model_file",
     "node_proto",

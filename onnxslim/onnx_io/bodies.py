@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
-__all__ = ["bodies_of", "captured_names", "depth_of", "local_names", "renamed"]
+__all__ = ["bodies_of", "captured_names", "depth_of", "free_names", "local_names", "renamed"]
 
 
 def bodies_of(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
@@ -31,7 +31,7 @@ def captured_names(attributes: Iterable[onnx.AttributeProto]) -> list[str]:
     """Names that the bodies, and bodies within them, read from the graph around, in order of first use."""
     found: dict[str, None] = {}
     for body in bodies_of(attributes):
-        found.update(dict.fromkeys(_free(body)))
+        found.update(dict.fromkeys(free_names(body)))
     return list(found)
 
 
@@ -44,7 +44,8 @@ def _own(body: onnx.GraphProto) -> dict[str, None]:
     return own
 
 
-def _free(body: onnx.GraphProto) -> list[str]:
+def free_names(body: onnx.GraphProto) -> list[str]:
+    """Names that the body, and bodies within it, read from outside, in order of first use."""
     own = _own(body)
     free: dict[str, None] = {}
     for node in body.node:

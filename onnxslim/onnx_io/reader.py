@@ -18,7 +18,7 @@ from onnxslim.onnx_io.functions import require_no_recursion
 from onnxslim.onnx_io.tensors import ExternalFiles, array_of, load_sparse, load_tensors
 from onnxslim.onnx_io.types import element_type, is_plain, tensor_type
 
-__all__ = ["add_node_proto", "from_proto", "model_file", "read"]
+__all__ = ["add_node_proto", "fill_body", "from_proto", "model_file", "read"]
 
 _OTHER_FORMATS = (
     (4, b"ORTM", "an ORT-format file; give the .onnx file it was made from"),
@@ -113,7 +113,12 @@ def from_proto(model: onnx.ModelProto, folder: str | Path | None = None) -> Grap
     _require_sound(model)
     require_no_recursion(model.functions)
     try:
-        graph = _Reader(model, ExternalFiles(None if folder is None else Path(folder))).graph
+        graph = Graph(model.graph.name, ir_version=model.ir_version)
+        graph.opsets = {_domain(o.domain): o.version for o in model.opset_import}
+        graph.metadata = _pairs(model.metadata_props)
+        graph.functions = [_copy(f) for f in model.functions]
+        graph.header = _rest(model, _MODEL_FIELDS)
+        _Reader(graph, ExternalFiles(None if folder is None else Path(folder))).fill(model.graph)
         graph.nodes()  # refuses cycles
     except ModelError as error:
         if type(error) is not ModelError:
@@ -158,32 +163,37 @@ def _is_plain_text(message: Any, limit: int) -> bool:
     return len(data) < limit and data.isascii()
 
 
+def fill_body(graph: Graph, body: onnx.GraphProto) -> None:
+    """Reads a body into a graph that has what it captures, and nothing else."""
+    _Reader(graph, ExternalFiles(None)).fill(body)
+
+
 class _Reader:
     """Builds the graph in file order, so that ids follow it."""
 
-    def __init__(self, model: onnx.ModelProto, files: ExternalFiles) -> None:
-        self.files = files
-        self.graph = graph = Graph(model.graph.name, ir_version=model.ir_version)
-        graph.opsets = {_domain(o.domain): o.version for o in model.opset_import}
-        graph.doc = model.graph.doc_string
-        graph.metadata = _pairs(model.metadata_props)
-        graph.functions = [_copy(f) for f in model.functions]
-        graph.header = _rest(model, _MODEL_FIELDS)
-        graph.header.graph.metadata_props.extend(model.graph.metadata_props)
-        self._sources(model.graph)
-        for node in model.graph.node:
+    def __init__(self, graph: Graph, files: ExternalFiles) -> None:
+        self.graph, self.files = graph, files
+
+    def fill(self, proto: onnx.GraphProto) -> None:
+        graph = self.graph
+        outer = {value.id for value in graph.values()}  # which a body captures: nothing in it describes them
+        graph.doc = proto.doc_string
+        graph.header.graph.metadata_props.extend(proto.metadata_props)
+        self._sources(proto)
+        for node in proto.node:
             self._node(node)
-        for info in model.graph.value_info:
+        for info in proto.value_info:
             value = graph.find(info.name)
-            if value is not None:  # else it describes nothing of this graph
+            if value is not None and value.id not in outer:  # else it describes nothing of this graph
                 self._describe(value, info)
-        for info in model.graph.output:
+        for info in proto.output:
             value = graph.find(info.name)
             if value is None:
                 raise ModelFormatError(f"output '{info.name}' is neither computed nor given; the file is damaged")
-            self._describe(value, info)
+            if value.id not in outer:
+                self._describe(value, info)
             graph.add_output(value)
-        self._annotations(model.graph)
+        self._annotations(proto)
         self._require_sources()
 
     def _sources(self, proto: onnx.GraphProto) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,7 @@ from onnxslim.onnx_io.node_names import name_nodes
 from onnxslim.onnx_io.tensors import raw_bytes, tensor_of
 from onnxslim.onnx_io.types import type_proto
 
-__all__ = ["node_proto", "to_bytes", "to_proto", "write"]
+__all__ = ["body_proto", "node_proto", "to_bytes", "to_proto", "write"]
 
 _LIMIT = (1 << 31) - (1 << 20)
 """A protobuf message ends at 2 GiB; what is not weights must fit into the rest."""
@@ -119,37 +119,55 @@ def _model(graph: Graph, value_info: bool, external: Mapping[int, Mapping[str, s
     for key, text in graph.metadata.items():
         model.metadata_props.add(key=key, value=text)
     model.functions.extend(graph.functions)
-    model.graph.name = graph.name
-    if graph.doc:
-        model.graph.doc_string = graph.doc
-    model.graph.input.extend(_info(v) for v in graph.inputs)
-    model.graph.output.extend(_info(v) for v in graph.outputs)
-    inner = [v for v in graph.values() if not graph.is_input(v)]
-    outputs = {v.id for v in graph.outputs}
-    for value in graph.values():
-        if value.array is not None:
-            model.graph.initializer.append(_initializer(value, value.array, external.get(value.id)))
-        if value.sparse is not None:
-            twin = model.graph.sparse_initializer.add()
-            twin.CopyFrom(value.sparse)
-            twin.values.name = value.name
-    for value in inner if value_info else ():
-        constant = value.array is not None or value.sparse is not None  # whose type its tensor says
-        told = value.doc or value.metadata
-        if value.id not in outputs and (told or not constant):
-            info = _info(value)
-            if told or info.HasField("type"):
-                model.graph.value_info.append(info)
-    model.graph.node.extend(node_proto(graph, n) for n in graph.nodes())
-    _annotate(model, graph)
+    _fill(model.graph, graph, value_info, external, ())
     return model
 
 
-def _annotate(model: onnx.ModelProto, graph: Graph) -> None:
+def body_proto(graph: Graph, outer: Collection[int]) -> onnx.GraphProto:
+    """The graph as a body (If, Loop, Scan) of another. `outer`: ids of the values that the other has."""
+    proto = onnx.GraphProto()
+    proto.metadata_props.extend(graph.header.graph.metadata_props)
+    _fill(proto, graph, True, {}, outer)
+    return proto
+
+
+def _fill(
+    proto: onnx.GraphProto,
+    graph: Graph,
+    value_info: bool,
+    external: Mapping[int, Mapping[str, str]],
+    outer: Collection[int],
+) -> None:
+    proto.name = graph.name
+    if graph.doc:
+        proto.doc_string = graph.doc
+    proto.input.extend(_info(v) for v in graph.inputs if v.id not in outer)
+    proto.output.extend(_info(v) for v in graph.outputs)
+    own = [v for v in graph.values() if v.id not in outer]
+    outputs = {v.id for v in graph.outputs}
+    for value in own:
+        if value.array is not None:
+            proto.initializer.append(_initializer(value, value.array, external.get(value.id)))
+        if value.sparse is not None:
+            twin = proto.sparse_initializer.add()
+            twin.CopyFrom(value.sparse)
+            twin.values.name = value.name
+    for value in own if value_info else ():
+        constant = value.array is not None or value.sparse is not None  # whose type its tensor says
+        told = value.doc or value.metadata
+        if value.id not in outputs and not graph.is_input(value) and (told or not constant):
+            info = _info(value)
+            if told or info.HasField("type"):
+                proto.value_info.append(info)
+    proto.node.extend(node_proto(graph, n) for n in graph.nodes())
+    _annotate(proto, graph)
+
+
+def _annotate(proto: onnx.GraphProto, graph: Graph) -> None:
     names = {v.id: v.name for v in graph.values()}
     for id, entries in graph.annotations:
         if all(key in names for key in (id, *(v for _, v in entries))):
-            annotation = model.graph.quantization_annotation.add(tensor_name=names[id])
+            annotation = proto.quantization_annotation.add(tensor_name=names[id])
             for key, v in entries:
                 annotation.quant_parameter_tensor_names.add(key=key, value=names[v])
 

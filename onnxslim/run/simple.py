@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from onnxslim.brief import Brief
 from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, fitted, open_dataset
@@ -26,7 +28,7 @@ from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
 from onnxslim.verify import verify
 from passes.deploy import finish
-from passes.simplify import SetBatch, for_runtime
+from passes.simplify import FreezeInputs, SetBatch, for_runtime
 from passes.simplify import simplify as simplifying
 
 __all__ = ["Quantized", "Simplified", "export", "quantize", "set_batch", "simplify"]
@@ -120,6 +122,7 @@ def simplify(
     check: bool = False,
     sizes: Mapping[str, int] | None = None,
     inputs: Mapping[str, Array] | None = None,
+    freeze: Mapping[str, npt.ArrayLike] | None = None,
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Simplified:
@@ -128,14 +131,20 @@ def simplify(
     check: runs the model before and after every rule, in a process of its own; raises VerifyError naming the rule that
     moved an output by more than 1e-5 of its largest value. It runs on `inputs` (arrays by input name), or on random
     ones: free axes then have the `sizes` given by symbol or as `input[axis]`, and others at which the model, as it
-    comes, runs; ModelError where it runs on none. Of opsets before 7 only constants, duplicates and what nothing reads
+    comes, runs; ModelError where it runs on none.
+
+    freeze: numbers or arrays by the names of inputs that always get them; these inputs become constants, and what
+    follows from them is computed once. RecipeError names one that does not fit.
+
+    Of opsets before 7 only constants, duplicates and what nothing reads
     are removed.
     """
     if not check and (sizes or inputs is not None):
         raise RecipeError("sizes and inputs say what the model is run on: ask for check, too")
     graph = model.copy() if isinstance(model, Graph) else read(model)
-    verify(graph)  # the rules take it to be a sound model
-    mark = graph.mark()
+    if freeze:
+        FreezeInputs(freeze)(graph)
+    verify(graph, types=False)  # the rules take it to be a sound model; what it says of shapes they do not believe
     with Child() as child:
         samples: tuple[Sample, ...] = ()
         checker = None
@@ -145,7 +154,6 @@ def simplify(
             checker = RunChecker(feeds, prepare=for_runtime, others=tuple(others), child=child)
         context = Context(checker=checker, seed=seed, progress=progress)
         outcome = simplifying(graph.opset)(graph, context)
-    verify(graph, since=mark)  # by types that were not known before
     finish()(graph)
     return Simplified(graph, outcome, tuple(map(str, samples)))
 

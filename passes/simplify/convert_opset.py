@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import onnx
 from onnx import defs, helper
 
+from onnxslim.analysis.bodies import close_bodies, open_bodies
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import DType, Graph, Node
 from onnxslim.onnx_io import add_node_proto, node_proto, type_proto
-from onnxslim.onnx_io.bodies import bodies_of
 from onnxslim.rewrite import Context, Outcome, Pass
 from passes.simplify.function_calls import expanded, opsets_of
 from passes.simplify.opset_rules import RULES
@@ -43,8 +43,8 @@ class ConvertOpset(Pass):
         Gelu(x)                  → x/2 · (1 + Erf(x/√2))       from opset 20; likewise RMSNormalization, Swish …
 
     Other domains, local functions, names, roles and weights are not touched. Raises UnsupportedError,
-    naming node and opset, where an op or a type cannot be expressed, and for a body (If, Loop, Scan) that
-    holds one which needs rewriting; the graph is then unusable.
+    naming node and opset, where an op or a type cannot be expressed; the graph is then unusable. Bodies (If, Loop,
+    Scan) are converted as the graph is.
 
     Exact; what is written out is equal to 1e-6 of the largest output.
     """
@@ -79,8 +79,7 @@ def convert_node(graph: Graph, node: Node, old: int, new: int) -> None:
 
     Raises UnsupportedError naming the node where that cannot be said.
     """
-    for body in bodies_of(node.attributes.values()):
-        _require_same(graph, node, body, old, new)
+    _convert_bodies(graph, node, old, new)
     if node.domain:
         return
     before, after = _schema(node.op, old), _schema(node.op, new)
@@ -98,6 +97,21 @@ def convert_node(graph: Graph, node: Node, old: int, new: int) -> None:
                 graph.set_attribute(node, name, None)  # it has the value that is meant without it
     if why is not None and not _write_out(graph, node, before, new):
         _refuse(graph, str(node), old, new, why)
+
+
+def _convert_bodies(graph: Graph, node: Node, old: int, new: int) -> None:
+    """The nodes in the bodies of a node (If, Loop, Scan), and in bodies within them."""
+    bodies = open_bodies(graph, node, old)
+    for body in bodies:
+        infer_shapes(body.graph)
+        try:
+            for inner in body.graph.nodes():
+                convert_node(body.graph, inner, old, new)
+            _require_types(body.graph, old, new)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"In a body of {node}: {error}") from error
+    if bodies:
+        close_bodies(graph, node, bodies)
 
 
 def covered_versions(op: str, version: int = 18) -> list[int]:
@@ -198,28 +212,6 @@ def _same_value(a: onnx.AttributeProto, b: onnx.AttributeProto) -> bool:
 def _plain(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
     return list(value) if isinstance(value, list) or hasattr(value, "extend") else value
-
-
-def _require_same(graph: Graph, node: Node, body: onnx.GraphProto, old: int, new: int) -> None:
-    """Nothing in the body needs rewriting."""
-    for inner in body.node:
-        for deeper in bodies_of(inner.attribute):
-            _require_same(graph, node, deeper, old, new)
-        if inner.domain not in ("", "ai.onnx"):
-            continue
-        before, after = _schema(inner.op_type, old), _schema(inner.op_type, new)
-        if before is None or (after is not None and before.since_version == after.since_version):
-            continue
-        why: str | None = "has no such op"
-        if inner.op_type in RULES:
-            why = "defines it differently"
-        elif after is not None:
-            given = [a for a in inner.attribute if a.name not in after.attributes]
-            why = _difference(before, after, inner.attribute, len(inner.input))
-            why = why or (f"has no attribute '{given[0].name}'" if given else None)
-        if why is not None:
-            where = f"node '{inner.name}' ({inner.op_type}) in a body of {node}"
-            _refuse(graph, where, old, new, why)
 
 
 def _require_types(graph: Graph, old: int, new: int) -> None:

@@ -349,12 +349,6 @@ def test_a_body_that_means_the_same_is_carried_along() -> None:
     assert ConvertOpset()(graph).rewrites == 1
 
 
-def test_a_body_that_needs_rewriting_is_refused() -> None:
-    graph = branches(helper.make_node("ReduceMean", ["x"], ["t"], name="inner", axes=[1]), 13)
-    with pytest.raises(UnsupportedError, match=r"node 'inner' \(ReduceMean\) in a body of node 'choice' \(If\)"):
-        ConvertOpset()(graph)
-
-
 def test_other_domains_names_and_roles_stay(mobilenet: Path) -> None:
     graph = read(mobilenet)
     graph.opsets["com.example"] = 3

@@ -68,16 +68,3 @@ def test_the_opening_with_float32_leaves_no_idle_casts(mobilenet: Path) -> None:
     canonicalize(float32=True)(graph)
     assert [n.op for n in graph.nodes()].count("Cast") == 0
     assert not [v for v in graph.values() if v.dtype is DType.FLOAT16]
-
-
-def test_bodies_are_refused_as_a_whole(build) -> None:
-    b = build("N", 2)
-    g = b.graph
-    half = g.op("Cast", b.x, name="down", to=int(DType.FLOAT16))
-    body = helper.make_graph([], "body", [], [])
-    loop = g.add_node("Loop", [None, None, half], 1, {"body": body}, name="loop")
-    g.set_type(half, DType.FLOAT16)
-    g.add_output(g.result(loop))
-    outcome = ToFloat32().run(g, None)
-    assert (outcome.rewrites, outcome.refused[0].where) == (0, "node 'loop' (Loop)")
-    assert half.dtype is DType.FLOAT16
