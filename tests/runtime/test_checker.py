@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import DataError, VerifyError
-from onnxslim.graph import DType, Graph
+from onnxslim.graph import Array, DType, Graph
 from onnxslim.rewrite import Context, Outcome, Pass, Pipeline, Refusal
 from onnxslim.runtime.checker import RunChecker, random_feeds, relative_error
 
@@ -174,3 +174,26 @@ def test_passes_that_undo_each_other_are_named() -> None:
     assert note.endswith(" after 50 rounds: they undo each other")
     settled = Pipeline((Idle([]), Twice([], 48)), to_fixed_point=True)(network())
     assert settled.notes == ()
+
+
+@pytest.mark.parametrize(("noise", "passes"), [(0.0, False), (1e-4, False), (5e-3, True), (np.nan, False)])
+def test_a_model_that_amplifies_rounding_is_measured_by_its_own_noise(
+    noise: float, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that moves y by 1e-3, where the original, run as written, moves by `noise`."""
+    graph = network()
+    feeds = random_feeds(graph)
+    real = RunChecker._run
+
+    def run(self: RunChecker, graph: Graph, *, optimize: bool = True) -> list[dict[str, Array]]:
+        found = real(self, graph, optimize=optimize)
+        return found if optimize else [{"y": found[0]["y"] * np.float32(1 + noise)}]
+
+    monkeypatch.setattr(RunChecker, "_run", run)
+    context = Context(checker=RunChecker(feeds))
+    if passes:
+        Scale(1.001)(graph, context)
+    else:
+        bound = "0.0001" if noise == 1e-4 else "1e-05"
+        with pytest.raises(VerifyError, match=f"by 0.001 of its largest value; expected at most {bound}"):
+            Scale(1.001)(graph, context)
