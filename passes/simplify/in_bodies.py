@@ -15,6 +15,7 @@ from passes.simplify.with_proven_shapes import forget_hints, restore_hints
 
 __all__ = ["InBodies"]
 
+
 @dataclass(frozen=True)
 class InBodies(Pass):
     """If(c; then, else)  →  If(c; steps(then), steps(else)), likewise Loop and Scan, and bodies within bodies.
