@@ -1,7 +1,8 @@
 """What a model costs: multiply-accumulates for one sample, parameters, bytes of its constants.
 
 MACs are those of contractions (convolutions, matrix products, recurrent cells); a bias, batch norm,
-pool or elementwise op counts as none, as is usual.
+pool or elementwise op counts as none, as is usual. Of an If the dearer branch counts, of a Loop or Scan its body as
+often as it runs; weights in bodies count like others.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx import numpy_helper
 
 from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.bodies import Body, open_bodies
 from onnxslim.analysis.scope import label
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.analysis.sizes import with_sizes
 from onnxslim.brief import Brief
 from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.graph import DType, Graph, Node, Role, Value
+from onnxslim.graph import CAPTURE, DType, Graph, Node, Role, Value
 
 __all__ = [
     "Cost",
@@ -30,6 +33,7 @@ __all__ = [
     "one_sample",
     "parameters",
     "stored_bytes",
+    "stored_in_bodies",
 ]
 
 
@@ -73,19 +77,21 @@ def cost(graph: Graph, sizes: Mapping[str, int] | None = None) -> Cost:
         if macs is None:
             unknown.append(name)
         params = 0
-        for value in sample.node_inputs(node):
-            if value is not None and value.id in weights and value.id not in counted:
+        for value in sample.reads(node):
+            if value.id in weights and value.id not in counted:
                 counted.add(value.id)
                 params += math.prod(value.static_shape)
+        params += stored_in_bodies(sample, node).params
         counts = macs is None and is_counted(node)
         rows.append(NodeCost(name, node.op, None if counts else (macs or 0) // batch, params))
     total = None if any(r.macs is None for r in rows) else sum(r.macs or 0 for r in rows)
-    return Cost(total, sum(r.params for r in rows), stored_bytes(sample), tuple(rows), tuple(unknown))
+    size = stored_bytes(sample) + sum(stored_in_bodies(sample, node).bytes for node in sample.nodes())
+    return Cost(total, sum(r.params for r in rows), size, tuple(rows), tuple(unknown))
 
 
 def is_counted(node: Node) -> bool:
     """Whether there is a rule for the op's MACs, so that only sizes can make them unknown."""
-    return node.domain in ("", "com.microsoft") and node.op in _RULES
+    return node.domain in ("", "com.microsoft") and (node.op in _RULES or (node.op == "If" and not node.domain))
 
 
 def one_sample(graph: Graph, sizes: Mapping[str, int] | None = None) -> tuple[Graph, int]:
@@ -93,12 +99,7 @@ def one_sample(graph: Graph, sizes: Mapping[str, int] | None = None) -> tuple[Gr
     initialisers, shapes are inferred, other free axes have the given `sizes`, and the batch is 1 where the model
     leaves it open."""
     twin = with_sizes(graph, sizes) if sizes else graph.copy()
-    for node in twin.nodes():
-        tensor = node.attributes.get("value")
-        if node.op == "Constant" and not node.domain and tensor is not None:
-            value = twin.result(node)
-            twin.detach(node)
-            twin.set_array(value, numpy_helper.to_array(tensor.t))
+    _store_constants(twin)
     first = [v.shape[0] for v in twin.inputs if v.array is None and v.role is Role.ACTIVATION and v.shape]
     static = [d for d in first if isinstance(d, int)]
     if not static:
@@ -110,10 +111,49 @@ def one_sample(graph: Graph, sizes: Mapping[str, int] | None = None) -> tuple[Gr
     return twin, max(static[0], 1)
 
 
+def _store_constants(graph: Graph) -> None:
+    """Constant nodes as initialisers."""
+    for node in graph.nodes():
+        tensor = node.attributes.get("value")
+        if node.op == "Constant" and not node.domain and tensor is not None:
+            value = graph.result(node)
+            graph.detach(node)
+            graph.set_array(value, numpy_helper.to_array(tensor.t))
+
+
 def parameters(graph: Graph) -> list[Value]:
     """The constants that are weights: float tensors, and integers that are dequantised, but not scales,
-    zero points, running statistics, shapes and limits."""
-    return [v for v in graph.initializers() if _is_parameter(graph, v)]
+    zero points, running statistics, shapes and limits. What a body captures is what it is for in there. Those that a
+    body has of its own: `stored_in_bodies`."""
+    captured: set[int] = set()
+    for node in graph.nodes():
+        for body in open_bodies(graph, node):
+            inner = {value.id for value in parameters(body.graph)}
+            captured.update(outer.id for id, (outer, _) in body.outer.items() if id in inner)
+    return [v for v in graph.initializers() if v.id in captured or _is_parameter(graph, v)]
+
+
+class Stored(NamedTuple):
+    """params: elements of weights. bytes: of all constants."""
+
+    params: int
+    bytes: int
+
+
+def stored_in_bodies(graph: Graph, node: Node) -> Stored:
+    """What the bodies of a node (If, Loop, Scan) have of their own, and bodies within them."""
+    params = size = 0
+    for body in open_bodies(graph, node):
+        _store_constants(body.graph)
+        weights = {value.id for value in parameters(body.graph)}
+        for value in body.graph.initializers():
+            if value.id not in body.outer:
+                params += math.prod(value.static_shape) if value.id in weights else 0
+                size += _bytes(value)
+        for inner in body.graph.nodes():
+            within = stored_in_bodies(body.graph, inner)
+            params, size = params + within.params, size + within.bytes
+    return Stored(params, size)
 
 
 def _is_parameter(graph: Graph, value: Value) -> bool:
@@ -122,6 +162,8 @@ def _is_parameter(graph: Graph, value: Value) -> bool:
     if value.role in (Role.STATISTIC, Role.SCALE, Role.MOMENT) or value.shape == ():
         return False
     for node, slot in graph.uses(value):
+        if slot >= CAPTURE:
+            continue  # which its body says
         if node.op == "DequantizeLinear":
             if slot == 0:
                 return True
@@ -174,7 +216,7 @@ def node_macs(graph: Graph, node: Node) -> int | None:
     """MACs for all samples of the graph's batch; None where they cannot be known."""
     if node.domain not in ("", "com.microsoft"):
         return 0 if (node.domain, node.op) == ("onnxslim", "FakeQuant") else None
-    rule = _RULES.get(node.op)
+    rule = _RULES.get(node.op) or (None if node.domain else _BODIES.get(node.op))
     if rule is None:
         return None if node.domain or node.op in _UNKNOWN else 0
     try:
@@ -228,4 +270,42 @@ _RULES: Mapping[str, Callable[[Graph, Node], int]] = {
     "QLinearMatMul": _product,
     "RNN": _recurrent,
 }
-_UNKNOWN = ("Attention", "DeformConv", "Einsum", "If", "Loop", "Scan")
+_UNKNOWN = ("Attention", "DeformConv", "Einsum")
+
+
+def _branches(graph: Graph, node: Node) -> int:
+    return max(_within(body) for body in open_bodies(graph, node))
+
+
+def _iterations(graph: Graph, node: Node) -> int:
+    """Where the number of iterations is a constant, and the condition is not computed."""
+    (body,) = open_bodies(graph, node)
+    count, on = graph.constant_of(graph.input(node, 0)), graph.input(node, 1)
+    start = graph.constant_of(on)
+    handed_on = body.graph.producer(body.graph.outputs[0])
+    goes_on = handed_on is not None and handed_on.op == "Identity" and handed_on.arity[0] == 1
+    own = goes_on and handed_on is not None and body.graph.operand(handed_on, 0) in body.graph.inputs[1:2]
+    if count is None or not own or (on is not None and (start is None or not start.any())):
+        raise ModelError(f"{node} has no constant number of iterations")
+    return int(count.reshape(-1)[0]) * _within(body)
+
+
+def _steps(graph: Graph, node: Node) -> int:
+    (body,) = open_bodies(graph, node)
+    count = int(node.attr("num_scan_inputs"))
+    axis = (node.attr("scan_input_axes") or [0])[0]
+    if 0 < graph.opset < 9:
+        raise ModelError(f"{node} has a batch axis")
+    steps: int = graph.operand(node, node.arity[0] - count).static_shape[axis]
+    return steps * _within(body)
+
+
+def _within(body: Body) -> int:
+    infer_shapes(body.graph)
+    counts = [node_macs(body.graph, node) for node in body.graph.nodes()]
+    if None in counts:
+        raise ModelError(f"the cost of a body of {body.node} is not known")
+    return sum(count or 0 for count in counts)
+
+
+_BODIES: Mapping[str, Callable[[Graph, Node], int]] = {"If": _branches, "Loop": _iterations, "Scan": _steps}

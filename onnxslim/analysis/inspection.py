@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from onnxslim.analysis.bodies import walk
 from onnxslim.analysis.cost import Cost, cost, one_sample, parameters
 from onnxslim.analysis.regions import find_regions
 from onnxslim.analysis.scope import label
@@ -59,7 +60,8 @@ class Trainable:
 
 @dataclass(frozen=True, repr=False)
 class Inspection(Brief):
-    """One model. `ops` counts by op (with its domain where that is not ONNX's), most frequent first.
+    """One model. `ops` counts by op (with its domain where that is not ONNX's), most frequent first; in bodies (If,
+    Loop, Scan) too.
 
     quantizable: names of nodes with an integer kernel on the target; not_quantizable: the others that
     compute in float. Both are None, like `trainable`, where that was not asked for.
@@ -101,7 +103,7 @@ def inspect_model(
         regions = find_regions(sample, target)
         quantizable = tuple(label(sample, n) for n in (*regions.compute, *regions.integer))
         refused = tuple(Reason(label(sample, n), _op(n), why) for n, why in regions.refused)
-    counts = Counter(_op(node) for node in graph.nodes())
+    counts = Counter(_op(node) for part in walk(graph) for node in part.nodes())
     header = graph.header
     return Inspection(
         name=graph.name,

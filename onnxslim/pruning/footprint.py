@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from onnxslim.analysis.channels import Axis, Group
-from onnxslim.analysis.cost import element_bits, is_counted, node_macs, one_sample, parameters
+from onnxslim.analysis.cost import element_bits, is_counted, node_macs, one_sample, parameters, stored_in_bodies
 from onnxslim.graph import Graph, Node, Value
 
 __all__ = ["Footprint", "Size"]
@@ -39,8 +39,11 @@ class Footprint:
         self._elements = {v.id: math.prod(v.static_shape) for v in self._sketch.initializers()}
         self._bits = {v.id: element_bits(v) for v in self._sketch.initializers()}
         self._total_macs = sum(self._macs.values())
+        inside = [stored_in_bodies(self._sketch, node) for node in self._sketch.nodes()]
         self._total_params = sum(n for id, n in self._elements.items() if id in self._weights)
+        self._total_params += sum(stored.params for stored in inside)
         self._total_bytes = sum(n * self._bits[id] / 8 for id, n in self._elements.items())
+        self._total_bytes += sum(stored.bytes for stored in inside)
 
     @property
     def size(self) -> Size:
