@@ -15,7 +15,7 @@ from onnxslim.analysis.shapes import TYPES, inferred_types, known_types
 from onnxslim.errors import ModelError, VerifyError
 from onnxslim.graph import DType, Graph, Node, Shape, Value
 
-__all__ = ["require_sound_attributes", "verify"]
+__all__ = ["require_sound_attributes", "verify", "verify_types"]
 
 _KIND_NAMES = {code: name for name, code in onnx.AttributeProto.AttributeType.items()}
 
@@ -55,6 +55,11 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
         _check_fake_quant(graph, node)
     if types:
         _check_types(graph, nodes)
+
+
+def verify_types(graph: Graph) -> None:
+    """The part of `verify` that asks inference: types and shapes agree with what each op makes of its inputs."""
+    _check_types(graph, graph.nodes())
 
 
 def _check_value(graph: Graph, value: Value) -> None:

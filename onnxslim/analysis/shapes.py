@@ -88,12 +88,13 @@ def sweep(
     graph: Graph, nodes: Sequence[Node], known: dict[int, Array], visit: Callable[[Node], None] | None = None
 ) -> dict[str, None]:
     """Node by node, with what shape arithmetic computes as further constants, by value id in `known`; the names of
-    what changed. `visit` comes to each node when its inputs are done, and may give it other constants."""
+    what changed. `visit` comes to each node when its inputs are done, and may give it other constants; without it, only
+    nodes that read something new are inferred again."""
     changed: dict[str, None] = {}
     for node in nodes:
         if visit is not None:
             visit(node)
-        if not _is_complete(graph, node):
+        if not _is_complete(graph, node) and (visit is not None or _reads_news(graph, node, known, changed)):
             target = graph.input(node, 1) if (node.domain, node.op) == ("", "Reshape") else None
             if target is not None and target.id in known and not node.attr("allowzero", 0):
                 marked = {target.id: _reshape_target(graph.input(node, 0), known[target.id])}
@@ -105,6 +106,11 @@ def sweep(
         if elements is not None:
             known[graph.result(node).id] = elements
     return changed
+
+
+def _reads_news(graph: Graph, node: Node, known: Mapping[int, Array], changed: Mapping[str, None]) -> bool:
+    """Whether something that the node reads has other types, or elements, than inference of the whole graph knew."""
+    return any(v.id in known or v.name in changed for v in graph.reads(node))
 
 
 def _named_axes(value: Value, target: Array) -> Types:

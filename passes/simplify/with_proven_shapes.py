@@ -9,7 +9,7 @@ from typing import ClassVar, TypeAlias
 from onnxslim.analysis.shapes import has_rule, infer_shapes
 from onnxslim.graph import Dim, Graph, Shape, Value
 from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
-from onnxslim.verify import verify
+from onnxslim.verify import verify_types
 
 __all__ = ["WithProvenShapes", "forget_hints", "restore_hints"]
 
@@ -45,12 +45,12 @@ class WithProvenShapes(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         hints = forget_hints(graph)
         if self.verified:
-            verify(graph)
+            verify_types(graph)
         infer_shapes(graph)
         notes = _contradictions(graph, hints)
         outcome = self.steps(graph, context)
         if self.verified:
-            verify(graph)  # by types that were not known before
+            verify_types(graph)  # by types that were not known before
         restore_hints(graph, hints)
         return outcome + Outcome(notes=notes)
 
