@@ -18,6 +18,7 @@ __all__ = [
     "Window",
     "axes_of",
     "axis_of",
+    "fused_order",
     "given_numbers",
     "is_left_out",
     "is_pure",
@@ -143,6 +144,17 @@ def window(graph: Graph, node: Node) -> Window:
 def axis_of(node: Node, rank: int, default: int) -> int:
     """The `axis` attribute, counted from the front."""
     return int(node.attr("axis", default)) % rank
+
+
+def fused_order(node: Node, slot: int, rank: int) -> list[int]:
+    """The order in which ONNX Runtime's FusedMatMul takes the axes of a side: transBatchA puts the first axis behind
+    the others of the batch ([0, 1, 2, 3] → [1, 2, 0, 3]), transA then exchanges the last two."""
+    order, side = list(range(rank)), "AB"[slot]
+    if node.attr(f"transBatch{side}", 0) and rank > 1:
+        order = [*order[1:-1], order[0], order[-1]]
+    if node.attr(f"trans{side}", 0) and rank > 1:
+        order[-2:] = reversed(order[-2:])
+    return order
 
 
 def axes_of(graph: Graph, node: Node, rank: int, slot: int = 1) -> tuple[int, ...] | None:

@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from onnxslim.analysis.shape_values import LIMIT, evaluate
+from onnxslim.analysis.stand_ins import has_stand_in, stand_in
 from onnxslim.errors import ModelError
 from onnxslim.graph import Array, Dim, DType, Graph, Node, Shape, Value
 from onnxslim.onnx_io import node_proto, tensor_type, type_proto
@@ -24,8 +25,6 @@ __all__ = ["TYPES", "Types", "has_rule", "infer_shapes", "inferred_types", "know
 TYPES = "types"
 """Under which `known_types` notes what it found. A pass that knows it to be true after its edits notes it again."""
 _LONGEST = 1 << 20
-_LIKE_FIRST = {("onnxslim", "FakeQuant"), ("", "GroupNormalization")}
-"""What onnx infers nothing for, though it is as simple as can be: type and shape of the first input."""
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
 """Ops whose result is as large as a number in an input says."""
 _REFUSALS = (
@@ -228,14 +227,16 @@ def _skeleton(
         if _is_large_constant(node):
             body.input.add(name=graph.result(node).name).type.CopyFrom(_constant_type(node))
             continue
+        protos, made = _rule_nodes(graph, node)
         rule = (node.domain, node.op) in rules or _has_rule(graph, node)
-        for output in () if rule and not declared else graph.node_outputs(node):
-            if output is None or (rule and output.id not in declared):
+        for output in () if rule and not declared and made is None else graph.node_outputs(node):
+            found = rule and (made is None or (output is not None and output.name in made))
+            if output is None or (found and output.id not in declared):
                 continue
             proto = type_proto(output)
             if proto.WhichOneof("value"):
                 body.value_info.add(name=output.name).type.CopyFrom(proto)
-        body.node.append(_rule_node(graph, node))
+        body.node.extend(protos)
     return model
 
 
@@ -311,11 +312,13 @@ def _reshape_target(source: Value | None, target: Array) -> Array:
     return elements
 
 
-def _rule_node(graph: Graph, node: Node) -> onnx.NodeProto:
-    if (node.domain, node.op) in _LIKE_FIRST:
-        names = [graph.operand(node, 0).name], [graph.result(node).name]
-        return onnx.NodeProto(op_type="Identity", input=names[0], output=names[1])
-    return node_proto(graph, node)
+def _rule_nodes(graph: Graph, node: Node) -> tuple[Sequence[onnx.NodeProto], set[str] | None]:
+    """What inference is given for a node, and which of the node's outputs that makes; None: all that the op's own rule
+    knows."""
+    if has_stand_in(node.domain, node.op) and not _is_local(graph, node):
+        protos = stand_in(graph, node)
+        return protos, {name for proto in protos for name in proto.output}
+    return [node_proto(graph, node)], None
 
 
 def has_rule(graph: Graph, node: Node) -> bool:
@@ -325,8 +328,11 @@ def has_rule(graph: Graph, node: Node) -> bool:
 
 def _has_rule(graph: Graph, node: Node) -> bool:
     """Of its own: a local function is gone into instead."""
-    local = any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
-    return not local and ((node.domain, node.op) in _LIKE_FIRST or _is_defined(node.op, node.domain))
+    return not _is_local(graph, node) and (has_stand_in(node.domain, node.op) or _is_defined(node.op, node.domain))
+
+
+def _is_local(graph: Graph, node: Node) -> bool:
+    return any((f.domain, f.name) == (node.domain, node.op) for f in graph.functions)
 
 
 @lru_cache(4096)

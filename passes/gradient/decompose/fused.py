@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from onnxslim.errors import GradientError
 from onnxslim.graph import Value
+from onnxslim.ops import fused_order
 from passes.gradient.decompose.table import Outputs, Table
 from passes.gradient.tape import Tape
 
 __all__ = ["RULES"]
+
+_AHEAD = -1e9  # a score that softmax makes 0 of
 
 
 def _activated(t: Tape, y: Value) -> Value:
@@ -41,34 +46,35 @@ def _fused_gemm(t: Tape) -> Outputs:
 
 
 def _fused_matmul(t: Tape) -> Outputs:
-    """α·A'·B', where ' exchanges the last two axes if asked."""
-    if t.node.attr("transBatchA", 0) or t.node.attr("transBatchB", 0):
-        raise GradientError(f"{t.node}: transBatchA and transBatchB have no gradient rule")
-    sides = []
-    for slot, key in ((0, "transA"), (1, "transB")):
-        rank = len(t.shape(slot))
-        flip = t.node.attr(key, 0) and rank > 1
-        sides.append(t.op("Transpose", t.x(slot), perm=[*range(rank - 2), rank - 1, rank - 2]) if flip else t.x(slot))
+    """α·A'·B', where ' takes the axes in another order if asked."""
+    orders = [fused_order(t.node, slot, len(t.shape(slot))) for slot in range(2)]
+    sides = [
+        t.x(slot) if order == sorted(order) else t.op("Transpose", t.x(slot), perm=order)
+        for slot, order in enumerate(orders)
+    ]
     return [t.scale(t.op("MatMul", *sides), float(t.node.attr("alpha", 1.0)))]
 
 
 def _attention(t: Tape) -> Outputs:
-    """Self-attention of [B, S, I] with merged weights [I, 3·H·D] and bias, softmax(QKᵀ/√D)·V; no mask, no past."""
-    if any(t.has(slot) for slot in range(3, len(t.inputs))) or t.node.attr("unidirectional", 0):
-        raise GradientError(f"{t.node}: Attention has a gradient rule without mask, past and unidirectional only")
+    """Self-attention of [B, S, I] with merged weights [I, Q + K + V] and bias, softmax(QKᵀ/√D)·V a head, where no place
+    looks ahead if it is unidirectional; no mask, no past."""
+    if any(t.has(slot) for slot in range(3, len(t.inputs))):
+        raise GradientError(f"{t.node}: Attention has a gradient rule without mask and past only")
     (batch, length, _), heads = t.shape(), int(t.node.attr("num_heads"))
-    if t.node.attr("qkv_hidden_sizes"):
-        raise GradientError(f"{t.node}: qkv_hidden_sizes has no gradient rule")
-    width = t.shape(1)[1] // 3
+    widths = [int(w) for w in t.node.attr("qkv_hidden_sizes") or [t.shape(1)[1] // 3] * 3]
     merged = t.op("MatMul", t.x(), t.x(1))
     merged = t.add(merged, t.x(2)) if t.has(2) else merged
-    size = width // heads
-    parts = [t.op("Transpose", t.reshape(p, [batch, length, heads, size]), perm=[0, 2, 1, 3])
-             for p in t.split(merged, 3, width, 2)]  # fmt: skip
-    scale = float(t.node.attr("scale", 0.0)) or 1 / math.sqrt(size)
+    split = t.node_of("Split", [merged, t.ints(*widths)], ["q", "k", "v"], axis=2)
+    parts = [
+        t.op("Transpose", t.reshape(t.graph.result(split, i), [batch, length, heads, w // heads]), perm=[0, 2, 1, 3])
+        for i, w in enumerate(widths)
+    ]
+    scale = float(t.node.attr("scale", 0.0)) or 1 / math.sqrt(widths[0] // heads)
     scores = t.scale(t.op("MatMul", parts[0], t.op("Transpose", parts[1], perm=[0, 1, 3, 2])), scale)
+    if t.node.attr("unidirectional", 0):
+        scores = t.add(scores, t.const(np.triu(np.full((length, length), _AHEAD), 1)))
     context = t.op("MatMul", t.op("Softmax", scores, axis=-1), parts[2])
-    return [t.reshape(t.op("Transpose", context, perm=[0, 2, 1, 3]), [batch, length, width])]
+    return [t.reshape(t.op("Transpose", context, perm=[0, 2, 1, 3]), [batch, length, widths[2]])]
 
 
 RULES: Table = {
