@@ -361,3 +361,35 @@ def test_a_model_that_cannot_be_quantised_is_not_written(job: Path) -> None:
         assert result.exit_code == 2
         assert why in " ".join(result.stderr.split())
         assert not (job / "again.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["quantize", "prune", "sensitivity", "compress", "inspect", "evaluate", "simplify", "export"]
+)
+def test_every_command_knows_an_int8_model(job: Path, command: str) -> None:
+    data = ("--data", "data.npz", "--split", "train")
+    good("quantize", "student.onnx", "-o", "int8.onnx", *data)
+    (job / "int8.yaml").write_text(
+        "model: int8.onnx\ndata: {train: {path: data.npz, split: train}}\nstages: [quantize: {samples: 8}, export: {}]"
+    )
+    arguments = {
+        "quantize": ("int8.onnx", "-o", "o.onnx", *data),
+        "prune": ("int8.onnx", "-o", "o.onnx", "--macs", "0.5"),
+        "sensitivity": ("int8.onnx", "-o", "s.json", *data, "--val-split", "train"),
+        "compress": ("int8.yaml",),
+        "inspect": ("int8.onnx",),
+        "evaluate": ("int8.onnx", *data, "--repeats", "0"),
+        "simplify": ("int8.onnx", "-o", "o.onnx", "--check"),
+        "export": ("int8.onnx", "-o", "out", "--target", "ios"),
+    }[command]
+    result = run(command, *arguments)
+    text = " ".join((result.stdout + result.stderr).split())
+    if command in ("quantize", "prune", "sensitivity", "compress"):
+        assert result.exit_code == 2
+        assert "is quantised already (" in text
+        assert "give the float model that it was made from" in text
+        assert not any((job / name).exists() for name in ("o.onnx", "s.json", "runs"))
+        return
+    assert result.exit_code == 0
+    expected = {"inspect": "quantised already (int8, uint8 activations, for x64)", "export": "Written in int8 for arm"}
+    assert expected.get(command, "") in text

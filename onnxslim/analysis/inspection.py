@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from onnxslim.analysis.bodies import walk
 from onnxslim.analysis.cost import Cost, cost, one_sample, parameters
+from onnxslim.analysis.precision import Precision, precision_of
 from onnxslim.analysis.regions import find_regions
 from onnxslim.analysis.scope import label
 from onnxslim.analysis.trainable import Differentiable, find_trainable
 from onnxslim.brief import Brief
+from onnxslim.errors import OnnxSlimError
 from onnxslim.graph import Graph, Node
 from onnxslim.targets import Target
 from onnxslim.text import type_text
@@ -63,8 +65,9 @@ class Inspection(Brief):
     """One model. `ops` counts by op (with its domain where that is not ONNX's), most frequent first; in bodies (If,
     Loop, Scan) too.
 
-    quantizable: names of nodes with an integer kernel on the target; not_quantizable: the others that
-    compute in float. Both are None, like `trainable`, where that was not asked for.
+    precision: what it computes in. quantizable: names of nodes with an integer kernel on the target; not_quantizable:
+    the others that compute in float. Both are None where that was not asked for, like `trainable`, and where the model
+    is quantised already.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Inspection(Brief):
     ops: tuple[tuple[str, int], ...]
     cost: Cost
     file_bytes: int | None
+    precision: Precision
     quantizable: tuple[str, ...] | None
     not_quantizable: tuple[Reason, ...] | None
     trainable: Trainable | None
@@ -87,22 +91,23 @@ def inspect_model(
     target: Target | None = None,
     differentiable: Differentiable | None = None,
     prepare: Callable[[Graph], Graph] | None = None,
+    ready: Callable[[Graph], object] | None = None,
     file_bytes: int | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Inspection:
     """Looks at a graph, which is not changed.
 
-    target: asks what can be quantised for it. differentiable: gives the reason why a node has no
+    target: asks what can be quantised for it. ready: what quantisation does to a model first, so that what it quantises
+    is looked at. differentiable: gives the reason why a node has no
     gradient, or None where it has one; asks what can be trained. prepare: what training does to a model first, so that
     what it trains is looked at. file_bytes: size on disk, if known. sizes: of free axes of the inputs, for the cost.
     """
     sample, _ = one_sample(graph)
+    precision = precision_of(graph)
     quantizable: tuple[str, ...] | None = None
     refused: tuple[Reason, ...] | None = None
-    if target is not None:
-        regions = find_regions(sample, target)
-        quantizable = tuple(label(sample, n) for n in (*regions.compute, *regions.integer))
-        refused = tuple(Reason(label(sample, n), _op(n), why) for n, why in regions.refused)
+    if target is not None and precision.kind == "float":
+        quantizable, refused = _quantizable(sample, graph, target, ready)
     counts = Counter(_op(node) for part in walk(graph) for node in part.nodes())
     header = graph.header
     return Inspection(
@@ -115,10 +120,27 @@ def inspect_model(
         ops=tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         cost=cost(graph, sizes),
         file_bytes=file_bytes,
+        precision=precision,
         quantizable=quantizable,
         not_quantizable=refused,
-        trainable=None if differentiable is None else _trainable(prepare(graph) if prepare else sample, differentiable),
+        trainable=None
+        if differentiable is None or precision.kind == "int8"
+        else _trainable(prepare(graph) if prepare else sample, differentiable),
     )
+
+
+def _quantizable(
+    sample: Graph, graph: Graph, target: Target, ready: Callable[[Graph], object] | None
+) -> tuple[tuple[str, ...], tuple[Reason, ...]]:
+    if ready is not None:
+        sample = graph.copy()
+        try:
+            ready(sample)
+        except OnnxSlimError as error:
+            return (), (Reason(graph.name, "the model", str(error)),)
+    regions = find_regions(sample, target)
+    names = tuple(label(sample, n) for n in (*regions.compute, *regions.integer))
+    return names, tuple(Reason(label(sample, n), _op(n), why) for n, why in regions.refused)
 
 
 def _trainable(graph: Graph, differentiable: Differentiable) -> Trainable:

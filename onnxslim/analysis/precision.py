@@ -40,16 +40,20 @@ class Precision:
 
     kind: "float", "fake-quant" or "int8". ops: of an int8 model, its integer ops and how many there are of each.
     activations: of an int8 model in QDQ form, the element types that its activations are quantised to, sorted.
-    target: the one that a model is written for, as it notes or as its activations say; None where neither does.
+    target: the one that it is written for, as it notes or as its activations say; None where neither does.
+    floats: the types of its float constants, sorted.
     """
 
     kind: Literal["float", "fake-quant", "int8"]
     ops: tuple[tuple[str, int], ...] = ()
     activations: tuple[DType, ...] = ()
     target: str | None = None
+    floats: tuple[DType, ...] = ()
 
     def __str__(self) -> str:
-        if self.kind != "int8":
+        if self.kind == "float":
+            return " and ".join("float32" if t is DType.FLOAT else t.name.lower() for t in self.floats) or "float"
+        if self.kind == "fake-quant":
             return self.kind
         types = " and ".join(t.name.lower() for t in self.activations)
         described = f"{types} activations" if types else ", ".join(op for op, _ in self.ops)
@@ -64,15 +68,16 @@ def precision_of(graph: Graph) -> Precision:
         fake |= (domain, op) == ("onnxslim", "FakeQuant")
         if _is_integer(domain, op):
             counts[op] += 1
+    floats = tuple(sorted({value.dtype for value in graph.initializers() if value.dtype.is_float}))
     if fake:
-        return Precision("fake-quant")
+        return Precision("fake-quant", floats=floats)
     if not counts:
-        return Precision("float")
+        return Precision("float", floats=floats)
     activations = _activations(graph)
     noted = graph.metadata.get(TARGET_KEY)
     fitting = _targets_for(activations)
     target = noted if noted in fitting else fitting[0] if activations and len(fitting) == 1 else None
-    return Precision("int8", tuple(sorted(counts.items())), activations, target)
+    return Precision("int8", tuple(sorted(counts.items())), activations, target, floats)
 
 
 def require_not_quantized(graph: Graph, what: str) -> None:

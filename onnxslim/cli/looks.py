@@ -95,7 +95,9 @@ def inspect(model: ModelFile, target: TargetOption = "x64", size: Sizes = None) 
     from onnxslim.evaluation import size_of
     from onnxslim.onnx_io import read
     from onnxslim.report import inspection_view
+    from onnxslim.rewrite import Context
     from onnxslim.stages.base import prepared
+    from onnxslim.stages.quantize import ready_to_quantize
     from onnxslim.targets import load_target
     from passes.gradient import refusal
 
@@ -105,10 +107,11 @@ def inspect(model: ModelFile, target: TargetOption = "x64", size: Sizes = None) 
         target=profile,
         differentiable=refusal,
         prepare=prepared,
+        ready=lambda graph: ready_to_quantize()(graph, Context(target=profile)),
         file_bytes=size_of(model),
         sizes=sizes_of(size),
     )
-    print_view(inspection_view(found, target=target))
+    print_view(inspection_view(found, target=profile.name))
 
 
 def doctor() -> None:

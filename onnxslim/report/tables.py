@@ -16,7 +16,7 @@ from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.report.columns import Column, Columns
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
-from onnxslim.rewrite import Refusal, once_a_place
+from onnxslim.rewrite import Refusal, grouped, once_a_place
 from onnxslim.runtime.capabilities import Capabilities
 
 __all__ = [
@@ -90,7 +90,7 @@ def report_view(report: Report) -> RenderableType:
     parts: list[RenderableType] = [stages, Text(), rows]
     refused = once_a_place(Refusal(*refusal) for stage in report.stages for refusal in stage.refused)
     if refused:
-        parts += [Text("Left as they were:"), *_reasons([f"  {one.where}: {one.why}" for one in refused])]
+        parts += [Text("Left as they were:"), *_reasons([f"  {line}" for line in grouped(refused)])]
     parts += [Text(f"Note: {note}") for note in report.notes]
     parts += [Text(_machine(report.machine)), Text(f"Files: {report.folder}")]
     return Group(*parts)
@@ -114,6 +114,7 @@ def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
     _row(facts, "IR version", str(found.ir_version))
     if found.producer:
         _row(facts, "producer", found.producer)
+    _row(facts, "precision", str(found.precision))
     _row(facts, "parameters", f"{found.cost.params:,}")
     _row(facts, "MACs, one sample", _macs(found.cost))
     _row(facts, "bytes", f"{found.cost.bytes if found.file_bytes is None else found.file_bytes:,}")
@@ -121,7 +122,10 @@ def inspection_view(found: Inspection, *, target: str = "") -> RenderableType:
     parts: list[RenderableType] = [Text(f"Model '{found.name}'"), facts]
     if found.quantizable is not None:
         parts.append(Text(f"Can be quantised{f' for {target}' if target else ''}: {len(found.quantizable)} nodes"))
-        parts += _reasons([_reason(r) for r in found.not_quantizable or ()])
+        left = [Refusal(f"node '{r.node}' ({r.op})", r.why) for r in found.not_quantizable or ()]
+        parts += _reasons([f"  not {line}" for line in grouped(left)])
+    elif found.precision.kind != "float":
+        parts.append(Text(f"It is quantised already ({found.precision}): there is nothing left to quantise"))
     if found.trainable is not None:
         parts.append(Text(f"Can be trained: {found.trainable.params:,} of {found.trainable.total:,} parameters"))
         parts += _reasons([_reason(r) for r in found.trainable.blocked])

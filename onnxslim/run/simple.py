@@ -21,7 +21,7 @@ from onnxslim.rewrite import Context, Outcome, Refusal, once_a_place
 from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import Sample, find_feeds
-from onnxslim.stages.base import only_data_input
+from onnxslim.stages.base import half_precision_note, only_data_input
 from onnxslim.stages.export import Exported, export_model, lower, target_of
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
@@ -100,7 +100,8 @@ def quantize(
     result = stage.apply(graph, dataset, preprocess, seed, progress)
     lowered, outcome = lower(result.graph, stage.target, preprocess)
     refused, share = once_a_place((*result.refused, *outcome.refused)), result.summary
-    return Quantized(lowered, refused, stage.note, (share["int8_layers"], share["layers"]), share["int8_macs"])
+    note = " ".join(filter(None, (half_precision_note(graph, "quantised"), stage.note))) or None
+    return Quantized(lowered, refused, note, (share["int8_layers"], share["layers"]), share["int8_macs"])
 
 
 def _stage(options: Mapping[str, Any], seed: int) -> Quantize:

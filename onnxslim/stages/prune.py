@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from onnxslim.analysis.cost import cost
 from onnxslim.analysis.memory import samples_within
+from onnxslim.analysis.precision import require_not_quantized
 from onnxslim.analysis.sizes import set_input_shapes, sized, sizes_at, unsized
 from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
@@ -255,6 +256,7 @@ class Prune(Stage):
 
     def workspace(self, graph: Graph, context: RunContext, *, dry: bool = False) -> Workspace:
         """The graph prepared for cutting; `dry`: nothing is measured."""
+        require_not_quantized(graph, "pruned")
         work = prepared(graph)
         restored = 0
         batches = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -32,10 +32,11 @@ from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, FuseGemm, can
 __all__ = ["Quantize", "QuantizedShare", "TargetName", "calibration_batches", "ready_to_quantize"]
 
 
-def ready_to_quantize() -> Pipeline:
+def ready_to_quantize(skip: Sequence[str] = ()) -> Pipeline:
     """What a model goes through before fake-quant nodes are put in: float32, constants folded, in ops that have
-    integer kernels."""
-    return Pipeline((canonicalize(float32=True), FuseGemm(any_rank=True), FoldPad(), MeanToPool(), EliminateDead()))
+    integer kernels, but for nodes that stay in float (`skip`)."""
+    opening = (canonicalize(float32=True), FuseGemm(any_rank=True), FoldPad(), MeanToPool(), EliminateDead())
+    return Pipeline((*opening, SplitHardSwish(tuple(skip))))
 
 
 _MOST = 64  # samples at a time
@@ -153,10 +154,9 @@ class Quantize(Stage):
             )
         graph = graph.copy()
         context = Context(target=load_target(self.target), seed=seed)
-        ready_to_quantize()(graph, context)
+        ready_to_quantize(self.skip)(graph, context)
         if self.per_channel is False:  # one scale a tensor cannot absorb a batch norm's factors
             FoldBatchnorm()(graph, context)
-        SplitHardSwish(tuple(self.skip))(graph, context)
         regions = self._insert().regions(graph, context)
         require_finite(graph, regions)
         if not regions.compute:

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from onnxslim.analysis.batch import freed
+from onnxslim.analysis.precision import require_not_quantized
 from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
@@ -88,6 +89,7 @@ class Train(Stage):
 
     def check(self, graph: Graph, context: RunContext) -> None:
         """Builds the steps that `run` builds, so that a missing gradient, label or teacher is found now."""
+        require_not_quantized(graph, "trained")
         if self.gradient == "ort":
             require_training()
         if self.distill is not None and context.teacher is None:

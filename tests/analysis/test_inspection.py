@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from onnxslim.analysis.inspection import Reason, Tensor, inspect_model
+from onnxslim.errors import UnsupportedError
 from onnxslim.graph import DType, Graph, Node
 from onnxslim.onnx_io import read, to_bytes
+from onnxslim.rewrite import Context
+from onnxslim.stages.quantize import ready_to_quantize
 from onnxslim.targets import load_target
 
 _RULES = ("Add", "Conv", "Gemm", "MaxPool", "Relu")
@@ -93,3 +96,44 @@ def test_a_plain_network_trains_as_a_whole(shared: Path) -> None:
     found = inspect_model(read(shared / "models" / "vgg9.onnx"), differentiable=lambda node: None)
     assert found.trainable is not None
     assert found.trainable.params == found.trainable.total == found.cost.params
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_what_quantisation_makes_of_a_model_first_is_looked_at(dtype: type) -> None:
+    """A model in float16 is quantised in float32; means become pools, for which there is a kernel."""
+    graph = Graph("net")
+    x = graph.add_input("x", DType.of(np.empty(0, dtype)), ("n", 3, 8, 8))
+    for name in ("a", "b"):
+        x = graph.op("Conv", x, graph.add_constant(name, np.ones((3, 3, 1, 1), dtype)), name=f"conv_{name}")
+    y = graph.op("ReduceMean", x, graph.add_constant("axes", np.array([2, 3])), keepdims=1, name="mean")
+    y = graph.op("Conv", y, graph.add_constant("c", np.ones((3, 3, 1, 1), dtype)), name="last")
+    graph.set_type(y, x.dtype, None)
+    graph.add_output(y)
+    target = load_target("x64")
+    before = to_bytes(graph)
+    found = inspect_model(graph, target=target, ready=lambda g: ready_to_quantize()(g, Context(target=target)))
+    assert found.quantizable == ("conv_a", "conv_b", "last", "mean")
+    assert found.not_quantizable == ()
+    assert str(found.precision) == np.dtype(dtype).name
+    assert to_bytes(graph) == before
+
+
+def test_a_model_that_cannot_be_made_ready_says_why() -> None:
+    def refuse(graph: Graph) -> None:
+        raise UnsupportedError("opset 3 is too old")
+
+    found = inspect_model(_net(), target=load_target("x64"), ready=refuse)
+    assert found.quantizable == ()
+    assert found.not_quantizable == (Reason("net", "the model", "opset 3 is too old"),)
+
+
+def test_a_quantised_model_says_so() -> None:
+    graph = Graph("net")
+    x, s = graph.add_input("x", DType.FLOAT, ("n", 3)), graph.add_constant("s", np.float32(0.1))
+    z = graph.add_constant("z", np.int8(0))
+    y = graph.op("DequantizeLinear", graph.op("QuantizeLinear", x, s, z), s, z)
+    graph.set_type(y, DType.FLOAT, ("n", 3))
+    graph.add_output(y)
+    found = inspect_model(graph, target=load_target("x64"), differentiable=_rule)
+    assert str(found.precision) == "int8, int8 activations, for arm"
+    assert (found.quantizable, found.not_quantizable, found.trainable) == (None, None, None)
