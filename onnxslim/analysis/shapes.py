@@ -108,8 +108,9 @@ def sweep(
 
 
 def _reads_news(graph: Graph, node: Node, known: Mapping[int, Array], changed: Mapping[str, None]) -> bool:
-    """Whether something that the node reads has other types, or elements, than inference of the whole graph knew."""
-    return any(v.id in known or v.name in changed for v in graph.reads(node))
+    """Whether something that the node reads has other types, or elements, than inference of the whole graph knew; what
+    stands in for a node is made of what was known before it."""
+    return has_stand_in(node.domain, node.op) or any(v.id in known or v.name in changed for v in graph.reads(node))
 
 
 def _named_axes(value: Value, target: Array) -> Types:

@@ -44,7 +44,7 @@ def test_gradient_with_free_sizes(op: str) -> None:
 @pytest.mark.parametrize("op", sorted(CASES))
 def test_value_info_changes_nothing(op: str) -> None:
     """The same graph comes out where the file gives every size, and where it gives all but the batch's."""
-    for case in (CASES[op][0], CASES[op][-1]):
+    for case in CASES[op][-2:]:  # of the lowest rank, some change nothing and go
         shape = op_cases.made_shape(case)
         free = "none" if case.rank % 2 else "batch"
         told = [*shape] if free == "none" else [f"d{axis}" for axis in range(len(shape))]
