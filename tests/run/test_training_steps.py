@@ -1,0 +1,98 @@
+"""The steps of a training stage: `check` builds those of `run`, in layouts that equal runs choose alike."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxslim.builders import small_cnn
+from onnxslim.graph import Graph
+from onnxslim.onnx_io import write
+from onnxslim.run import compress
+from onnxslim.runtime.capabilities import capabilities
+from onnxslim.stages import Train
+from onnxslim.training import loop
+
+TRAIN = {"epochs": 2, "batch": 32, "freeze_batchnorm": 0.5}
+BARE = {"export": {"ort": False}}
+DISTILLED = {**TRAIN, "views": 2, "distill": {}}
+
+
+def recipe(*stages: dict[str, Any], **run: Any) -> dict[str, Any]:
+    data = {"train": "data.npz", "val": "data.npz", "normalize": {"mean": [100], "std": [50]}}
+    return {
+        "model": "student.onnx", "data": data, "run": {"name": "mine", "workers": 1, **run},
+        "stages": [*stages, BARE], "evaluate": {"latency_repeats": 0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stages", "teacher"),
+    [
+        ([{"train": TRAIN}], False),
+        ([{"train": {**TRAIN, "restore_batchnorm": False}}], False),
+        ([{"quantize": {"samples": 32}}, {"train": TRAIN}], False),
+        ([{"quantize": {"samples": 32, "per_channel": False}}, {"train": TRAIN}], False),
+        ([{"train": DISTILLED}], True),
+    ],
+    ids=["float", "no batch norm", "qat", "per tensor", "cached teacher"],
+)
+def test_check_builds_the_steps_that_run_builds(
+    job: Path, monkeypatch: pytest.MonkeyPatch, stages: list[dict[str, Any]], teacher: bool
+) -> None:
+    """The same ops of the student, sizes, phases, layouts and teacher: what cannot be built is found before anything
+    is written, and nothing is found that a run would not meet."""
+    built: list[Any] = []
+    began: list[int] = []
+    build, run = loop.build_step, Train.run
+
+    def noted(student: Graph, batch: int, options: Any, of: Graph | None = None) -> Any:
+        ops = Counter((node.domain, node.op) for node in student.nodes())
+        built.append((frozenset(ops.items()), batch, of is not None, options))
+        return build(student, batch, options, of)
+
+    def started(self: Train, *arguments: Any) -> Any:
+        began.append(len(built))
+        return run(self, *arguments)
+
+    monkeypatch.setattr(loop, "build_step", noted)
+    monkeypatch.setattr(Train, "run", started)
+    compress(recipe(*stages) | ({"teacher": "teacher.onnx"} if teacher else {}))
+    checked, ran = built[: began[0]], built[began[0] :]
+    assert {step[3].frozen_batchnorm for step in checked} == (
+        {False} if "per_channel" in str(stages) else {False, True}
+    )
+    assert set(checked) == set(ran)
+
+
+def test_a_layout_that_cannot_be_had_is_said_and_does_not_end_the_run(job: Path) -> None:
+    """30 images are no multiple of any CPU's lanes."""
+    report = compress(recipe({"train": {"epochs": 1, "batch": 30, "layout": "lanes"}}))
+    lanes = capabilities().lanes or 8
+    note = f"layout: lanes was asked for, and plain is taken: a worker's 30 images are no multiple of {lanes}"
+    assert any(note in line for line in report.notes)
+    plan = json.loads((job / "runs" / "mine" / "plan.json").read_text())["0-train"]
+    assert (plan["layout"], set(plan["refused"])) == ("plain", {"lanes"})
+
+
+def test_equal_runs_give_equal_models(job: Path) -> None:
+    """Under default options, layout: auto among them; and the choice is written down before the first step."""
+    wide = capabilities().lanes or 8
+    write(small_cnn((wide, wide), classes=6), job / "student.onnx")
+    lines: list[str] = []
+    for name in ("a", "b"):
+        compress(recipe({"train": TRAIN}, name=name), say=lines.append)
+    first, second = ((job / "runs" / name / "model.onnx").read_bytes() for name in ("a", "b"))
+    assert first == second
+    plans = [(job / "runs" / name / "plan.json").read_bytes() for name in ("a", "b")]
+    assert plans[0] == plans[1]
+    words = [line.partition(": ")[2] for line in lines]
+    chosen = next(i for i, line in enumerate(words) if " layout (plain about " in line)
+    assert words.index("comparing the layouts of the training step") < chosen
+    assert chosen < next(i for i, line in enumerate(words) if line.startswith("epoch 1 of "))
+    assert np.isfinite(json.loads(plans[0])["0-train"]["foreseen"]["plain"])
