@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,16 @@ from typer.testing import CliRunner, Result
 import onnxslim
 from onnxslim.builders import small_cnn
 from onnxslim.cli import app
+from onnxslim.cli.flags import in_flags
+from onnxslim.cli.options import TARGETS
 from onnxslim.data import Preprocess
 from onnxslim.errors import InstallationError
 from onnxslim.onnx_io import read, write
 from onnxslim.run import quantize
 from onnxslim.stages.preprocessing import noted_preprocess
+from onnxslim.targets import load_target, target_names
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     "compress",
     "evaluate",
@@ -59,7 +65,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, list(arguments))
 
 
 def good(*arguments: str) -> str:
@@ -254,7 +260,7 @@ def test_recipe_lists_keys_and_prints_a_schema() -> None:
         (("--mean", "a,b", "--std", "1,1"), "--mean: expected numbers"),
         (("--mean", "1,2"), "2 means, 0 stds"),
         (("--std", "0", "--mean", "1"), "positive stds"),
-        (("--layout", "CHW"), "layout: expected NCHW or NHWC, got 'CHW'"),
+        (("--layout", "CHW"), "'CHW' is not one of 'NCHW', 'NHWC'"),
         (("--target", "arn"), "Unknown target 'arn'"),
         (("--samples", "0"), "samples: expected at least 1, got 0"),
         (("--skip", "haed"), "'haed' matches no node"),
@@ -345,7 +351,7 @@ def test_what_stands_there_is_replaced_by_force_alone(job: Path, command: str) -
     (job / written).write_text("mine")
     refused = run(command, *arguments)
     assert refused.exit_code == 2
-    assert "exists already: choose another name, or replace it with --force" in " ".join(refused.stderr.split())
+    assert "exists already: choose another name, or replace it (--force)" in " ".join(refused.stderr.split())
     assert (job / written).read_text() == "mine"
     good(command, *arguments, "--force")
     assert (job / written).read_bytes() != b"mine"
@@ -393,3 +399,34 @@ def test_every_command_knows_an_int8_model(job: Path, command: str) -> None:
     assert result.exit_code == 0
     expected = {"inspect": "quantised already (int8, uint8 activations, for x64)", "export": "Written in int8 for arm"}
     assert expected.get(command, "") in text
+
+
+def test_the_engine_speaks_of_arguments_and_the_command_line_of_flags() -> None:
+    assert in_flags("continue it (resume=True), or rename it (overrides: run.name=…)") == (
+        "continue it (--resume), or rename it (--set run.name=…)"
+    )
+    assert in_flags("override 'a.b=1': unknown key") == "--set a.b=1: unknown key"
+    assert in_flags("give sizes (sizes={'height': NUMBER})") == "give sizes (--size height=NUMBER)"
+    files = [*(ROOT / "onnxslim").rglob("*.py"), *(ROOT / "passes").rglob("*.py")]
+    above = [ROOT / "onnxslim" / name for name in ("cli", "demo.py", "runtime/installation.py", "report/tables.py")]
+    for file in files:
+        if any(place == file or place in file.parents for place in above):
+            continue
+        tree = ast.parse(file.read_text("utf-8"))
+        documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+                said = re.sub(r"`[^`]*`", "", node.value)  # a whole command may be named
+                assert not re.search(r"(?<![\w-])--[a-z]", said), (file, node.lineno, node.value)
+
+
+def test_choices_are_shown_as_choices() -> None:
+    for name, option, choices in (
+        ("prune", "--strategy", "uniform|global|sensitivity"),
+        ("prune", "--criterion", "l1|l2|bn_scale|fpgm|taylor|random"),
+        ("evaluate", "--layout", "NCHW|NHWC"),
+        ("export", "--target", "|".join(TARGETS)),
+    ):
+        assert any(option in line and choices in line for line in good(name, "--help").splitlines())
+    assert run("prune", "m.onnx", "--strategy", "some").exit_code == 2
+    assert {load_target(target).name for target in TARGETS} == set(target_names())

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 import typer
 
+from onnxslim.cli.flags import in_flags
 from onnxslim.errors import OnnxSlimError
 
 __all__ = ["bounded", "flushed", "tolerate_encodings"]
@@ -35,7 +36,7 @@ def bounded() -> Iterator[None]:
     except (typer.Exit, typer.Abort, BrokenPipeError, SystemExit):
         raise
     except OnnxSlimError as error:
-        _complain(f"Error: {error}")
+        _complain(f"Error: {in_flags(str(error))}")
         code = 2
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "Interrupted.")

@@ -50,7 +50,8 @@ def evaluate(
 
     Examples:
 
-        onnxslim evaluate float.onnx int8.onnx --data cifar10.zip --split test --mean 125.3,123,113.9 --std 63,62.1,66.7
+        onnxslim evaluate float.onnx int8.onnx --data cifar10.zip --split test \\
+          --mean 125.3,123,113.9 --std 63,62.1,66.7
 
         onnxslim evaluate runs/mine/model.onnx --data photos/ --split val
     """

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from onnxslim.cli.flags import in_flags
 from onnxslim.cli.options import (
+    TARGETS,
     DataPath,
     Force,
     Frozen,
@@ -61,9 +63,10 @@ def quantize(
 
     Examples:
 
-        onnxslim quantize float.onnx -o int8.onnx --data photos/ --mean 125.3,123,113.9 --std 63,62.1,66.7
+        onnxslim quantize float.onnx -o int8.onnx --data photos/ \\
+          --mean 125.3,123,113.9 --std 63,62.1,66.7
 
-        onnxslim quantize float.onnx -o int8.onnx --data train.npz --target arm --skip head --samples 1000
+        onnxslim quantize float.onnx -o int8.onnx --data train.npz --target arm --skip head
     """
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
@@ -102,7 +105,7 @@ def quantize(
         typer.echo(f"left in float: {line}")
     for note in (result.note, untried):
         if note:
-            typer.echo(f"note: {note}")
+            typer.echo(f"note: {in_flags(note)}")
     typer.echo(
         f"Next: `onnxslim evaluate {model} {out} --data {data}` compares them. Where too much accuracy is lost: leave "
         "layers in float (--skip), or train with a recipe (`onnxslim compress`)."
@@ -168,7 +171,7 @@ def simplify(
     nodes, left, after = count_nodes(graph), count_nodes(result.graph), size_of(out)
     typer.echo(f"{out}: {left:,} nodes of {nodes:,}, {after:,} bytes of {before:,}{', checked' if check else ''}")
     if untried:
-        typer.echo(f"note: {untried}")
+        typer.echo(f"note: {in_flags(untried)}")
     for inputs in result.checked_on:
         typer.echo(f"checked on {inputs}")
     for line in grouped(result.outcome.refused):
@@ -182,7 +185,10 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files.", show_default=False)],
     target: Annotated[
         str | None,
-        typer.Option(help="x64, or arm (android, ios). Default: what the model was quantised for, else x64."),
+        typer.Option(
+            metavar=f"<{'|'.join(TARGETS)}>",
+            help="The processor whose int8 kernels the model is for. Default: what it was quantised for, else x64.",
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the files.")] = "model",
     force: Force = False,
@@ -210,6 +216,6 @@ def export(
             "The model is in float, and stays so. For int8: `onnxslim quantize`, or a recipe with a quantize stage."
         )
     if written.note:
-        typer.echo(f"note: {written.note}")
+        typer.echo(f"note: {in_flags(written.note)}")
     for line in grouped(written.refused):
         typer.echo(f"left in float: {line}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from onnxslim.choices import Layout
+
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
 
@@ -35,6 +37,9 @@ __all__ = [
     "sizes_of",
 ]
 
+TARGETS = ("x64", "arm", "android", "ios")
+"""Those of `onnxslim.targets`, known before anything is imported."""
+
 _PIPE = 10_000
 """Letters a line that is read by a program may have."""
 
@@ -49,9 +54,20 @@ Mean = Annotated[
     str | None,
     typer.Option("--mean", help="Per channel, as '125.3,123,113.9', in units of 0–255. Default: what the model notes."),
 ]
-Std = Annotated[str | None, typer.Option("--std", help="As many as means.")]
-LayoutOption = Annotated[str | None, typer.Option("--layout", help="Of the model's input: NCHW or NHWC.")]
-TargetOption = Annotated[str, typer.Option("--target", help="x64, or arm (android, ios).")]
+Std = Annotated[
+    str | None, typer.Option("--std", help="What each channel is divided by, less its mean: as many numbers as --mean.")
+]
+LayoutOption = Annotated[
+    Layout | None, typer.Option("--layout", help="Axes of the model's image input. Default: what the model says.")
+]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar=f"<{'|'.join(TARGETS)}>",
+        help="The processor whose int8 kernels the model is for; android and ios are arm.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands there already.")]
 
 _DIGITS = 9  # of a size: no axis is longer

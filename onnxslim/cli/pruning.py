@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxslim.choices import Criterion, Strategy
+from onnxslim.cli.flags import in_flags
 from onnxslim.cli.options import (
     DataPath,
     Force,
@@ -32,7 +34,11 @@ Scope = Annotated[
 ]
 Exclude = Annotated[list[str] | None, typer.Option(help="Not these channel groups; may be repeated.")]
 CriterionOption = Annotated[
-    str, typer.Option(help="What tells channels that matter: l1, l2, bn_scale, fpgm, taylor, random.")
+    Criterion,
+    typer.Option(
+        help="What tells channels that matter: norms of their weights (l1, l2), batch norm's scale, distance from the "
+        "geometric median (fpgm), first-order Taylor expansion of the loss (needs labels), or chance."
+    ),
 ]
 Calibration = Annotated[
     str | None,
@@ -40,7 +46,7 @@ Calibration = Annotated[
 ]
 ValSplit = Annotated[str | None, typer.Option("--val-split", help="Labelled part that top-1 is measured on.")]
 Samples = Annotated[int, typer.Option(help="Images for batch norm's statistics and for taylor.")]
-Seed = Annotated[int, typer.Option(help="That draws them.")]
+Seed = Annotated[int, typer.Option(help="Draws the samples, and what the criterion random takes.")]
 RestoreBatchnorm = Annotated[
     bool, typer.Option(help="Put batch norms back before a cut, and measure them anew after it; needs --data.")
 ]
@@ -52,11 +58,19 @@ def prune(
     macs: Annotated[
         float | None, typer.Option(help="Most multiply-accumulates left: up to 1 a fraction, above it a count.")
     ] = None,
-    params: Annotated[float | None, typer.Option(help="Most parameters left, in the same way.")] = None,
-    bytes: Annotated[float | None, typer.Option(help="Most bytes of weights left, in the same way.")] = None,
+    params: Annotated[
+        float | None, typer.Option(help="Most parameters left: up to 1 a fraction, above it a count.")
+    ] = None,
+    bytes: Annotated[
+        float | None, typer.Option(help="Most bytes of weights left: up to 1 a fraction, above it a count.")
+    ] = None,
     latency: Annotated[float | None, typer.Option(help="Largest fraction of the latency left, as measured.")] = None,
     strategy: Annotated[
-        str, typer.Option(help="uniform: one ratio; global: one threshold; sensitivity: one measured loss.")
+        Strategy,
+        typer.Option(
+            help="One ratio for every channel group, one threshold of the criterion for all, or one measured loss for "
+            "each (see `onnxslim sensitivity`)."
+        ),
     ] = "uniform",
     criterion: CriterionOption = "l1",
     data: Annotated[
@@ -71,7 +85,8 @@ def prune(
     exclude: Exclude = None,
     max_ratio: Annotated[float, typer.Option(help="Most of a group's channels that may go.")] = 0.9,
     limit: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN=RATIO", help="The same for some groups; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN=RATIO", help="Another --max-ratio for some groups; may be repeated."),
     ] = None,
     multiple: Annotated[int, typer.Option(help="Channels left are a multiple of it, as kernels like.")] = 8,
     masked: Annotated[bool, typer.Option("--masked", help="Set channels to zero and keep all shapes.")] = False,
@@ -96,8 +111,8 @@ def prune(
 
         onnxslim prune model.onnx -o half.onnx --macs 0.5 --data photos/ --split train
 
-        onnxslim prune model.onnx -o small.onnx --macs 0.5 --bytes 400000 --strategy sensitivity
-        --sensitivities s.json --data cifar10.zip --split train --val-split val
+        onnxslim prune model.onnx -o small.onnx --macs 0.5 --strategy sensitivity \\
+          --data cifar10.zip --split train --val-split val
     """
     from onnxslim.errors import RecipeError
     from onnxslim.evaluation import size_of
@@ -148,12 +163,12 @@ def prune(
         typer.echo("Batch norm was not measured anew (needs --data), which costs accuracy.")
     note = half_precision_note(graph, "pruned and written")
     if note is not None:
-        typer.echo(f"note: {note}")
+        typer.echo(f"note: {in_flags(note)}")
     if out is not None and not dry_run:
         untried = require_runs(result.graph, graph)
         write(result.graph, out)
         if untried:
-            typer.echo(f"note: {untried}")
+            typer.echo(f"note: {in_flags(untried)}")
         typer.echo(f"{out}: {size_of(out):,} bytes of {before:,}")
 
 

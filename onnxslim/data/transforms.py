@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from onnxslim.choices import Layout
 from onnxslim.data import counter
 from onnxslim.errors import DataError
 from onnxslim.graph import Array
 
 __all__ = ["Augment", "Layout", "Preprocess"]
-
-Layout: TypeAlias = Literal["NCHW", "NHWC"]
 
 
 @dataclass(frozen=True)

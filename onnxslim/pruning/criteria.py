@@ -9,17 +9,17 @@ a channel then is what reads it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import numpy as np
 
 from onnxslim.analysis.channels import Group, Member
+from onnxslim.choices import Criterion
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array, Graph, Role
 
 __all__ = ["CRITERIA", "Criterion", "scores"]
 
-Criterion: TypeAlias = Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from onnxslim.analysis.channels import Group, Groups, find_groups
 from onnxslim.analysis.scope import Names, label, matched, matches
 from onnxslim.brief import Brief
+from onnxslim.choices import Strategy
 from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.graph import Array, Graph
 from onnxslim.pruning.allocation import (
@@ -33,7 +34,6 @@ from passes.prune import CutChannels, MaskChannels
 
 __all__ = ["GroupPlan", "Mode", "PrunePlan", "Pruner", "Scope", "Strategy"]
 
-Strategy: TypeAlias = Literal["uniform", "global", "sensitivity"]
 Mode: TypeAlias = Literal["physical", "masked"]
 
 
@@ -204,7 +204,7 @@ def _bounds(targets: Mapping[str, float], whole: Size) -> list[Target]:
         if not getattr(whole, quantity):
             raise UnsupportedError(
                 f"{quantity}: the model has none that can be counted (sizes that are free but for the batch, or ops of "
-                "unknown cost): give the sizes (--size AXIS=NUMBER), or another target, such as params or bytes"
+                "unknown cost): give the sizes (sizes={'AXIS': NUMBER}), or another target, such as params or bytes"
             )
     return [Target(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
 

@@ -1,7 +1,7 @@
 """A recipe's text as a tree that remembers where every value was written.
 
 YAML 1.2's plain scalars are read (so `1e-3` is a number and `no` is a word), nothing is executed, and
-the same tree takes `include:`d files, `--set` overrides and mappings given from Python.
+the same tree takes `include:`d files, overrides and mappings given from Python.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def apply_set(tree: Entry, assignments: Sequence[str], folder: Path) -> Entry:
         way, equals, value = text.partition("=")
         keys = way.strip().split(".")
         if not equals or not all(keys):
-            raise RecipeError(f"--set {text}: expected key=value, for example --set stages.1.train.epochs=2")
-        origin = Origin(f"--set {text}", folder)
+            raise RecipeError(f"override '{text}': expected key=value, for example stages.1.train.epochs=2")
+        origin = Origin(f"override '{text}'", folder)
         new = _compose(value, origin.source, folder, origin) if value.strip() else Entry(None, origin)
         tree = _replaced(tree, keys, new, "")
     return tree

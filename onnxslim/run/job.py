@@ -60,7 +60,8 @@ def compress(
     checkpoint; a finished run is only reported. Options of finished stages must be unchanged; what else differs
     from what ran (stages behind, how is measured) is done.
     force: replaces the run of that name: the files that it wrote, and no others. overrides:
-    "stages.1.train.epochs=2", as `--set`. say: takes lines that say what is being done, one an epoch among them.
+    "stages.1.train.epochs=2", as on the command line. say: takes lines that say what is being done, one an
+    epoch among them.
 
     Raises RecipeError, ModelError, DataError … before anything is written where the cause can be known
     before, and takes the folder back where it is found before a stage is finished; OutputError where the run's folder

@@ -287,7 +287,7 @@ class Prune(Stage):
         if self.macs is not None and self.macs > 1:
             raise RecipeError(
                 f"macs: a number of MACs depends on the sizes of {free}, which the model leaves free: give them "
-                "(--size AXIS=NUMBER), or a fraction"
+                "(sizes={'AXIS': NUMBER}), or a fraction"
             )
         runnable = graph.copy()
         ExpandFakeQuant()(runnable)

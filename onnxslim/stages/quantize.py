@@ -173,8 +173,8 @@ class Quantize(Stage):
             return None
         return (
             "This CPU has no VNNI: its int8 kernels add two products in 16 bits, which 8-bit weights saturate, so "
-            "accuracy measured here is lower than where they do not. For CPUs like this one: --weight-bits "
-            f"{exact} (weight_bits: {exact} in a recipe)"
+            "accuracy measured here is lower than where they do not. For CPUs like this one: "
+            f"weight_bits={exact} (weight_bits: {exact} in a recipe)"
         )
 
     def _insert(self) -> InsertFakeQuant:

@@ -111,7 +111,7 @@ def test_the_test_set_is_measured_only_when_asked_for(job: Path) -> None:
 def test_an_existing_run_is_not_overwritten(job: Path) -> None:
     compress("r.yaml")
     before = {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()}
-    with pytest.raises(OutputError, match="'runs/mine' exists already: continue it .--resume"):
+    with pytest.raises(OutputError, match="'runs/mine' exists already: continue it .resume=True"):
         compress("r.yaml")
     assert {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()} == before
     replaced = compress("r.yaml", force=True, overrides=["stages.0.quantize.samples=16"])
