@@ -58,7 +58,7 @@ def evaluate(
     from onnxslim.data import open_dataset
     from onnxslim.evaluation import compare
     from onnxslim.report import model_rows, rows_table, short_names
-    from onnxslim.report.tables import int8_path
+    from onnxslim.report.tables import foreign_note, int8_path
     from onnxslim.runtime.capabilities import capabilities
 
     names = short_names(models)
@@ -76,7 +76,11 @@ def evaluate(
             latency_repeats=repeats,
             progress=progress,
         )
-    print_view(rows_table(model_rows(rows), f"{len(dataset)} samples of {data}{f' ({split})' if split else ''}"))
+    shown = model_rows(rows)
+    print_view(rows_table(shown, f"{len(dataset)} samples of {data}{f' ({split})' if split else ''}"))
+    note = foreign_note(shown)
+    if note is not None:
+        typer.echo(f"note: {note}")
     found = capabilities()
     typer.echo(f"Measured on: {found.cpu}; {int8_path(found.vnni)}; {found.distribution} {found.version}")
 

@@ -10,10 +10,12 @@ import numpy as np
 from onnxslim.brief import Brief
 from onnxslim.data.dataset import Dataset, input_array
 from onnxslim.data.fitting import fitted
+from onnxslim.data.opening import check_fits
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Preprocess
 from onnxslim.errors import DataError
 from onnxslim.evaluation.evaluate import Evaluation, evaluate
+from onnxslim.evaluation.foreign import foreign_target
 from onnxslim.evaluation.latency import Latency, measure_latency
 from onnxslim.evaluation.metrics import McNemar, mcnemar
 from onnxslim.evaluation.models import Model, only_input, open_session, size_of
@@ -24,7 +26,8 @@ __all__ = ["Row", "compare"]
 @dataclass(frozen=True, repr=False)
 class Row(Brief):
     """One model. bytes_ratio and mcnemar are against the first row, which has 1.0 and None;
-    latency.ratio likewise. evaluation is None where the data are unlabelled."""
+    latency.ratio likewise. evaluation is None where the data are unlabelled. foreign: the target of an int8 model where
+    that is not this machine: its answers are the integer evaluator's, its latency is not comparable."""
 
     name: str
     evaluation: Evaluation | None
@@ -32,6 +35,7 @@ class Row(Brief):
     bytes: int
     bytes_ratio: float
     mcnemar: McNemar | None
+    foreign: str | None = None
 
 
 def compare(
@@ -62,6 +66,7 @@ def compare(
     if latency_repeats:
         rows = np.arange(min(latency_batch, len(dataset)), dtype=np.int64)
         source = only_input(open_session(next(iter(models.values()))))
+        check_fits(dataset, source, None, preprocess)
         sample = preprocess(input_array(fitted(dataset, source, preprocess.layout).read(rows), source.name))
         latencies = measure_latency(
             models,
@@ -81,6 +86,7 @@ def compare(
             sizes[name],
             sizes[name] / sizes[first],
             None if name == first else _paired(evaluations[first], evaluations[name]),
+            foreign_target(models[name]),
         )
         for name in models
     )

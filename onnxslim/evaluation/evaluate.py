@@ -19,11 +19,11 @@ from onnxslim.data.opening import check_fits
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Preprocess
 from onnxslim.errors import DataError, ModelError
+from onnxslim.evaluation.foreign import open_runner
 from onnxslim.evaluation.metrics import Interval, top_k, wilson_interval
-from onnxslim.evaluation.models import Input, Model, only_input, open_session
+from onnxslim.evaluation.models import Model, Runner, only_input
 from onnxslim.graph import Array, DType, Graph
 from onnxslim.onnx_io import read
-from onnxslim.runtime.session import Session
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -92,8 +92,8 @@ def evaluate(
     batch: samples at a time; default: 200, fewer where their activations would take more than 1 GB.
     The scores are the named or first output, [n, classes] (trailing axes of 1 are dropped). A model
     with a fixed batch is run with that one, the last batch filled up. Fake-quant graphs are run
-    expanded and unfused; the batch and the threads do not change the result of a model whose
-    samples are independent.
+    expanded and unfused; an int8 model for another target than this machine by the integer evaluator. The batch and
+    the threads do not change the result of a model whose samples are independent.
 
     Raises DataError: no labels, data that do not fit the model, labels out of range; ModelError:
     no such input or output, scores of another shape.
@@ -104,7 +104,7 @@ def evaluate(
         raise DataError(f"batch and threads are at least 1: got {batch}, {threads}")
     preprocess = preprocess or Preprocess()
     started = time.perf_counter()
-    classifier = _Classifier(open_session(model), input_name, output_name)
+    classifier = _Classifier(open_runner(model), input_name, output_name)
     dataset = fitted(dataset, classifier.input, preprocess.layout)
     check_fits(dataset, classifier.input, None, preprocess)
     probe = preprocess(input_array(dataset.read(np.zeros(1, np.int64)), classifier.input.name))
@@ -146,12 +146,12 @@ def _fitting(model: Model, sample: Array, threads: int) -> int:
 
 
 class _Classifier:
-    """A session as a function from images to scores. Safe to call from several threads."""
+    """A runner as a function from images to scores. Safe to call from several threads."""
 
-    def __init__(self, session: Session, input_name: str | None, output_name: str | None) -> None:
-        self._session = session
-        self.input: Input = only_input(session, input_name)
-        names = [arg.name for arg in session.raw.get_outputs()]
+    def __init__(self, runner: Runner, input_name: str | None, output_name: str | None) -> None:
+        self._runner = runner
+        self.input = only_input(runner, input_name)
+        names = [output.name for output in runner.outputs]
         if output_name is not None and output_name not in names:
             raise ModelError(f"The model has no output '{output_name}', its outputs are {', '.join(names)}")
         self._output = output_name or names[0]
@@ -165,7 +165,7 @@ class _Classifier:
             images = np.concatenate([images, np.repeat(images[-1:], self.batch - n, axis=0)])
         if self.input.dtype is not DType.FLOAT:
             images = images.astype(self.input.dtype.numpy)
-        scores: Array = self._session.run({self.input.name: images}, [self._output])[self._output]
+        scores: Array = self._runner.run({self.input.name: images}, [self._output])[self._output]
         while scores.ndim > 2 and scores.shape[-1] == 1:
             scores = scores[..., 0]
         if scores.ndim != 2 or len(scores) < n:

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError, ModelError
-from onnxslim.evaluation.models import Model, open_session, session_inputs
+from onnxslim.evaluation.models import Model, open_session
 from onnxslim.graph import Array, DType
 from onnxslim.runtime.session import Session
 
@@ -101,13 +101,13 @@ def _summary(times: Array, first: Array, batch: int, threads: int) -> Latency:
 
 def _batch(session: Session, batch: int) -> int:
     """How many samples a model takes: the batch written into it, else `batch`."""
-    inputs = session_inputs(session)
+    inputs = session.inputs
     first = inputs[0].shape[0] if len(inputs) == 1 and inputs[0].shape else None
     return first if isinstance(first, int) else batch
 
 
 def _feeds(model: str, session: Session, batch: int, sample: Array | None, seed: int) -> dict[str, Array]:
-    inputs = session_inputs(session)
+    inputs = session.inputs
     if sample is not None and len(inputs) == 1:
         rows = np.resize(np.arange(len(sample)), batch)
         array = np.ascontiguousarray(sample[rows], dtype=inputs[0].dtype.numpy)

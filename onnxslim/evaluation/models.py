@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxslim.analysis.precision import precision_of
+from onnxslim.data.fitting import ModelInput
 from onnxslim.errors import ModelError, ModelFormatError
 from onnxslim.files import open_regular, read_regular
-from onnxslim.graph import DType, Graph, Shape
+from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import model_file, read, to_bytes
 from onnxslim.rewrite import Context
 from onnxslim.runtime.session import Session
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.simplify import for_runtime
 
-__all__ = ["Input", "Model", "digest_of", "only_input", "open_session", "session_inputs", "size_of"]
+__all__ = ["Model", "Runner", "digest_of", "found_file", "only_input", "open_session", "size_of"]
 
 Model: TypeAlias = "Graph | bytes | str | Path"
 """A graph, the bytes of an .onnx or .ort file, or the path of one or of a run's folder."""
 
-_TYPES = {"tensor(float)": DType.FLOAT, "tensor(float16)": DType.FLOAT16, "tensor(double)": DType.DOUBLE}
 
+class Runner(Protocol):
+    """A model as a function; a `Session` is one."""
 
-@dataclass(frozen=True)
-class Input:
-    """An input of a session: what `check_fits` wants to know."""
-
-    name: str
-    dtype: DType
-    shape: Shape | None
+    @property
+    def inputs(self) -> Sequence[ModelInput]: ...
+    @property
+    def outputs(self) -> Sequence[ModelInput]: ...
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]: ...
 
 
 def open_session(model: Model, *, threads: int = 1) -> Session:
@@ -45,9 +45,7 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
     Raises ModelFormatError and what the session raises.
     """
     if isinstance(model, str | Path):
-        path = model_file(model)
-        if not path.is_file():
-            raise ModelFormatError(f"Model not found: {path} does not exist (looked from {Path.cwd()})")
+        path = found_file(model)
         if path.suffix == ".ort":
             try:
                 return Session(read_regular(path), threads=threads)
@@ -64,19 +62,17 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
     return Session(expanded, threads=threads, fuse_qdq=False)
 
 
-def session_inputs(session: Session) -> list[Input]:
-    """The inputs that must be fed."""
-    found = []
-    for arg in session.raw.get_inputs():
-        # of a scalar ONNX Runtime says [], and of a tensor of unknown rank, too
-        shape = tuple(d if isinstance(d, int | str) else None for d in arg.shape) if arg.shape else None
-        found.append(Input(arg.name, _TYPES.get(arg.type, DType.UNDEFINED), shape))
-    return found
+def found_file(model: str | Path) -> Path:
+    """The file of a model; ModelFormatError where there is none."""
+    path = model_file(model)
+    if not path.is_file():
+        raise ModelFormatError(f"Model not found: {path} does not exist (looked from {Path.cwd()})")
+    return path
 
 
-def only_input(session: Session, input_name: str | None = None) -> Input:
+def only_input(runner: Runner, input_name: str | None = None) -> ModelInput:
     """The named input, or the only one; ModelError naming what there is."""
-    inputs = session_inputs(session)
+    inputs = runner.inputs
     for candidate in inputs:
         if candidate.name == input_name or (input_name is None and len(inputs) == 1):
             return candidate

@@ -45,7 +45,7 @@ class ModelRow:
     """One model beside others. Ratios and McNemar's test are against the first row.
 
     mcnemar: {"b": only the first right, "c": only this one right, "p": two-sided exact}. ort_bytes: of the
-    same model in the ORT format, where that was written.
+    same model in the ORT format, where that was written. foreign: the target of an int8 model that is not this machine.
     """
 
     name: str
@@ -55,6 +55,7 @@ class ModelRow:
     mcnemar: Mapping[str, float] | None = None
     latency: Mapping[str, float] | None = None
     ort_bytes: int | None = None
+    foreign: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def model_rows(rows: Sequence[Row]) -> tuple[ModelRow, ...]:
             accuracy_of(row.evaluation),
             None if row.mcnemar is None else dataclasses.asdict(row.mcnemar),
             None if row.latency is None else dataclasses.asdict(row.latency),
+            foreign=row.foreign,
         )
         for row in rows
     )

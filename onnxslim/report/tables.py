@@ -21,6 +21,7 @@ from onnxslim.runtime.capabilities import Capabilities
 
 __all__ = [
     "doctor_table",
+    "foreign_note",
     "inspection_view",
     "int8_path",
     "keys_table",
@@ -62,8 +63,8 @@ def rows_table(rows: Sequence[ModelRow], title: str | None = None) -> Columns:
         Column("top-1 %", [_accuracy(r.accuracy) for r in rows]),
         Column("top-5 %", [_top5(r.accuracy) for r in rows]),
         Column("McNemar b/c, p", [_mcnemar(r.mcnemar) for r in rows]),
-        Column("latency ms, p95", [_latency(r.latency) for r in rows]),
-        Column("× first", [_ratio(r.latency) for r in rows]),
+        Column("latency ms, p95", [_latency(r.latency) + ("*" if r.latency and r.foreign else "") for r in rows]),
+        Column("× first", ["" if r.foreign else _ratio(r.latency) for r in rows]),
         Column("bytes", [f"{r.bytes:,}" for r in rows]),
         Column("% of first", [f"{100 * r.bytes_ratio:.2f}" for r in rows]),
         Column(".ort %", ["" if r.ort_bytes is None else f"{100 * r.ort_bytes / rows[0].bytes:.2f}" for r in rows]),
@@ -72,6 +73,19 @@ def rows_table(rows: Sequence[ModelRow], title: str | None = None) -> Columns:
         columns = [c for c in columns if c.header not in ("× first", "% of first")]
     names = Column("model", [r.name for r in rows], "name")
     return Columns([names, *(c for c in columns if any(c.cells))], title)
+
+
+def foreign_note(rows: Sequence[ModelRow]) -> str | None:
+    """What figures mean of int8 models for a target that is not this machine; None where there is none."""
+    targets = sorted({row.foreign for row in rows if row.foreign is not None})
+    if not targets:
+        return None
+    timed = any(row.latency for row in rows)
+    latency = "; * is the latency of this machine's kernels, and not comparable" if timed else ""
+    return (
+        f"int8 for {' and '.join(targets)}, which this machine is not: accuracy is what the model's integers give, by "
+        f"the integer evaluator (of an .ort file: by this machine's kernels){latency}."
+    )
 
 
 def report_view(report: Report) -> RenderableType:
@@ -91,7 +105,8 @@ def report_view(report: Report) -> RenderableType:
     refused = once_a_place(Refusal(*refusal) for stage in report.stages for refusal in stage.refused)
     if refused:
         parts += [Text("Left as they were:"), *_reasons([f"  {line}" for line in grouped(refused)])]
-    parts += [Text(f"Note: {note}") for note in report.notes]
+    notes = filter(None, (*report.notes, foreign_note(report.rows)))
+    parts += [Text(f"Note: {note}") for note in notes]
     parts += [Text(_machine(report.machine)), Text(f"Files: {report.folder}")]
     return Group(*parts)
 
