@@ -49,6 +49,7 @@ _LARGE_SHARE = 0.02
 """Of the damaged cases that are made from files over 64 KB, which take long to read, verify and write."""
 _NODE_TESTS = 0.4
 """Part of the changed cases that is made from ONNX's node tests, the rest from networks."""
+_RERUNS = 5
 _SAMPLES, _BATCH = 16, 8  # two steps an epoch
 
 Say = Callable[[str], None]
@@ -231,6 +232,9 @@ def _run_changed(case: Case, path: Path, say: Say, reference: bool) -> Ended:
     if found is None:
         return Ended("not run", "ONNX Runtime runs the original, and not what was made of it")
     error = _difference(expected[0], found)
+    if not error <= BOUND:  # ONNX Runtime may read memory that nobody wrote: what it says of the original then varies
+        again = [_outputs(case.data, feeds) for _ in range(_RERUNS)]
+        expected += [outputs for outputs in again if outputs is not None]
     allowed = max(BOUND, *(NOISE * _difference(expected[0], other) for other in expected[1:]))
     if np.isfinite(allowed) and not error <= allowed:
         return Ended("different", f"an output differs by {error:.3g} of its largest value; allowed {allowed:.3g}")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "ARCHIVE_BYTES",
-    "ARCHIVE_ENTRIES",
     "FOLDED_BYTES",
     "FOLDED_GROWTH",
     "FOLDED_WORK",
@@ -40,7 +39,7 @@ MODEL_DEPTH = 12
 # ---------------------------------------------------------------- texts
 
 JSON_BYTES = 1 << 28
-RECIPE_BYTES = 1 << 24
+RECIPE_BYTES = 1 << 19
 """Of a recipe with all that it includes."""
 RECIPE_FILES = 100
 """Files read for one recipe, each time one is included counted."""
@@ -53,8 +52,6 @@ RECIPE_DEPTH = 50
 
 ARCHIVE_BYTES = 1 << 34
 """Of arrays or members of one archive that are held in memory, unpacked."""
-ARCHIVE_ENTRIES = 20_000_000
-"""Files of a folder or a zip."""
 IMAGE_BYTES = 1 << 28
 """Of an image file."""
 IMAGE_PIXELS = 1 << 26

@@ -24,6 +24,7 @@ from onnxslim.errors import OutputError
 __all__ = [
     "Content",
     "held",
+    "looked_from",
     "make_folder",
     "open_regular",
     "parse_json",
@@ -107,6 +108,14 @@ def require_free(path: Path, force: bool) -> None:
     require_place(path)
     if not force and os.path.lexists(path):
         raise OutputError(f"{_shown(path)} exists already: choose another name, or replace it (force=True)")
+
+
+def looked_from() -> str:
+    """Where relative paths begin, for a message of what is not there; nothing where that folder is gone."""
+    try:
+        return f" (looked from {Path.cwd()})"
+    except OSError:
+        return " (the current folder is gone)"
 
 
 def require_name(name: str, what: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from onnxslim.analysis.shape_values import known_constant
 from onnxslim.analysis.shapes import infer_shapes, inferred_types, sweep
 from onnxslim.analysis.sizes import data_inputs, forget_inferred, set_input_shapes, unsized
+from onnxslim.budget import MOST_BATCH
 from onnxslim.errors import DataError, ModelError, UnsupportedError
 from onnxslim.graph import Array, Dim, DType, Graph, Node, Role, Shape, Value
 
@@ -77,8 +78,8 @@ def set_batch(graph: Graph, batch: int | str) -> int:
     naming the node where the model only works with the batch size it was exported with; the graph is
     then unusable.
     """
-    if isinstance(batch, int) and batch < 1:
-        raise ModelError(f"The batch size must be at least 1, got {batch}")
+    if isinstance(batch, int) and not 1 <= batch <= MOST_BATCH:
+        raise ModelError(f"The batch size must be from 1 to {MOST_BATCH:,}, got {batch}")
     inputs = _inputs(graph)
     old = {v.shape[0] for v in inputs if v.shape}
     known = [d for d in old if isinstance(d, int)]

@@ -5,17 +5,25 @@ Each record is one label byte and 3,072 pixel bytes (red, green, blue planes of 
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from onnxslim.budget import Budget
 from onnxslim.data.dataset import LABEL, ArrayDataset
 from onnxslim.errors import DataError
+from onnxslim.files import open_regular, read_regular
 
 __all__ = ["is_cifar_binary", "open_cifar_binary"]
 
+_MOST = 1 << 29
+"""Bytes of a file and of an archive, of which the original has 0.19 GB."""
 _RECORD = 1 + 3 * 32 * 32
 _META = "batches.meta.txt"
 _WANTED = (_META, "test_batch.bin", *(f"data_batch_{i}.bin" for i in range(1, 6)))
@@ -63,20 +71,50 @@ def _folder(path: Path) -> Path | None:
 
 def _read_folder(path: Path) -> Mapping[str, bytes]:
     folder = _folder(path) or path
-    return {name: (folder / name).read_bytes() for name in _WANTED if (folder / name).is_file()}
+    try:
+        return {name: read_regular(folder / name, _MOST) for name in _WANTED if (folder / name).is_file()}
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the CIFAR-10 binary files: {error.strerror}") from error
 
 
 def _read_tar(path: Path) -> Mapping[str, bytes]:
     """The wanted members, read in memory: nothing is extracted to disk."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if member.isfile() and name in _WANTED:
-                    stream = archive.extractfile(member)
-                    if stream is not None:
-                        found[name] = stream.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a readable tar archive: {error}") from error
+        with open_regular(path) as file:
+            bounded: Any = _Bounded(_unpacked(file))
+            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+                for member in archive:
+                    name = PurePosixPath(member.name).name
+                    if member.isfile() and name in _WANTED:
+                        stream = archive.extractfile(member)
+                        if stream is not None:
+                            found[name] = stream.read()
+    except DataError:
+        raise
+    except Exception as error:  # a damaged one makes tarfile raise whatever
+        raise DataError(f"{path} is not a readable tar archive: {str(error) or type(error).__name__}") from error
     return found
+
+
+def _unpacked(file: BinaryIO) -> Any:
+    """What a packed file holds; the file itself where it is not packed."""
+    magic = file.read(6)
+    file.seek(0)
+    for start, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if magic.startswith(start):
+            return opened(file)
+    return file
+
+
+class _Bounded:
+    """A stream that ends in an error after so many bytes that no archive of this kind has them."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._left = stream, Budget(_MOST)
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._stream.read(size)
+        if not self._left.spend(len(data)):
+            raise DataError(f"The archive unpacks to more than {_MOST:,} bytes: it is not the CIFAR-10 binary archive")
+        return data

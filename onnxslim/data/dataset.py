@@ -23,9 +23,11 @@ __all__ = [
     "Subset",
     "Unlabelled",
     "as_labels",
+    "finite_input",
     "input_array",
     "input_name_in",
     "load_all",
+    "numbers_of",
 ]
 
 LABEL = "label"
@@ -185,6 +187,10 @@ class Subset:
             raise DataError("A part of data of which each item is a batch: cut the data themselves")
         return Subset(whole, self._indices)
 
+    def numbers(self, indices: Array) -> Array:
+        """The samples' numbers in the whole data set, which messages name."""
+        return numbers_of(self._whole, self._indices[indices])
+
     def digest(self) -> str:
         return hashlib.sha256(self._whole.digest().encode() + self._indices.tobytes()).hexdigest()
 
@@ -224,6 +230,11 @@ def load_all(dataset: Dataset, progress: ProgressCallback | None = None) -> None
         dataset.load(np.arange(len(dataset), dtype=np.int64), progress)
 
 
+def numbers_of(dataset: Dataset, indices: Array) -> Array:
+    """The numbers that samples have where they come from: a part of a data set knows those of the whole."""
+    return dataset.numbers(indices) if isinstance(dataset, Subset) else indices
+
+
 def input_array(arrays: Mapping[str, Array], input_name: str) -> Array:
     """The array for a model's input; see `input_name_in`."""
     return arrays[input_name_in(arrays, input_name)]
@@ -247,6 +258,21 @@ def input_name_in(arrays: Mapping[str, Array], input_name: str) -> str:
             "name one after it"
         )
     return inputs[0]
+
+
+def finite_input(arrays: Mapping[str, Array], input_name: str, numbers: Array) -> Array:
+    """`input_array`, of samples with these `numbers`; DataError naming the first that holds NaN or infinity, of which
+    whatever is measured, calibrated or trained would be nonsense without a word."""
+    array = input_array(arrays, input_name)
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if not finite.all():
+            more = int((~finite).sum()) - 1
+            raise DataError(
+                f"The data hold NaN or infinity: sample {numbers[int(finite.argmin())]} for input '{input_name}', and "
+                f"{more} more of its batch of {len(array)}; repair or remove them"
+            )
+    return array
 
 
 def as_labels(labels: Array, classes: tuple[str, ...] | None, source: str) -> Array:

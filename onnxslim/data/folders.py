@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import threading
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from onnxslim.budget import IMAGE_BYTES, IMAGE_PIXELS
 from onnxslim.data.dataset import LABEL, Dataset
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError
+from onnxslim.files import open_regular, read_regular
 from onnxslim.graph import Array
 
 __all__ = ["SPLITS", "open_folder"]
@@ -41,18 +41,6 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm")
 _CHUNK = 256
 _SAMPLE = 1024
 _MOST_SAMPLED = 20_000
-_UNREADABLE = (  # what Pillow and zipfile raise on damaged or encrypted files
-    OSError,
-    UnidentifiedImageError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
 
 
 class _Files(ABC):
@@ -76,25 +64,33 @@ class _Files(ABC):
 
 class _Folder(_Files):
     def entries(self) -> Iterator[tuple[str, str]]:
-        for path in self.root.rglob("*"):
-            name = path.relative_to(self.root).as_posix()
-            if path.is_dir():
-                yield name + "/", ""
-            else:
-                yield name, str(path.stat().st_size)
+        try:
+            for path in self.root.rglob("*"):
+                name = path.relative_to(self.root).as_posix()
+                if path.is_dir():
+                    yield name + "/", ""
+                else:
+                    yield name, str(path.stat().st_size)
+        except OSError as error:
+            raise DataError(
+                f"{self.root}: cannot read '{error.filename}': {error.strerror}; mend or remove it"
+            ) from error
 
     def sample(self, path: str) -> bytes:
         """Its beginning, middle and end."""
-        with (self.root / path).open("rb") as file:
-            size = file.seek(0, io.SEEK_END)
-            parts = []
-            for start in (0, (size - _SAMPLE) // 2, size - _SAMPLE):
-                file.seek(max(start, 0))
-                parts.append(file.read(_SAMPLE))
+        try:
+            with open_regular(self.root / path) as file:
+                size = file.seek(0, io.SEEK_END)
+                parts = []
+                for start in (0, (size - _SAMPLE) // 2, size - _SAMPLE):
+                    file.seek(max(start, 0))
+                    parts.append(file.read(_SAMPLE))
+        except OSError as error:
+            raise DataError(f"{self.root}: cannot read '{path}': {error.strerror}; mend or remove it") from error
         return b"".join(parts)
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        return read_regular(self.root / path, IMAGE_BYTES)
 
 
 class _Zip(_Files):
@@ -102,7 +98,7 @@ class _Zip(_Files):
         super().__init__(root)
         try:
             self._zip = zipfile.ZipFile(root)
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # a damaged one makes zipfile raise whatever
             raise DataError(f"{root} is not a readable zip file: {error}") from error
         self._lock = threading.Lock()
 
@@ -112,6 +108,9 @@ class _Zip(_Files):
 
     def read(self, path: str) -> bytes:
         with self._lock:
+            size = self._zip.getinfo(path).file_size
+            if size > IMAGE_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes, expected at most {IMAGE_BYTES:,}")
             return self._zip.read(path)
 
 
@@ -139,9 +138,16 @@ class _Decoder:
 
     def _open(self, path: str) -> Image.Image:
         try:
-            return Image.open(io.BytesIO(self._files.read(path)), formats=_FORMATS)
-        except _UNREADABLE as error:
-            raise DataError(f"{self._files.root}: cannot read the image '{path}': {error}") from error
+            image = Image.open(io.BytesIO(self._files.read(path)), formats=_FORMATS)
+        except Exception as error:  # a damaged file makes Pillow and zipfile raise whatever
+            what = str(error) or type(error).__name__
+            raise DataError(f"{self._files.root}: cannot read the image '{path}': {what}") from error
+        if image.width * image.height > IMAGE_PIXELS:
+            raise DataError(
+                f"{self._files.root}: image '{path}' has {image.height}×{image.width} pixels, expected at most "
+                f"{IMAGE_PIXELS:,}: make it smaller"
+            )
+        return image
 
     def __call__(self, path: str) -> Array:
         with self._open(path) as image:
@@ -158,8 +164,9 @@ class _Decoder:
                 )
             try:
                 pixels = image.convert(self._mode)
-            except _UNREADABLE as error:
-                raise DataError(f"{self._files.root}: image '{path}' is damaged: {error}") from error
+            except Exception as error:  # of a damaged one, whatever
+                what = str(error) or type(error).__name__
+                raise DataError(f"{self._files.root}: image '{path}' is damaged: {what}") from error
             if pixels.size != (width, height):
                 pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(pixels, np.uint8).reshape(self.shape)

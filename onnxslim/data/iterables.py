@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from onnxslim.budget import ARCHIVE_BYTES, Budget
 from onnxslim.data.dataset import LABEL, ArrayDataset
 from onnxslim.data.transforms import Layout
 from onnxslim.errors import DataError
 from onnxslim.graph import Array
 
 __all__ = ["from_iterable"]
+
+_OVERHEAD = 200
+"""Bytes of an array besides its elements."""
 
 
 def from_iterable(
@@ -34,7 +38,7 @@ def from_iterable(
     if isinstance(source, Mapping):
         arrays = _named(source, label_name, 0)
         return ArrayDataset(arrays, classes, layout=layout, source="the data")
-    items = [_named(item, label_name, i) for i, item in enumerate(source)]
+    items = _items(source, label_name)
     if not items:
         raise DataError("The data iterable is empty: expected at least one mapping of named arrays")
     first = items[0]
@@ -44,7 +48,10 @@ def from_iterable(
     for i, item in enumerate(items):
         _check_like(first, item, i, batched)
     join = np.concatenate if batched else np.stack
-    merged = {name: join([item[name] for item in items]) for name in first}
+    try:
+        merged = {name: join([item[name] for item in items]) for name in first}
+    except ValueError as error:  # batches without an axis for samples
+        raise DataError(f"The data iterable: its items cannot be joined: {error}") from error
     each = not batched and unsure and all(array.ndim > 0 for array in first.values())
     return ArrayDataset(merged, classes, layout=layout, source="the data iterable", perhaps_batches=each)
 
@@ -58,13 +65,38 @@ def _first_axes_differ(items: Sequence[Mapping[str, Array]]) -> bool:
     )
 
 
+def _items(source: Iterable[Mapping[str, object]], label_name: str) -> list[dict[str, Array]]:
+    """Every item as arrays, as many as memory is meant for: an iterable may have no end."""
+    if not isinstance(source, Iterable):
+        raise DataError(
+            "Data are expected as a path, a data set, a mapping of arrays or an iterable of such mappings, got "
+            f"{type(source).__name__}"
+        )
+    items, left = [], Budget(ARCHIVE_BYTES)
+    for number, item in enumerate(source):
+        items.append(_named(item, label_name, number))
+        if not left.spend(sum(array.nbytes for array in items[-1].values()) + _OVERHEAD):
+            raise DataError(f"The data iterable gives more than {ARCHIVE_BYTES:,} bytes: give a part, or a data set")
+    return items
+
+
 def _named(item: object, label_name: str, number: int) -> dict[str, Array]:
     if not isinstance(item, Mapping):
         raise DataError(
             f"Item {number} of the data iterable: expected a mapping of named arrays such as "
             f"{{'image': …, 'label': …}}, got {type(item).__name__}"
         )
-    return {LABEL if name == label_name else str(name): np.asarray(value) for name, value in item.items()}
+    return {LABEL if name == label_name else str(name): _array(value, name, number) for name, value in item.items()}
+
+
+def _array(value: object, name: object, number: int) -> Array:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"Item {number} of the data iterable: expected '{name}' as an array, all rows of one length, got "
+            f"{type(value).__name__}: {error}"
+        ) from None
 
 
 def _check_like(first: Mapping[str, Array], item: Mapping[str, Array], number: int, batched: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from onnxslim.data import counter
-from onnxslim.data.dataset import LABEL, Dataset, input_array
+from onnxslim.data.dataset import LABEL, Dataset, finite_input, numbers_of
 from onnxslim.data.transforms import Augment, Preprocess
 from onnxslim.errors import DataError
 from onnxslim.graph import Array
@@ -177,4 +177,5 @@ def evaluation_batches(dataset: Dataset, input_name: str, preprocess: Preprocess
 
 def _plain_batch(dataset: Dataset, input_name: str, preprocess: Preprocess, indices: Array) -> Batch:
     arrays = dataset.read(indices)
-    return Batch({input_name: preprocess(input_array(arrays, input_name))}, arrays.get(LABEL), indices)
+    images = finite_input(arrays, input_name, numbers_of(dataset, indices))
+    return Batch({input_name: preprocess(images)}, arrays.get(LABEL), indices)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from onnxslim.budget import ARCHIVE_BYTES
 from onnxslim.data.dataset import LABEL, ArrayDataset
 from onnxslim.data.transforms import Layout
 from onnxslim.errors import DataError
+from onnxslim.files import open_regular
 from onnxslim.graph import Array
 
 __all__ = ["open_npz"]
@@ -43,20 +43,28 @@ def open_npz(
     for name, array in chosen.items():
         is_label = name == label_name or (label_name not in chosen and name in _LABELS)
         named[LABEL if is_label else name] = array
+    if classes is not None and classes.ndim != 1:
+        raise DataError(f"{path}: 'classes' is expected to name the classes in one row, got shape {classes.shape}")
     names = None if classes is None else [str(c) for c in classes.tolist()]
     return ArrayDataset(named, names, layout=layout, source=str(path))
 
 
 def _load(path: Path) -> dict[str, Array]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds one array without a name: save it with numpy.savez(image=…, label=…)")
             with archive:
+                size = sum(member.file_size for member in archive.zip.infolist()) if archive.zip is not None else 0
+                if size > ARCHIVE_BYTES:
+                    raise DataError(f"{path} unpacks to {size:,} bytes; expected at most {ARCHIVE_BYTES:,}")
                 return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a readable .npz archive of plain arrays: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever
+        what = str(error) or type(error).__name__
+        raise DataError(f"{path} is not a readable .npz archive of plain arrays: {what}") from error
 
 
 def _split_of(name: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from onnxslim.data.iterables import from_iterable
 from onnxslim.data.npz import open_npz
 from onnxslim.data.transforms import Layout, Preprocess
 from onnxslim.errors import DataError
+from onnxslim.files import looked_from
 from onnxslim.graph import Shape
 
 __all__ = ["Source", "check_fits", "open_dataset"]
@@ -48,8 +49,7 @@ def open_dataset(
     size = (resize, resize) if isinstance(resize, int) else resize
     if isinstance(source, str | Path):
         path = Path(source)
-        if not path.exists():
-            raise DataError(f"Data not found: {path} does not exist (looked from {Path.cwd()})")
+        _require_there(path)
         dataset: Dataset
         if path.suffix == ".npz":
             dataset = open_npz(path, name, label_name=label_name, layout=layout)
@@ -76,9 +76,21 @@ def open_dataset(
     return Subset(dataset, indices)
 
 
+def _require_there(path: Path) -> None:
+    """A folder or a regular file."""
+    try:
+        there, regular = path.exists(), path.is_dir() or path.is_file()
+    except ValueError as error:  # a NUL, or letters that no file system takes
+        raise DataError(f"Data not found: {str(path)!r} is no path ({error})") from None
+    if not there:
+        raise DataError(f"Data not found: {path} does not exist{looked_from()}")
+    if not regular:
+        raise DataError(f"{path}: expected a folder or a regular file, got a device, a pipe or a socket")
+
+
 def _part(split: str | None) -> tuple[str | None, slice | None]:
     """'train[:45000]' → ('train', slice(None, 45000))."""
-    match = re.fullmatch(r"([^\[\]]*)\[(-?\d*):(-?\d*)\]", split or "")
+    match = re.fullmatch(r"([^\[\]]*)\[(-?\d{0,18}):(-?\d{0,18})\]", split or "")
     if match is None:
         return split, None
     start, stop = (int(text) if text not in ("", "-") else None for text in match.group(2, 3))

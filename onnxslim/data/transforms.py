@@ -111,6 +111,9 @@ class Augment:
     def _crop(self, images: Array, random: Array, height_axis: int) -> Array:
         """Each image out of its zero-padded self, at its own offset in [0, 2·pad]²."""
         axes = (height_axis, height_axis + 1)
+        largest = max(images.shape[axis] for axis in axes)
+        if self.pad > largest:
+            raise DataError(f"pad: expected at most the image's larger side, {largest} pixels, got {self.pad}")
         border = [(0, 0)] * 4
         border[axes[0]] = border[axes[1]] = (self.pad, self.pad)
         size = (images.shape[axes[0]], images.shape[axes[1]])

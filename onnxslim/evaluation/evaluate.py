@@ -12,7 +12,8 @@ import numpy as np
 from onnxslim.analysis.memory import BUDGET, samples_within
 from onnxslim.analysis.sizes import data_inputs, sizes_at
 from onnxslim.brief import Brief
-from onnxslim.data.dataset import LABEL, Dataset, input_array
+from onnxslim.budget import MOST_BATCH, MOST_THREADS
+from onnxslim.data.dataset import LABEL, Dataset, finite_input, input_array, numbers_of
 from onnxslim.data.fitting import fitted
 from onnxslim.data.loader import prefetch
 from onnxslim.data.opening import check_fits
@@ -100,8 +101,10 @@ def evaluate(
     """
     if not dataset.labelled:
         raise DataError("Evaluation needs labels; these data have none")
-    if (batch is not None and batch < 1) or threads < 1:
-        raise DataError(f"batch and threads are at least 1: got {batch}, {threads}")
+    if not ((batch is None or 1 <= batch <= MOST_BATCH) and 1 <= threads <= MOST_THREADS):
+        raise DataError(
+            f"batch is from 1 to {MOST_BATCH:,} and threads from 1 to {MOST_THREADS}: got {batch}, {threads}"
+        )
     preprocess = preprocess or Preprocess()
     started = time.perf_counter()
     classifier = _Classifier(open_runner(model), input_name, output_name)
@@ -113,8 +116,10 @@ def evaluate(
     step = classifier.batch or batch or _fitting(model, probe, threads)
 
     def score(start: int) -> tuple[Array, Array, Array]:
-        arrays = dataset.read(np.arange(start, min(start + step, len(dataset)), dtype=np.int64))
-        scores = classifier.scores(preprocess(input_array(arrays, classifier.input.name)))
+        indices = np.arange(start, min(start + step, len(dataset)), dtype=np.int64)
+        arrays = dataset.read(indices)
+        images = finite_input(arrays, classifier.input.name, numbers_of(dataset, indices))
+        scores = classifier.scores(preprocess(images))
         labels = arrays[LABEL]
         return scores.argmax(axis=1), top_k(scores, labels, 1), top_k(scores, labels, 5)
 

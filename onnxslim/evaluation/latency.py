@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError, ModelError
 from onnxslim.evaluation.models import Model, open_session
@@ -57,8 +58,10 @@ def measure_latency(
     A model into which a batch is written is run with that one. Raises DataError on sizes below 1, and where the sample
     does not fit a model; ModelError where a model has a shape that is not known.
     """
-    if batch < 1 or threads < 1 or repeats < 1:
-        raise DataError(f"batch, threads and repeats are at least 1: got {batch}, {threads}, {repeats}")
+    limits = (("batch", batch, MOST_BATCH), ("threads", threads, MOST_THREADS), ("repeats", repeats, MOST_EPOCHS))
+    for name, got, most in limits:
+        if not 1 <= got <= most:
+            raise DataError(f"{name} is from 1 to {most:,} where latency is measured: got {got}")
     sessions = {name: open_session(model, threads=threads) for name, model in models.items()}
     feeds = {name: _feeds(name, session, _batch(session, batch), sample, seed) for name, session in sessions.items()}
     order = list(models)

@@ -13,7 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnxslim.analysis.precision import precision_of
 from onnxslim.data.fitting import ModelInput
 from onnxslim.errors import ModelError, ModelFormatError
-from onnxslim.files import open_regular, read_regular
+from onnxslim.files import looked_from, open_regular, read_regular
 from onnxslim.graph import Array, Graph
 from onnxslim.onnx_io import model_file, read, to_bytes
 from onnxslim.rewrite import Context
@@ -66,7 +66,7 @@ def found_file(model: str | Path) -> Path:
     """The file of a model; ModelFormatError where there is none."""
     path = model_file(model)
     if not path.is_file():
-        raise ModelFormatError(f"Model not found: {path} does not exist (looked from {Path.cwd()})")
+        raise ModelFormatError(f"Model not found: {path} does not exist{looked_from()}")
     return path
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, create_model, model_validator
 from pydantic_core import PydanticUndefined
 
+from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_PIXELS, MOST_SEED, MOST_THREADS
 from onnxslim.data import Layout
 from onnxslim.graph import Graph
 from onnxslim.stages import STAGES
@@ -94,7 +95,7 @@ class DataOptions(Options):
     test: SourceOptions | None = Field(default=None, description="What is measured once, at the end.")
     normalize: Normalize = Field(default=Normalize(), description="Default: none.")
     layout: Layout = Field(default="NCHW", description="Of the model's image input.")
-    resize: list[Annotated[int, Field(ge=1)]] | None = Field(
+    resize: list[Annotated[int, Field(ge=1, le=MOST_PIXELS)]] | None = Field(
         default=None,
         description="[height, width] to which image files are resized. Default: as they are.",
         min_length=2,
@@ -110,9 +111,12 @@ class RunOptions(Options):
         default=None, description="Its folder's name. Default: the recipe file's.", pattern=r"^[^/\\]*[^/\\.][^/\\]*$"
     )
     folder: str = Field(default="runs", description="Where runs are put; relative to the current directory.")
-    seed: int = Field(default=0, ge=0, description="Of shuffling and augmentation.")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Of shuffling and augmentation.")
     workers: int | None = Field(
-        default=None, ge=1, description="Training workers, one thread each. Default: one a core, at most 4."
+        default=None,
+        ge=1,
+        le=MOST_THREADS,
+        description="Training workers, one thread each. Default: one a core, at most 4.",
     )
 
 
@@ -123,11 +127,14 @@ class EvaluateOptions(Options):
     batch: int | None = Field(
         default=None,
         ge=1,
+        le=MOST_BATCH,
         description="Images per run while measuring accuracy. Default: 200, fewer where they take more than 1 GB.",
     )
-    latency_repeats: int = Field(default=100, ge=0, description="Timed runs of each model; 0 measures no latency.")
-    latency_batch: int = Field(default=1, ge=1, description="Images per timed run.")
-    latency_threads: int = Field(default=1, ge=1, description="Threads of a timed run.")
+    latency_repeats: int = Field(
+        default=100, ge=0, le=MOST_EPOCHS, description="Timed runs of each model; 0 measures no latency."
+    )
+    latency_batch: int = Field(default=1, ge=1, le=MOST_BATCH, description="Images per timed run.")
+    latency_threads: int = Field(default=1, ge=1, le=MOST_THREADS, description="Threads of a timed run.")
 
 
 class StageEntry(Options):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
+from onnxslim.budget import RECIPE_BYTES, RECIPE_DEPTH, RECIPE_ENTRIES, RECIPE_FILES, Budget
 from onnxslim.errors import RecipeError
+from onnxslim.files import read_regular
 
 __all__ = ["Entry", "Given", "Loc", "Origin", "apply_set", "from_python", "load_tree", "parse_yaml"]
 
@@ -22,7 +24,8 @@ Loc: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top."""
 
 INCLUDE = "include"
-_MOST_ENTRIES = 100_000
+_LONGEST_NUMBER = 100
+_TOO_DEEP = f"lists and keys are nested more than {RECIPE_DEPTH} deep"
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -97,7 +100,7 @@ def load_tree(path: str | Path) -> Entry:
     `include:` names a file or a list of them, relative to the file it stands in. Later files win over
     earlier ones, and the file itself over what it includes; mappings merge, lists are replaced.
     """
-    return _load(Path(path), None, ())
+    return _load(Path(path), None, (), _Reading())
 
 
 def parse_yaml(text: str, source: str, folder: Path) -> Entry:
@@ -105,15 +108,17 @@ def parse_yaml(text: str, source: str, folder: Path) -> Entry:
     return _compose(text, source, folder, None)
 
 
-def from_python(value: Any, origin: Origin) -> Entry:
+def from_python(value: Any, origin: Origin, depth: int = 0) -> Entry:
     """A tree from Python's mappings and sequences, paths as text; other objects, mappings of arrays among them,
     are carried as they are."""
+    if depth > RECIPE_DEPTH:
+        raise RecipeError(f"{origin}: {_TOO_DEEP}")
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value) or any(hasattr(v, "dtype") for v in value.values()):
             return Entry(Given(value), origin)
-        return Entry({key: from_python(inner, origin) for key, inner in value.items()}, origin)
+        return Entry({key: from_python(inner, origin, depth + 1) for key, inner in value.items()}, origin)
     if isinstance(value, list | tuple):
-        return Entry([from_python(inner, origin) for inner in value], origin)
+        return Entry([from_python(inner, origin, depth + 1) for inner in value], origin)
     return Entry(str(value) if isinstance(value, Path) else value, origin)
 
 
@@ -159,19 +164,36 @@ def _replaced(entry: Entry, keys: Sequence[str], new: Entry, way: str) -> Entry:
     return Entry({**inner, key: _replaced(below, rest, new, f"{way}.{key}".lstrip("."))}, entry.origin)
 
 
-def _load(path: Path, asked_by: Entry | None, above: tuple[Path, ...]) -> Entry:
+@dataclass
+class _Reading:
+    """What may still be read for one recipe, its includes each time that they are included."""
+
+    files: Budget = field(default_factory=lambda: Budget(RECIPE_FILES))
+    bytes: Budget = field(default_factory=lambda: Budget(RECIPE_BYTES))
+
+
+def _load(path: Path, asked_by: Entry | None, above: tuple[Path, ...], reading: _Reading) -> Entry:
     where = f"{asked_by.origin}: " if asked_by is not None else ""
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a folder that is gone, links in a circle
+        raise RecipeError(f"{where}{str(path)!r} cannot be read as a recipe: {error}") from None
     if resolved in above:
         cycle = " → ".join(p.name for p in (*above[above.index(resolved) :], resolved))
         raise RecipeError(f"{where}recipes include each other in a circle: {cycle}")
     try:
-        text = resolved.read_text("utf-8")
+        data = read_regular(resolved, RECIPE_BYTES)
+        text = data.decode("utf-8")
     except FileNotFoundError:
         what = "included recipe" if asked_by is not None else "recipe"
         raise RecipeError(f"{where}{what} not found: {resolved} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{where}{path} cannot be read as a recipe: {error}") from None
+    if not reading.files.spend(1) or not reading.bytes.spend(len(data)):
+        raise RecipeError(
+            f"{where}a recipe and all that it includes have more than {RECIPE_FILES} files or {RECIPE_BYTES:,} bytes, "
+            "each counted as often as it is included"
+        )
     tree = _compose(text, str(path), resolved.parent, None)
     if not isinstance(tree.value, dict):
         raise RecipeError(f"{path}: expected keys and values such as `model: model.onnx`, got {_kind_of(tree.value)}")
@@ -182,7 +204,7 @@ def _load(path: Path, asked_by: Entry | None, above: tuple[Path, ...]) -> Entry:
     for entry in included.value if isinstance(included.value, list) else [included]:
         if not isinstance(entry.value, str):
             raise RecipeError(f"{entry.origin}: include: expected the name of a file, got {_kind_of(entry.value)}")
-        merged = _merged(merged, _load(path.parent / entry.value, entry, (*above, resolved)))
+        merged = _merged(merged, _load(path.parent / entry.value, entry, (*above, resolved), reading))
     return _merged(merged, tree)
 
 
@@ -197,6 +219,8 @@ def _merged(below: Entry, above: Entry) -> Entry:
 
 def _compose(text: str, source: str, folder: Path, origin: Origin | None) -> Entry:
     """With `origin`, every entry has that one instead of its line."""
+    if _brackets(text) > 2 * RECIPE_DEPTH:  # the parser would take minutes to find out
+        raise RecipeError(f"{source}: {_TOO_DEEP}")
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -205,22 +229,34 @@ def _compose(text: str, source: str, folder: Path, origin: Origin | None) -> Ent
         raise RecipeError(f"{source}{line}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{source}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{source}: {_TOO_DEEP}") from None
     if node is None:
         return Entry({}, origin or Origin(source, folder, 1))
     return _Builder(source, folder, origin).build(node, node.start_mark.line, ())
 
 
+def _brackets(text: str) -> int:
+    """How many are open at a time, at most, in words and comments too."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[][{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
+
+
 class _Builder:
     def __init__(self, source: str, folder: Path, origin: Origin | None) -> None:
         self._source, self._folder, self._origin = source, folder, origin
-        self._left = _MOST_ENTRIES
+        self._left = Budget(RECIPE_ENTRIES)
 
     def build(self, node: yaml.Node, line: int, above: tuple[int, ...]) -> Entry:
         """`line`: zero-based, of the key or the list item that holds the node."""
         origin = self._origin or Origin(self._source, self._folder, line + 1)
-        self._left -= 1
-        if self._left < 0 or id(node) in above:
+        if not self._left.spend(1) or id(node) in above:
             raise RecipeError(f"{origin}: an alias (*) repeats what contains it, or too often")
+        if len(above) > RECIPE_DEPTH:
+            raise RecipeError(f"{origin}: {_TOO_DEEP}")
         above = (*above, id(node))
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             inner: dict[str, Entry] = {}
@@ -254,6 +290,8 @@ class _Builder:
             case "bool":
                 return text.lower() == "true"
             case "int":
+                if len(text) > _LONGEST_NUMBER:
+                    raise RecipeError(f"{origin}: a whole number of {len(text)} digits is not allowed here")
                 return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
             case "float":
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))

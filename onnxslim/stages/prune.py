@@ -15,6 +15,7 @@ from onnxslim.analysis.cost import cost
 from onnxslim.analysis.memory import samples_within
 from onnxslim.analysis.precision import require_not_quantized
 from onnxslim.analysis.sizes import set_input_shapes, sized, sizes_at, unsized
+from onnxslim.budget import MOST_SAMPLES
 from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
@@ -138,7 +139,9 @@ class Prune(Stage):
         default=True,
         description="Insert batch norm after folded convolutions before a cut, measure all anew after, fold it back.",
     )
-    samples: int = Field(default=512, ge=1, description="Of data.train, for batch norm and the criterion taylor.")
+    samples: int = Field(
+        default=512, ge=1, le=MOST_SAMPLES, description="Of data.train, for batch norm and the criterion taylor."
+    )
     sensitivities: Annotated[str | None, InputPath(must_exist=False)] = Field(
         default=None,
         description="File of measured sensitivities, read and added to. Default: one of this stage, in the run.",

@@ -15,10 +15,11 @@ from onnxslim.analysis.memory import samples_within
 from onnxslim.analysis.precision import precision_of, require_not_quantized
 from onnxslim.analysis.regions import Regions
 from onnxslim.analysis.scope import label, place
+from onnxslim.budget import MOST_BATCH, MOST_SAMPLES
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
-from onnxslim.errors import DataError, RecipeError, UnsupportedError
+from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.graph import Array, Graph
 from onnxslim.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.runtime.capabilities import capabilities, host_target
@@ -89,10 +90,11 @@ class Quantize(Stage):
         default=[], description="Nodes to leave in float: names, op types, globs, or re: and a regular expression."
     )
     data: Literal["train", "val"] = Field(default="train", description="Which data the scales are measured on.")
-    samples: int = Field(default=512, ge=1, description="How many of them, drawn by the seed.")
+    samples: int = Field(default=512, ge=1, le=MOST_SAMPLES, description="How many of them, drawn by the seed.")
     batch: int | None = Field(
         default=None,
         ge=1,
+        le=MOST_BATCH,
         description="How many at a time. Default: 64, fewer where their activations would take more than 1 GB.",
     )
 
@@ -191,12 +193,4 @@ def calibration_batches(
     count = min(samples, len(dataset))
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
     for made in evaluation_batches(Subset(dataset, chosen), input_name, preprocess, batch):
-        for name, array in made.feeds.items():
-            finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-            if not finite.all():
-                first = chosen[made.indices[int(finite.argmin())]]
-                raise DataError(
-                    f"The data hold NaN or infinity: sample {first} for input '{name}', and {(~finite).sum() - 1} more "
-                    f"of its batch of {len(array)}; repair or remove them"
-                )
         yield made.feeds

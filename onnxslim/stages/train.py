@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from onnxslim.analysis.batch import freed
 from onnxslim.analysis.precision import require_not_quantized
+from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
@@ -46,14 +47,15 @@ class Train(Stage):
     kind: ClassVar[str] = "train"
     resumable: ClassVar[bool] = True
 
-    epochs: int = Field(default=10, ge=1, description="Passes over the training data.")
-    batch: int = Field(default=64, ge=1, description="Images a step, split between the workers.")
+    epochs: int = Field(default=10, ge=1, le=MOST_EPOCHS, description="Passes over the training data.")
+    batch: int = Field(default=64, ge=1, le=MOST_BATCH, description="Images a step, split between the workers.")
     optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="The optimiser.")
     schedule: ScheduleOptions = Field(default=ScheduleOptions(), description="The learning rate's course.")
     augment: AugmentOptions = Field(default=AugmentOptions(), description="Default: none.")
     views: int | None = Field(
         default=None,
         ge=1,
+        le=MOST_EPOCHS,
         description="Only this many augmented views an image; the teacher's outputs are then cached.",
     )
     task_loss: TaskLoss = Field(default=TaskLoss(), description="The loss against the labels.")
@@ -74,8 +76,8 @@ class Train(Stage):
         default="auto",
         description="Whether channels (blocked) or images (lanes) fill the CPU's vectors; auto: by a table of costs.",
     )
-    keep: int = Field(default=2, ge=1, description="Newest checkpoints kept, beside the best on val.")
-    threads: int = Field(default=1, ge=1, description="Threads that prepare batches.")
+    keep: int = Field(default=2, ge=1, le=MOST_EPOCHS, description="Newest checkpoints kept, beside the best on val.")
+    threads: int = Field(default=1, ge=1, le=MOST_THREADS, description="Threads that prepare batches.")
 
     @model_validator(mode="after")
     def _warm_up_within(self) -> Train:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from onnxslim.budget import MOST_PIXELS
 from onnxslim.stages.base import InputPath, Options
 
 __all__ = [
@@ -59,10 +60,12 @@ class ScheduleOptions(Options):
 class AugmentOptions(Options):
     """Random changes to training images."""
 
-    pad: int = Field(default=0, ge=0, description="Pixels added around before a crop.")
+    pad: int = Field(default=0, ge=0, le=MOST_PIXELS, description="Pixels added around before a crop.")
     crop: bool = Field(default=False, description="Random crop of the padded image.")
     flip: bool = Field(default=False, description="Random horizontal flip.")
-    cutout: int = Field(default=0, ge=0, description="Side of a random square set to the mean colour; 0: none.")
+    cutout: int = Field(
+        default=0, ge=0, le=MOST_PIXELS, description="Side of a random square set to the mean colour; 0: none."
+    )
 
 
 class TaskLoss(Options):

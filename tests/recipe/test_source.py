@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,56 @@ def test_python_mappings_become_trees_and_arrays_are_carried() -> None:
     tree = from_python({"a": {"b": (1, 2)}, "data": arrays}, Origin("the recipe", Path()))
     assert tree.plain()["a"] == {"b": [1, 2]}
     assert tree.plain()["data"] is arrays
+
+
+# ---------------------------------------------------------------- from strangers
+
+
+def test_includes_that_double_are_bounded(tmp_path: Path) -> None:
+    """25 files, each of which includes the next one twice: 33 million readings."""
+    for number in range(25):
+        (tmp_path / f"{number}.yaml").write_text(f"include: [{number + 1}.yaml, {number + 1}.yaml]\n")
+    (tmp_path / "25.yaml").write_text("model: a.onnx\n")
+    with pytest.raises(RecipeError, match="more than 100 files"):
+        load_tree(tmp_path / "0.yaml")
+
+
+def test_a_recipe_and_its_includes_are_bounded_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_text(f"model: a.onnx\n# {'x' * 300_000}\n")
+    (tmp_path / "r.yaml").write_text("include: [large.yaml, large.yaml]\n")
+    with pytest.raises(RecipeError, match="524,288 bytes"):
+        load_tree(tmp_path / "r.yaml")
+    (tmp_path / "huge.yaml").write_text("x" * 2_000_000)
+    with pytest.raises(RecipeError, match=r"expected at most 524,288 bytes, got 2,000,000"):
+        load_tree(tmp_path / "huge.yaml")
+
+
+@pytest.mark.parametrize("depth", [60, 100_000])
+@pytest.mark.parametrize("brackets", ["[]", "{}"])
+def test_deep_nesting_is_refused(depth: int, brackets: str, tmp_path: Path) -> None:
+    opening = brackets[0] if brackets == "[]" else "{a: "
+    text = opening * depth + brackets[1] * depth
+    with pytest.raises(RecipeError, match="nested more than 50 deep"):
+        parse_yaml(f"a: {text}", "r.yaml", tmp_path)
+    with pytest.raises(RecipeError, match="nested more than 50 deep"):
+        apply_set(parse_yaml("a: 1", "r.yaml", tmp_path), [f"a={text}"], tmp_path)
+
+
+def test_a_mapping_from_python_that_contains_itself() -> None:
+    given: dict[str, object] = {}
+    given["data"] = given
+    with pytest.raises(RecipeError, match="nested more than 50 deep"):
+        from_python(given, Origin("the recipe", Path(), from_python=True))
+
+
+def test_a_whole_number_of_thousands_of_digits(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a whole number of 5000 digits"):
+        parse_yaml(f"a: {'9' * 5000}", "r.yaml", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pipe", os.devnull, "a\0b", "ring"])
+def test_what_is_no_file(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "ring").symlink_to("ring")
+    with pytest.raises(RecipeError, match="cannot be read as a recipe"):
+        load_tree(name if name == os.devnull else tmp_path / name)
