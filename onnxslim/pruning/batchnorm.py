@@ -18,16 +18,17 @@ from passes.quantize import ExpandFakeQuant
 __all__ = ["reestimate"]
 
 
-def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads: int = 1) -> int:
+def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads: int = 1, free: bool = True) -> int:
     """Gives every batch norm the mean and biased variance of what it reads, in place; how many there are.
 
     Each is measured behind batch norms that use the batch's own statistics, as in training, so that one run serves
-    all; batches should be large (256 and more). Raises DataError where there is no batch, or a statistic is no number.
+    all; batches should be large (256 and more). free: a batch size that is written into the graph may be changed.
+    Raises DataError where there is no batch, or a statistic is no number.
     """
     norms = [n for n in graph.nodes() if n.op == "BatchNormalization" and not n.domain and not is_training(graph, n)]
     if not norms:
         return 0
-    twin = freed(graph).copy()
+    twin = freed(graph).copy() if free else graph.copy()
     TrainBatchnorm()(twin)
     for value in twin.outputs:
         twin.remove_output(value)

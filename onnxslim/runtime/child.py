@@ -22,14 +22,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 
-from onnxslim import errors
 from onnxslim.errors import CrashError, ModelError, OnnxSlimError, UnsupportedError
 from onnxslim.graph import Array, DType, Graph
 from onnxslim.onnx_io import read, to_bytes, write
@@ -253,9 +252,16 @@ def _answer(pipe: BinaryIO | Any) -> tuple[dict[str, Any], list[bytes]]:
     """What the child says; an error of ours is raised here as it was there."""
     head, blobs = _receive(pipe)
     if "error" in head:
-        kind = getattr(errors, head["error"], ModelError)
-        raise kind(head["message"])
+        kinds = {kind.__name__: kind for kind in _kinds(OnnxSlimError)}
+        raise kinds.get(head["error"], ModelError)(head["message"])
     return head, blobs
+
+
+def _kinds(root: type[OnnxSlimError]) -> Iterator[type[OnnxSlimError]]:
+    """The whole tree of errors."""
+    yield root
+    for kind in root.__subclasses__():
+        yield from _kinds(kind)
 
 
 def _packed(arrays: Mapping[str, Any]) -> tuple[list[list[Any]], list[bytes | memoryview]]:

@@ -13,7 +13,7 @@ from onnxslim.rewrite import Context, Outcome, StatisticRequest
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext
 from passes.quantize import ExpandFakeQuant
-from passes.simplify import RestoreBatchnorm
+from passes.simplify import RestoreBatchnorm, takes_any_batch
 
 __all__ = ["foresee_batchnorm", "restore_batchnorm"]
 
@@ -27,7 +27,8 @@ def restore_batchnorm(graph: Graph, batches: Iterable[Mapping[str, Array]], cont
     requests = step.requests(graph, Context(seed=context.seed))
     runnable = graph.copy()
     ExpandFakeQuant()(runnable)
-    found = gather(freed(runnable), requests, batches, context.progress, threads=context.workers)
+    measured = freed(runnable) if takes_any_batch(runnable) else runnable
+    found = gather(measured, requests, batches, context.progress, threads=context.workers)
     for request, moments in found.items():
         if not np.isfinite(moments).all():
             raise DataError(

@@ -44,7 +44,7 @@ from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.stages.quantize import calibration_batches
 from passes.prune import CutChannels
 from passes.quantize import ExpandFakeQuant
-from passes.simplify import FoldBatchnorm, for_runtime
+from passes.simplify import FoldBatchnorm, for_runtime, takes_any_batch
 
 __all__ = ["Prune"]
 
@@ -60,7 +60,7 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 class Workspace:
     """A graph to be cut, and what it came from. restored: whether batch norms were put back, and are to be folded
     again. batches: unlabelled data for them. sizes: of free axes of the input; counted_at: the input's shape, where
-    they were found by trying."""
+    they were found by trying. free: whether the graph's samples are independent, whatever batch is written into it."""
 
     graph: Graph
     digest: str
@@ -69,11 +69,12 @@ class Workspace:
     batches: _Batches | None
     sizes: Mapping[str, int]
     counted_at: str | None
+    free: bool
 
     def settle(self, graph: Graph) -> None:
         """After a cut of `graph`: batch norm's statistics are measured anew, and what was put back is folded."""
         if self.batches is not None:
-            reestimate(graph, self.batches())
+            reestimate(graph, self.batches(), free=self.free)
         if self.restored:
             FoldBatchnorm()(graph)
 
@@ -272,8 +273,9 @@ class Prune(Stage):
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
         products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
         sizes, counted_at = self._sizes(work, context, dry)
+        free = batches is not None and not dry and takes_any_batch(work)
         pruner = Pruner(work, scope, self.criterion, context.seed, products, sizes)
-        return Workspace(work, digest_of(graph), pruner, bool(restored), batches, sizes, counted_at)
+        return Workspace(work, digest_of(graph), pruner, bool(restored), batches, sizes, counted_at, free)
 
     def _sizes(self, graph: Graph, context: RunContext, dry: bool) -> tuple[dict[str, int], str | None]:
         """Of the input's free axes, and, where they were found by trying, the shape at which the graph ran. `dry`:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from onnxslim.analysis.batch import freed
+from onnxslim.analysis.batch import fixed_batch, freed
 from onnxslim.analysis.precision import require_not_quantized
 from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data import Augment, Loader, load_all
@@ -33,7 +33,7 @@ from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
 from onnxslim.training.teacher_cache import TeacherCache
 from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel
-from passes.simplify import FoldBatchnorm
+from passes.simplify import FoldBatchnorm, SetBatch, takes_any_batch
 
 __all__ = ["Train", "mark_roles"]
 
@@ -99,6 +99,8 @@ class Train(Stage):
         if self.needs_labels and not context.data.get("train").labelled:
             raise RecipeError("task_loss needs labels, data.train has none: set task_loss.weight to 0 and distil")
         student = prepared(graph)
+        if fixed_batch(student) is not None:
+            SetBatch()(student.copy())  # which tests whether samples are independent
         loader = self.loader(student, context)
         load_all(loader.dataset, context.progress)
         if self.restore_batchnorm:
@@ -294,7 +296,7 @@ class Train(Stage):
             return None
         teacher = prepared(context.teacher)
         FoldBatchnorm()(teacher)
-        return freed(teacher)
+        return freed(teacher) if takes_any_batch(teacher) else teacher
 
     def validation(self, context: RunContext) -> Callable[[Graph], float] | None:
         """Top-1 on val; None where there is none with labels."""

@@ -27,7 +27,7 @@ from passes.simplify.merge_concats import MergeConcats
 from passes.simplify.merge_movements import MergeMovements
 from passes.simplify.plain_ops import PlainOps
 from passes.simplify.restore_batchnorm import RestoreBatchnorm
-from passes.simplify.set_batch import SetBatch
+from passes.simplify.set_batch import SetBatch, takes_any_batch
 from passes.simplify.to_float32 import ToFloat32
 from passes.simplify.with_proven_shapes import WithProvenShapes
 
@@ -63,6 +63,7 @@ __all__ = [
     "canonicalize",
     "for_runtime",
     "simplify",
+    "takes_any_batch",
 ]
 
 
