@@ -25,7 +25,7 @@ from onnxslim.stages.quantize import TargetName
 from onnxslim.targets import Target, load_target
 from passes.deploy import finish
 from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases, SaturateHardSigmoid, ShiftActivations
-from passes.simplify import FoldBatchnorm, canonicalize
+from passes.simplify import FoldBatchnorm, FuseNormalization, canonicalize
 
 __all__ = ["Export", "Exported", "export_model", "lower", "target_of"]
 
@@ -104,7 +104,7 @@ def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tu
     Raises UnsupportedError where an int8 graph was written for another target and cannot be converted.
     """
     graph, profile, kind = graph.copy(), load_target(target), precision_of(graph).kind
-    steps: tuple[Pass, ...] = (canonicalize(), FoldBatchnorm())
+    steps: tuple[Pass, ...] = (canonicalize(), FoldBatchnorm(), FuseNormalization())
     if kind == "fake-quant":
         steps += (FlattenToReshape(), RoundBiases(), LowerToQdq(), SaturateHardSigmoid())
     elif kind == "int8":

@@ -297,6 +297,30 @@ def _group_normalization(graph: Graph, node: Node, old: int, new: int) -> str | 
     return None
 
 
+def _rms_normalization(graph: Graph, node: Node, old: int, new: int) -> str | None:
+    """23: new. Before, as ONNX Runtime's own fusion knows it: x / √(mean(x²) + ε) · γ, the square as a power."""
+    x, scale, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
+    axis = int(node.attr("axis", -1))
+    plain = x.dtype is DType.FLOAT and scale.dtype is DType.FLOAT and node.attr("stash_type", 1) == 1
+    if not plain or (axis >= 0 and x.shape is None):
+        return "has no such op"
+    axes = np.arange(axis, 0) if axis < 0 else np.arange(axis, len(x.shape or ()))
+    base, epsilon = node.name or y.name, float(node.attr("epsilon", 1e-5))
+    graph.detach(node)
+    two = graph.add_constant(f"{base}.two", np.float32(2))
+    mean = graph.op(
+        "ReduceMean", graph.op("Pow", x, two, name=f"{base}.square"),
+        graph.add_constant(f"{base}.axes", axes.astype(np.int64)), name=f"{base}.mean", keepdims=1,
+    )  # fmt: skip
+    variance = graph.op(
+        "Add", mean, graph.add_constant(f"{base}.epsilon", np.float32(epsilon)), name=f"{base}.variance"
+    )
+    normal = graph.op("Div", x, graph.op("Sqrt", variance, name=f"{base}.root"), name=f"{base}.normal")
+    graph.set_type(normal, x.dtype, x.shape)
+    graph.add_node("Mul", [normal, scale], [y], name=node.name)
+    return None
+
+
 def _leave_out(graph: Graph, node: Node, new: int, since: Mapping[str, int]) -> None:
     """Leaves out attributes younger than the opset, which say what is meant without them."""
     for name, first in since.items():
@@ -327,6 +351,7 @@ RULES: Mapping[str, Rule] = {
     "Mod": _mod,
     "Pad": _pad,
     "QuantizeLinear": _quantize_linear,
+    "RMSNormalization": _rms_normalization,
     "Resize": _resize,
     "RoiAlign": _roi_align,
     "Scan": _scan,
