@@ -126,8 +126,10 @@ def choose_layout(build: Build, state: Mapping[str, Array], wanted: str = "auto"
     """
     here = capabilities()
     steps, refused = candidates(build, wanted)
-    seconds = {name: max(foresee(step.graph, here.lanes) for step in made) for name, made in steps.items()}
-    order = sorted(steps, key=lambda name: (name != wanted, wanted != "auto" and name == "plain", seconds[name]))
+    seconds: dict[Layout, float] = {}
+    if wanted == "auto" and len(steps) > 1:
+        seconds = {name: max(foresee(step.graph, here.lanes) for step in made) for name, made in steps.items()}
+    order = sorted(steps, key=lambda name: seconds.get(name, name != wanted))
     chosen: Layout = "plain"
     judge = Judge(steps["plain"][0], state)
     for name in order:
