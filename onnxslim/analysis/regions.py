@@ -286,7 +286,7 @@ class _Finder:
             elif node.op in self.target.integer_ops and not node.domain:
                 self.refused.append((node, "not between quantised ops"))
             elif node.op in self.target.float_by_choice and not node.domain:
-                self.refused.append((node, f"{node.op} stays in float, which is faster and more exact"))
+                self.refused.append((node, f"{node.op} stays in float, which is faster than its integer kernel"))
             elif any(v is not None and _may_be_float(v) for v in self.graph.node_outputs(node)):
                 self.refused.append((node, f"no integer kernel for {_described(node)} on target '{self.target.name}'"))
 

@@ -32,7 +32,7 @@ class Target:
     integer_ops: other ops with an integer kernel; on integers where what they read and feed is.
     shared_scale_ops: ops that hand integers on unchanged: one scale on both sides.
     through_float_ops: ops that hand values on unchanged in float: one scale on both sides, to the same integers.
-    float_by_choice: ops with an integer kernel that is not used, because float is faster and more exact.
+    float_by_choice: ops with an integer kernel that is not used, because float is faster.
     ort_platform: `target_platform` of ONNX Runtime's ORT-format converter.
     """
 

@@ -71,6 +71,30 @@ def test_small_numbers_lose_no_accuracy(kind: str, inputs: float, first: float, 
     assert decibels(expected, run_integer(int8, {"x": tiny})[name]) > least - 1
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_branches_of_very_different_width_keep_their_accuracy(axis: int) -> None:
+    """Three branches, the wide one 10,000 times the narrow one, joined; each is also read beside the Concat."""
+    rng, graph = np.random.default_rng(5), Graph()
+    x = graph.add_input("x", DType.FLOAT, ["N", 4, 6, 6])
+    branches, outputs = [], []
+    for name, width in (("narrow", 1e-2), ("middle", 1.0), ("wide", 100.0)):
+        w = graph.add_constant(f"{name}.w", rng.normal(0, 0.5 * width, (4, 4, 1, 1)).astype(np.float32))
+        branch = graph.op("Relu", graph.op("Conv", x, w, name=name))
+        branches.append(graph.op("MaxPool", branch, kernel_shape=[1, 1]) if name == "middle" else branch)
+        beside = graph.add_constant(f"{name}.beside", rng.normal(0, 0.5, (3, 4, 1, 1)).astype(np.float32))
+        outputs.append(graph.op("Conv", branch, beside, name=f"{name}.reader"))
+    joined = graph.op("Concat", *branches, axis=axis, name="joined")
+    last = rng.normal(0, 0.5, (3, 12 if axis == 1 else 4, 1, 1)).astype(np.float32)
+    outputs.append(graph.op("Conv", joined, graph.add_constant("last.w", last), name="last"))
+    for value in outputs:
+        graph.set_type(value, DType.FLOAT, None)
+        graph.add_output(value)
+    data = rng.normal(size=(8, 4, 6, 6)).astype(np.float32)
+    exact, found = Session(graph).run({"x": data}), Session(quantised(graph, data)).run({"x": data})
+    # 8 bits give about 35 dB; a grid shared with the wide branch would leave the narrow one below 0.
+    assert min(decibels(y, found[name]) for name, y in exact.items()) > 28
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("dead", [0.0, 1e-12, 1e-30])
 def test_a_dead_channel_keeps_its_bias(dead: float, per_channel: bool) -> None:
