@@ -80,30 +80,34 @@ _CLEANING = (
 )
 
 
-def canonicalize(*, float32: bool = False) -> Pass:
+def canonicalize(*, float32: bool = False) -> Pipeline:
     """The opening of every pipeline: no local functions, one opset, known shapes, nothing constant left to compute,
     nothing dead.
 
     `float32` also widens half-precision models, which training and quantisation need.
     """
     opening = (FreezeInitializers(), InlineFunctions(), ConvertOpset(), *((ToFloat32(),) if float32 else ()))
-    return WithProvenShapes(Pipeline((*opening, _everywhere((*_CLEANING, FuseHardSwish())))))
+    return _proven(*opening, _everywhere((*_CLEANING, FuseHardSwish())))
 
 
-def simplify(opset: int = 18) -> Pass:
+def simplify(opset: int = 18) -> Pipeline:
     """Everything that makes a model smaller and leaves its function, for models that are shipped; its opset stays.
 
     Of opsets before 7, whose operands broadcast as attributes say, only what reads no meaning into ops.
     """
     if opset < _BROADCASTING:
         careful = (FoldConstants(), EliminateCommon(), EliminateDead())
-        careful_steps = Pipeline((FreezeInitializers(), Pipeline(careful, to_fixed_point=True)))
-        return WithProvenShapes(careful_steps, verified=True)
+        return _proven(FreezeInitializers(), Pipeline(careful, to_fixed_point=True), verified=True)
     # What is shared can no longer take in what follows it: folding comes before sharing.
     merging = (EliminateNeutral(), MergeMovements(), MergeConcats(), FoldPad())
     fusing = (FuseHardSwish(), FuseGelu(), FuseNormalization(), FoldBatchnorm(), FoldAffine(), FuseGemm())
     steps = (*_CLEANING, *merging, *fusing, EliminateCommon(), EliminateDead())
-    return WithProvenShapes(Pipeline((FreezeInitializers(), _everywhere(steps))), verified=True)
+    return _proven(FreezeInitializers(), _everywhere(steps), verified=True)
+
+
+def _proven(*steps: Pass, verified: bool = False) -> Pipeline:
+    """The steps, on what is known of shapes."""
+    return Pipeline((FoldConstants(compute=False), WithProvenShapes(Pipeline(steps), verified)))
 
 
 def _everywhere(steps: tuple[Pass, ...]) -> Pipeline:

@@ -45,13 +45,18 @@ class FoldConstants(Pass):
     the constants that it alone needed taken off; one whose size is not known before it is computed, from the sizes or
     the content of the inputs; and what goes beyond the bounds of `onnxslim.budget`, in bytes or in work.
 
-    Exact: ONNX Runtime computes what it would have computed later.
+    Exact: ONNX Runtime computes what it would have computed later. With `compute=False`, only Constant nodes become
+    initialisers: there are as many of them as of others in some files, and what comes after has less to go through.
     """
 
     max_growth: int = 1 << 20
+    compute: bool = True
     name: ClassVar[str] = "fold_constants"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
+        if not self.compute:
+            stored = [node for node in graph.nodes() if node.op == "Constant"]
+            return Outcome(sum(_known_at_once(graph, node) for node in stored))
         count = sum(_known_at_once(graph, node) for node in graph.nodes())
         plan = _Plan(graph, self.max_growth, context.folding)
         found = plan.compute()
