@@ -226,7 +226,7 @@ def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
     except ModelError as error:
         raise VerifyError(str(error)) from error
     for node in nodes:
-        why = misfit(graph, node)
+        why = misfit(graph, node, found)
         if why is not None:
             raise VerifyError(f"{_where(graph, node)}: {why}")
         for value in graph.node_outputs(node):

@@ -66,7 +66,8 @@ def found_file(model: str | Path) -> Path:
     """The file of a model; ModelFormatError where there is none."""
     path = model_file(model)
     if not path.is_file():
-        raise ModelFormatError(f"Model not found: {path} does not exist{looked_from()}")
+        what = "expected a regular file there" if path.exists() else f"{path} does not exist{looked_from()}"
+        raise ModelFormatError(f"Model not found: {what}")
     return path
 
 

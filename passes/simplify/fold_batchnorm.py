@@ -71,6 +71,8 @@ def _fold(graph: Graph, node: Node, room: Spill) -> str | None:
     obstacle = grid_obstacle(graph, layer)
     if obstacle is not None:
         return obstacle
+    if any(array is not None and array.shape != (layer.channels,) for array in arrays):
+        return f"its parameters are not one number for each of {layer.channels} channels"
     if not all(np.isfinite(array).all() for array in arrays if array is not None):
         return "its parameters are not all finite"
     gamma, beta, mean, var = (a.astype(np.float64) for a in arrays if a is not None)
