@@ -24,6 +24,7 @@ from onnxslim.onnx_io import read, write
 from onnxslim.run import quantize
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.targets import load_target, target_names
+from tests.passes.simplify.test_in_bodies import choice
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
@@ -155,6 +156,22 @@ def test_simplify_says_what_each_rule_did(job: Path) -> None:
     assert all(int(count) > 0 for count in counts.values())
     again = good("simplify", "simple.onnx", "-o", "again.onnx")
     assert f"again.onnx: {nodes} nodes of {nodes}, " in again
+
+
+def test_simplify_with_an_input_that_is_always_the_same(job: Path) -> None:
+    """The branch that it chooses is what is left; nodes in bodies are counted."""
+    graph = choice()
+    write(graph, "choice.onnx")
+    text = good("simplify", "choice.onnx", "-o", "all.onnx")
+    assert "all.onnx: 6 nodes of 14, " in text
+    text = good("simplify", "choice.onnx", "-o", "one.onnx", "--set", "rate=16000", "--check")
+    assert "one.onnx: 2 nodes of 14, " in text
+    assert [value.name for value in read("one.onnx").inputs] == ["x"]
+    for wrong in ("rate", "rate=", "rate={}", "rate=1.5", "speed=1", "rate=[1, 2]"):
+        result = run("simplify", "choice.onnx", "-o", "none.onnx", "--set", wrong)
+        assert result.exit_code == 2
+        assert "rate" in result.stderr
+        assert not Path("none.onnx").exists()
 
 
 def test_simplify_of_a_broken_file_writes_nothing(job: Path) -> None:

@@ -120,7 +120,7 @@ def simplify(
         typer.Option(
             "--check",
             help="Run the model before and after each rule, on random inputs: no output may change by more than 1e-5 "
-            "of its largest value, or than ONNX Runtime's own optimisations change it.",
+            "of its largest value, or than four times what ONNX Runtime's own optimisations change it by.",
         ),
     ] = False,
     size: Sizes = None,

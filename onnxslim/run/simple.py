@@ -130,8 +130,8 @@ def simplify(
     """The model with fewer nodes and the same function; a Graph that is given stays as it is.
 
     check: runs the model before and after every rule, in a process of its own; raises VerifyError naming the rule that
-    moved an output by more than 1e-5 of the largest value it has there (or, where that is more, by more than ONNX
-    Runtime's own optimisations move it). It runs on `inputs` (arrays by input name), or on random
+    moved an output by more than 1e-5 of the largest value it has there (or, where that is more, by more than four
+    times what ONNX Runtime's own optimisations move it by). It runs on `inputs` (arrays by input name), or on random
     ones: free axes then have the `sizes` given by symbol or as `input[axis]`, and others at which the model, as it
     comes, runs; ModelError where it runs on none.
 
