@@ -66,8 +66,10 @@ def forget_hints(graph: Graph, outer: Collection[int] | None = None) -> Hints:
                 is_proven = isinstance(dim, int) or (outer is not None and dim is not None)
                 own.append(dim if is_proven else f"{dim or ''}{_MARK}{value.name}:{axis}")
             graph.set_type(value, shape=own)
+    ruled: dict[tuple[str, str], bool] = {}
     for node in graph.nodes():
-        known = has_rule(graph, node)
+        kind = node.domain, node.op
+        known = ruled[kind] = ruled[kind] if kind in ruled else has_rule(graph, node)
         for made in graph.node_outputs(node):
             if made is None or made.shape is None:
                 continue
