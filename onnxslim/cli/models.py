@@ -123,6 +123,10 @@ def simplify(
             "of its largest value, or than four times what ONNX Runtime's own optimisations change it by.",
         ),
     ] = False,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help="Check on these instead: an .npz with an array for each input, by its name."),
+    ] = None,
     size: Sizes = None,
     frozen: Frozen = None,
     batch: Annotated[
@@ -144,11 +148,14 @@ def simplify(
 
         onnxslim simplify detector.onnx -o simple.onnx --check --size height=480 --size width=640
 
+        onnxslim simplify detector.onnx -o simple.onnx --check --inputs page.npz
+
         onnxslim simplify exported.onnx -o any.onnx --batch dynamic
 
         onnxslim simplify voice.onnx -o voice16k.onnx --set sr=16000
     """
     from onnxslim.analysis.bodies import count_nodes
+    from onnxslim.data.npz import load_arrays
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_free
@@ -164,7 +171,14 @@ def simplify(
     if batch is not None:
         graph = set_batch(graph, batch_of(batch))
     with progress_bar() as progress:
-        result = run(graph, check=check, sizes=sizes_of(size), freeze=frozen_of(frozen), progress=progress)
+        result = run(
+            graph,
+            check=check,
+            sizes=sizes_of(size),
+            inputs=None if inputs is None else load_arrays(inputs),
+            freeze=frozen_of(frozen),
+            progress=progress,
+        )
     untried = require_runs(result.graph, graph)
     write(result.graph, out)
     print_view(rules_table(result.outcome.by_pass))
@@ -172,8 +186,8 @@ def simplify(
     typer.echo(f"{out}: {left:,} nodes of {nodes:,}, {after:,} bytes of {before:,}{', checked' if check else ''}")
     if untried:
         typer.echo(f"note: {in_flags(untried)}")
-    for inputs in result.checked_on:
-        typer.echo(f"checked on {inputs}")
+    for shapes in result.checked_on:
+        typer.echo(f"checked on {shapes}")
     for line in grouped(result.outcome.refused):
         typer.echo(f"left as it is: {line}")
     for note in result.outcome.notes:

@@ -14,7 +14,7 @@ from onnxslim.errors import DataError
 from onnxslim.files import open_regular
 from onnxslim.graph import Array
 
-__all__ = ["open_npz"]
+__all__ = ["load_arrays", "open_npz"]
 
 _LABELS = (LABEL, "labels", "y")
 
@@ -29,7 +29,7 @@ def open_npz(
 
     Raises DataError: not an archive, no such split, what `ArrayDataset` raises.
     """
-    arrays = _load(path)
+    arrays = load_arrays(path)
     classes = arrays.pop("classes", None)
     splits = sorted({s for name in arrays if (s := _split_of(name)[0])})
     if split is None and splits:
@@ -49,7 +49,8 @@ def open_npz(
     return ArrayDataset(named, names, layout=layout, source=str(path))
 
 
-def _load(path: Path) -> dict[str, Array]:
+def load_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an archive by name; DataError where it is none."""
     try:
         with open_regular(path) as file:
             archive = np.load(file, allow_pickle=False)

@@ -129,3 +129,27 @@ def test_training_and_taylor_take_the_sizes_of_the_data(tmp_path: Path, sizes: t
     trained = onnxslim.read(tmp_path / "free" / "model.onnx")
     assert trained.value("x").shape == ("N", 3, *names)
     assert report.rows[0].accuracy is not None
+
+
+def test_simplify_checks_where_the_model_runs(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    write(classifier("H", "W"), tmp_path / "m.onnx")
+    np.savez(tmp_path / "in.npz", x=data(9, 7, count=3)["x"])
+    np.savez(tmp_path / "wrong.npz", z=data(9, 7, count=3)["x"])
+    command = ["simplify", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "s.onnx"), "--force"]
+    runner = CliRunner()
+    for options, shape in (
+        ([], "[2, 3, 32, 64]"),
+        (["--size", "W=5"], "[2, 3, 32, 5]"),
+        (["--inputs", str(tmp_path / "in.npz")], "[3, 3, 9, 7]"),
+    ):
+        said = runner.invoke(app, [*command, "--check", *options])
+        assert said.exit_code == 0, said.output
+        assert f"checked on x {shape}" in said.output
+    missing = runner.invoke(app, [*command, "--check", "--inputs", str(tmp_path / "wrong.npz")])
+    assert missing.exit_code == 2
+    assert "needs input 'x', which was not fed; fed: z" in missing.output
+    useless = runner.invoke(app, [*command, "--size", "W=5"])
+    assert useless.exit_code == 2
+    assert "ask for" in useless.output
