@@ -140,7 +140,7 @@ class _Search:
             for name, shape in self.shapes.items()
         }
         mark = tuple(tuple(shape) for shape in shapes.values())
-        if mark in self.tried or (any(math.prod(shape) > _MOST for shape in shapes.values()) and self.free):
+        if mark in self.tried or self._is_large(shapes):
             return False
         sample = Sample(_random(self.graph, shapes, self.seed))
         try:
@@ -154,8 +154,16 @@ class _Search:
         self.sample = sample
         return True
 
+    def _is_large(self, shapes: Mapping[str, Sequence[int]]) -> bool:
+        """Beyond what is tried, because of what was chosen here and not by the model or an option."""
+        for name, shape in shapes.items():
+            given = math.prod(d for d in self.shapes[name] if isinstance(d, int))
+            if math.prod(shape) > max(_MOST, _BATCHES[0] * given):
+                return True
+        return False
+
     def failure(self, why: str) -> ModelError:
-        last = list(self.tried.values())
+        last = list(self.tried.values()) or ["none: they would be too large"]
         axes = ", ".join(dict.fromkeys(map(str, self.free)))
         if not axes:
             return ModelError(f"Graph '{self.graph.name}' itself does not run on random inputs {last[-1]}")

@@ -120,3 +120,14 @@ def test_an_input_of_unknown_rank_needs_data(child: Child) -> None:
     with pytest.raises(DataError, match="Input 'x' needs data of its own"):
         find_feeds(y, child)
     assert [str(s) for s in find_feeds(y, child, given={"x": np.ones(4, np.float32)})] == ["x [4]"]
+
+
+def test_large_sizes_are_tried_where_they_are_given_and_only_there(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxslim.runtime.feeds._MOST", 100)
+    graph, x = image(["N", 1, "H", "W"])
+    y = ending(graph, graph.op("Relu", x, name="y"))
+    assert shapes(y, child) == [{"x": (1, 1, 8, 12)}]
+    assert shapes(y, child, sizes={"H": 50, "W": 60}) == [{"x": (2, 1, 50, 60)}]
+    assert shapes(y, child, sizes={"N": 101}) == [{"x": (101, 1, 1, 2)}]
