@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxslim.errors import UnsupportedError
+from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import Array, Graph, Node
 
 __all__ = [
@@ -208,14 +208,19 @@ def sliced(graph: Graph, node: Node) -> dict[int, Array | None] | None:
 def padding(graph: Graph, node: Node, rank: int | None = None) -> list[tuple[int, int]] | None:
     """What a Pad adds before and after each axis of its input; None where that is computed, or the axes are unknown.
 
-    rank: of the input, where its shape does not say it.
+    rank: of the input, where its shape does not say it. Raises ModelError for pads or axes that do not fit it.
     """
     shape = graph.operand(node, 0).shape
     rank = len(shape) if shape is not None else rank
     pads, axes = given_numbers(graph, node, "pads", 1), graph.constant_of(graph.input(node, 3))
     if rank is None or pads is None or (axes is None and graph.input(node, 3) is not None):
         return None
-    places = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
+    given = list(range(rank)) if axes is None else [int(a) for a in axes.reshape(-1)]
+    if any(not -rank <= a < rank for a in given) or len({a % rank for a in given}) < len(given):
+        raise ModelError(f"{node}: expected axes of {rank}, each once, got {given}")
+    if pads.ndim != 1 or len(pads) != 2 * len(given):
+        raise ModelError(f"{node}: expected {2 * len(given)} pads, two for each of {len(given)} axes, got {pads.size}")
+    places = [a % rank for a in given]
     added = [(0, 0)] * rank
     for i, axis in enumerate(places):
         added[axis] = int(pads[i]), int(pads[i + len(places)])

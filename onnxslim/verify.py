@@ -15,7 +15,7 @@ from onnxslim.analysis.shapes import TYPES, inferred_types, known_types
 from onnxslim.errors import ModelError, VerifyError
 from onnxslim.graph import DType, Graph, Node, Shape, Value
 
-__all__ = ["require_sound_attributes", "verify", "verify_types"]
+__all__ = ["require_sound", "require_sound_attributes", "verify", "verify_types"]
 
 _KIND_NAMES = {code: name for name, code in onnx.AttributeProto.AttributeType.items()}
 
@@ -55,6 +55,16 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
         _check_fake_quant(graph, node)
     if types:
         _check_types(graph, nodes)
+
+
+def require_sound(graph: Graph) -> None:
+    """Raises VerifyError as `verify` does, and where operands of a graph with inferred shapes do not fit one another;
+    what is declared of other types and shapes is not looked at."""
+    verify(graph, types=False)
+    for node in graph.nodes():
+        why = misfit(graph, node, {})
+        if why is not None:
+            raise VerifyError(f"{_where(graph, node)}: {why}")
 
 
 def verify_types(graph: Graph) -> None:

@@ -107,15 +107,16 @@ class Loader:
         made.view = view
         return made
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches of an epoch from `start_step` on. Closing the generator stops its threads."""
+    def epoch(self, epoch: int, start_step: int = 0, stop_step: int | None = None) -> Generator[Batch, None, None]:
+        """The batches of an epoch from `start_step` on, before `stop_step`; no other is read. Closing the generator
+        stops its threads."""
         order = self.order(epoch)
 
         def make(step: int) -> Batch:
             indices = order[step * self.batch : (step + 1) * self.batch]
             return self.make(indices, epoch, self.view_of(epoch, indices))
 
-        yield from self._timed(make, range(start_step, self.steps_per_epoch))
+        yield from self._timed(make, range(start_step, min(self.steps_per_epoch, stop_step or self.steps_per_epoch)))
 
     def view(self, view: int, batch: int | None = None) -> Generator[Batch, None, None]:
         """All images in order under one view, last batch short: what a teacher's cache is filled from."""

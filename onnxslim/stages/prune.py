@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -42,6 +41,7 @@ from onnxslim.stages.base import (
 )
 from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.stages.quantize import calibration_batches
+from onnxslim.verify import require_sound, verify
 from passes.prune import CutChannels
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import FoldBatchnorm, for_runtime, takes_any_batch
@@ -261,7 +261,9 @@ class Prune(Stage):
     def workspace(self, graph: Graph, context: RunContext, *, dry: bool = False) -> Workspace:
         """The graph prepared for cutting; `dry`: nothing is measured."""
         require_not_quantized(graph, "pruned")
+        verify(graph, types=False)  # the rules take it to be a sound model
         work = prepared(graph)
+        require_sound(work)
         restored = 0
         batches = None
         if self.restore_batchnorm and context.data.has("train"):
@@ -363,8 +365,8 @@ class Prune(Stage):
             assert made.labels is not None
             return made.feeds, made.labels
 
-        with closing(loader.epoch(0)) as batches:
-            return gradient_products(graph, map(labelled, islice(batches, count)), batch, count, context.progress)
+        with closing(loader.epoch(0, stop_step=count)) as batches:
+            return gradient_products(graph, map(labelled, batches), batch, count, context.progress)
 
 
 def _size(graph: Graph, sizes: Mapping[str, int]) -> Size:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -122,9 +121,9 @@ class Train(Stage):
             context.tell(note)
         if self.restore_batchnorm:
             context.tell("measuring batch norms")
-            with closing(loader.epoch(0)) as batches:  # images as they are trained on
-                seen = islice(batches, -(-_MEASURED // self.batch))
-                restored = restore_batchnorm(student, (batch.feeds for batch in seen), context)
+            steps = -(-_MEASURED // self.batch)
+            with closing(loader.epoch(0, stop_step=steps)) as batches:  # images as they are trained on
+                restored = restore_batchnorm(student, (batch.feeds for batch in batches), context)
         mark_roles(student)
         teacher = self.prepared_teacher(context)
         cache = None

@@ -199,3 +199,19 @@ def test_errors() -> None:
         loader(batch=0)
     with pytest.raises(DataError, match="at least 1"):
         loader(views=0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nothing_is_read_beyond_the_step_where_an_epoch_is_to_stop(threads: int) -> None:
+    read: list[int] = []
+
+    class Counting(ArrayDataset):
+        def read(self, indices: Array) -> dict[str, Array]:
+            read.extend(indices.tolist())
+            return super().read(indices)
+
+    loader = Loader(Counting({"image": IMAGES, "label": LABELS}), "input", PREPROCESS, batch=8, threads=threads)
+    with contextlib.closing(loader.epoch(0, 1, 3)) as batches:
+        assert len(list(batches)) == 2
+    assert len(read) == 16
+    assert len(list(loader.epoch(0, stop_step=99))) == loader.steps_per_epoch

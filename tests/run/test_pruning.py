@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import onnxslim
 import onnxslim.recipe
 from onnxslim.analysis.cost import cost
 from onnxslim.data import Preprocess
-from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.errors import ModelError, RecipeError, UnsupportedError
 from onnxslim.evaluation import open_session
 from onnxslim.graph import DType, Graph, Role
-from onnxslim.onnx_io import read, to_bytes, write
+from onnxslim.onnx_io import from_proto, read, to_bytes, write
 from onnxslim.stages import Prune
 from onnxslim.stages.preprocessing import noted_preprocess
 
@@ -176,3 +178,72 @@ def test_stages_behind_the_last_export_are_refused(job: Path) -> None:
     with pytest.raises(RecipeError, match=r"stages\.5\.train stands behind the last export"):
         onnxslim.compress("p.yaml")
     assert not (job / "runs").exists()
+
+
+def _between(middle: list[onnx.NodeProto], constants: dict[str, np.ndarray], out: int = 16) -> Graph:
+    """conv a (16 filters) → middle, which makes m of a → conv b."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a.w": rng.normal(size=(16, 3, 1, 1)).astype(np.float32),
+        "b.w": rng.normal(size=(8, out, 1, 1)).astype(np.float32),
+        **constants,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "a.w"], ["a"], "conv_a"),
+        *middle,
+        helper.make_node("Conv", ["m", "b.w"], ["b"], "conv_b"),
+        helper.make_node("ReduceSum", ["b"], ["y"], "sum", keepdims=0),
+    ]
+    given = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 8, 8])]
+    made = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [])]
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "g", given, made, tensors)
+    return from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+def _pad(*pads: int, axes: tuple[int, ...] = ()) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    names = ["a", "pads", *(["", "axes"] if axes else [])]
+    constants = {"pads": np.array(pads, np.int64), **({"axes": np.array(axes, np.int64)} if axes else {})}
+    return [helper.make_node("Pad", names, ["m"], "odd")], constants
+
+
+def _grouped(op: str, group: int, *weight: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    return [helper.make_node(op, ["a", "w"], ["m"], "odd", group=group)], {"w": np.ones(weight, np.float32)}
+
+
+def _normed(groups: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    node = helper.make_node("GroupNormalization", ["a", "s", "s"], ["m"], "odd", num_groups=groups)
+    return [node], {"s": np.ones(groups, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("middle", "says"),
+    [
+        (_grouped("Conv", 3, 16, 4, 1, 1), r"\(Conv\).*'group' to divide 16.*got 3"),
+        (_grouped("Conv", 16, 24, 1, 1, 1), r"\(Conv\).*'group' to divide 24.*got 16"),  # depthwise
+        (_grouped("ConvTranspose", 5, 16, 4, 1, 1), r"\(ConvTranspose\).*'group' to divide 16.*got 5"),
+        (_normed(3), r"\(GroupNormalization\).*num_groups to divide the 16 channels.*got 3"),
+        (_pad(0, 1), r"\(Pad\).*expected 8 pads, two for each of 4 axes, got 2"),
+        (_pad(0, 1, axes=(1, 2)), r"\(Pad\).*expected 4 pads.*got 2"),
+        (_pad(0, 1, axes=(9,)), r"\(Pad\).*expected axes of 4, each once, got \[9\]"),
+        (_pad(0, 1, 0, 1, axes=(1, -3)), r"\(Pad\).*expected axes of 4, each once, got \[1, -3\]"),
+    ],
+)
+def test_what_does_not_fit_is_said_of_the_model(
+    middle: tuple[list[onnx.NodeProto], dict[str, np.ndarray]], says: str
+) -> None:
+    with pytest.raises(ModelError, match=f"^node 'odd' {says}"):
+        onnxslim.prune(_between(*middle), params=0.9, multiple=1)
+
+
+def test_large_sparse_weights_are_pinned() -> None:
+    """Of 2⁴⁰ filters nothing is followed index by index; what else the model has is cut."""
+    graph = _between([helper.make_node("Relu", ["a"], ["m"])], {})
+    x = graph.inputs[0]
+    values = numpy_helper.from_array(np.ones(1, np.float32), "huge")
+    indices = numpy_helper.from_array(np.zeros(1, np.int64), "huge.at")
+    weight = graph.add_value("huge", DType.FLOAT, (1 << 40, 3, 1, 1))
+    weight.sparse = helper.make_sparse_tensor(values, indices, [1 << 40, 3, 1, 1])
+    graph.add_output(graph.op("Conv", x, weight, name="large"))
+    found = onnxslim.plan_pruning(graph, params=0.9, multiple=1)
+    assert set(found.cuts) == {"conv_a", "conv_b"}

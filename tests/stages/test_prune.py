@@ -212,6 +212,24 @@ def test_taylor_takes_few_images_too(trained: Graph, dataset: ArrayDataset, tmp_
     assert result.summary["macs_left"] <= 0.5
 
 
+def test_taylor_reads_as_many_images_as_it_is_told(
+    trained: Graph, dataset: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 a batch: none is read for a second batch that nothing asks for."""
+    seen: list[int] = []
+    plain = ArrayDataset.read
+
+    def counting(self: ArrayDataset, indices: np.ndarray) -> dict[str, np.ndarray]:
+        seen.extend(indices.tolist())
+        return plain(self, indices)
+
+    stage = Prune(macs=0.5, multiple=1, criterion="taylor", samples=64, restore_batchnorm=False)
+    stage.check(trained, context(dataset, tmp_path, "train"))
+    monkeypatch.setattr(ArrayDataset, "read", counting)
+    stage.plan(trained, context(dataset, tmp_path, "train"))
+    assert len(seen) == 64
+
+
 def test_labels_out_of_range_are_an_error_for_taylor(trained: Graph, tmp_path: Path) -> None:
     wrong = ArrayDataset({"image": np.zeros((16, 8, 8, 1), np.uint8), "label": np.arange(16) + 90})
     with pytest.raises(DataError, match="Labels for a model of 6 classes"):

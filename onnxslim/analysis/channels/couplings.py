@@ -16,7 +16,7 @@ import numpy as np
 from onnxslim.analysis.shape_values import known_values
 from onnxslim.graph import Array, Graph, Node, Value
 
-__all__ = ["Axis", "Couplings", "Edge", "End", "Pin", "Reader"]
+__all__ = ["LONGEST", "Axis", "Couplings", "Edge", "End", "Pin", "Reader"]
 
 
 class Axis(NamedTuple):
@@ -58,6 +58,8 @@ class Pin(NamedTuple):
     why: str
 
 
+LONGEST = 1 << 26
+"""Elements of an axis whose indices are followed one by one: half a gigabyte of them."""
 _ASKS_TYPES = ("CastLike", "Shape")
 """Ops that look at channels without reading them; `passes.prune` keeps what a Shape says."""
 
@@ -109,9 +111,14 @@ class Couplings:
         return [axis for axis in range(rank) if self.is_live(value, axis)]
 
     def size(self, value: Value, axis: int) -> int | None:
-        """The length of an axis where it is a number."""
+        """The length of an axis where it is a number, and none too large to follow index by index."""
         dim = None if value.shape is None or axis >= len(value.shape) else value.shape[axis]
-        return dim if isinstance(dim, int) else None
+        return dim if isinstance(dim, int) and dim <= LONGEST else None
+
+    def _fits(self, end: End) -> bool:
+        """Whether the indices of an end are there."""
+        size = self.size(end.value, end.axis)
+        return size is not None and (end.at is None or end.at.size == 0 or -1 < end.at.min() <= end.at.max() < size)
 
     def join(self, node: Node, ends: Sequence[End], *, start: bool = False) -> bool:
         """Couples axes that `node` reads and writes; whether they are live now.
@@ -122,7 +129,7 @@ class Couplings:
         if not start and not any(self.is_live(end.value, end.axis) for end in ends):
             return False
         sizes = [self.size(end.value, end.axis) if end.at is None else len(end.at) for end in ends]
-        if len(set(sizes)) > 1 or any(self.size(end.value, end.axis) is None for end in ends):
+        if len(set(sizes)) > 1 or not all(map(self._fits, ends)):
             what = "unknown size" if None in sizes else "another size"
             for end in ends:
                 self.pin(node, end.value, end.axis, f"makes of it an axis of {what}", end.at)

@@ -159,7 +159,7 @@ class _Component:
             mark = np.zeros(count, np.int64)
             mark[touched] = 1
             kind = _refined(kind, mark)
-        return [kind == k for k in range(int(kind.max()) + 1)]
+        return [kind == k for k in range(int(kind.max(initial=-1)) + 1)]
 
     def _group(self, units: Mapping[Axis, Array], kind: Array, why: Sequence[str]) -> Group:
         graph = self.couplings.graph
@@ -184,7 +184,7 @@ class _Component:
 
 def _refined(kind: Array, mark: Array) -> Array:
     """Kinds told apart by a mark as well, numbered in the order of the old ones."""
-    if (mark == mark[0]).all():
+    if (mark == mark[:1]).all():
         return kind
     refined: Array = np.unique(kind * (int(mark.max()) + 1) + mark, return_inverse=True)[1]
     return refined

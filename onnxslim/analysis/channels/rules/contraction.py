@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from onnxslim.analysis.channels.couplings import Couplings, End
+from onnxslim.analysis.channels.couplings import LONGEST, Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
 from onnxslim.graph import Node, Value
 from onnxslim.ops import axes_of
@@ -23,8 +23,13 @@ def _with_known_filters(rule: Callable[[Couplings, Node], None]) -> Callable[[Co
 
     def guarded(couplings: Couplings, node: Node) -> None:
         w = couplings.graph.operand(node, 1)
-        if None in (couplings.size(w, 0), couplings.size(w, 1)):
+        first, second, group = couplings.size(w, 0), couplings.size(w, 1), int(node.attr("group", 1))
+        if first is None or second is None:
             couplings.pin_all(node, "has a weight of unknown size")
+        elif max(first, second) * group > LONGEST:
+            couplings.pin_all(node, "has more channels than can be followed")
+        elif not first * second or first % group:
+            couplings.pin_all(node, "has filters that its group does not divide")
         else:
             rule(couplings, node)
 
