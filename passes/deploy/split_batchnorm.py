@@ -18,9 +18,9 @@ __all__ = ["SplitBatchnorm"]
 class SplitBatchnorm(Pass):
     """BN(R(MatMul(a, w)); γ, β, μ, v)  →  R(MatMul(a, w)) · k + (β − μ·k),  k = γ / √(v + ε)
 
-    where R is a chain of Reshape and Transpose, or nothing and a no matrix. ONNX Runtime 1.19 folds such a batch norm
-    into w as if its channels were w's columns, whatever R made of them: where the numbers of both are equal, it then
-    computes something else, or refuses the model. Later releases do not.
+    where R is a chain of Reshape and Transpose, or nothing where a is no matrix. ONNX Runtime 1.19 folds such a batch
+    norm into w as if its channels were w's columns, whatever R made of them: where the numbers of both are equal, it
+    then computes something else, or refuses the model. Later releases do not.
 
     Retained: a batch norm in training mode, with computed parameters, of a type other than float32, or of unknown rank.
 

@@ -12,6 +12,8 @@ from passes.simplify.matching import Region, is_float, near
 __all__ = ["FuseHardSwish"]
 
 _SWISH_SINCE = 14
+_FARTHEST = 16.0
+"""Of beta: α·x + β loses the digits that (x − m) / s keeps where m is far from the zero of x."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class FuseHardSwish(Pass):
     Min or as Min and Max, the sixth before or after the product, and HardSigmoid as a node.
 
     Refuses, naming the node, where something else reads a step in between. Retained: types other than float32, which
-    ONNX Runtime's kernel of HardSigmoid does not take, and a Clip of x itself, which is one node already.
+    ONNX Runtime's kernel of HardSigmoid does not take, a Clip of x itself, which is one node already, and |beta| above
+    16, where float32 would lose digits.
 
     Contract: equal to 1e-5 of the largest output (the same sums and products in another order).
     """
@@ -104,7 +107,7 @@ def _hard_sigmoid(graph: Graph, root: Node) -> str | None:
     if cut is None or cut[1] * factor != 0 or not near(cut[2] * factor, 1):
         return None
     x, scale, shift = region.affine(cut[0])
-    if x is cut[0] and root.op not in ("Div", "Mul"):
+    if (x is cut[0] and root.op not in ("Div", "Mul")) or abs(shift * factor) > _FARTHEST:
         return None
     if not region.is_closed:
         return "what lies between it and its input is read elsewhere too"

@@ -28,7 +28,7 @@ def near(a: float, b: float) -> bool:
 class Region:
     """The nodes that a formula was read from, gathered as it is read; `root` computes its result.
 
-    Scalars of a formula may raise no rank: a constant of shape [1, 1] beside a vector makes a matrix.
+    A number of a formula may raise no rank: a constant of shape [1, 1] beside a vector makes a matrix.
     """
 
     def __init__(self, graph: Graph, root: Node) -> None:
@@ -104,7 +104,7 @@ class Region:
             return [0.0, 1.0]
         number = scalar(self.graph, value)
         if number is not None:
-            return [number]
+            return [number] if self._keeps_rank(x, value) else None
         node = self.graph.producer(value)
         if node is None or node.domain or depth == _DEEPEST or node.op not in _POLYNOMIAL or node.arity[0] != 2:
             return None

@@ -122,9 +122,10 @@ def test_limits_as_attributes_of_opset_10(build, ops, largest_error) -> None:
         lambda w, x: w.op("Mul", x, w.op("Div", relu6(w, x, low=-1.0), 6.0)),
         lambda w, x: w.op("Mul", w.op("Abs", x), w.op("Clip", w.op("Add", x, 3.0), 0.0, 6.0)),
         lambda w, x: w.op("Clip", x, 0.0, 1.0),
+        lambda w, x: w.op("Clip", w.op("Div", w.op("Sub", x, 1e4), 3.0), 0.0, 1.0),
         lambda w, x: w.op("Div", 6.0, w.op("Clip", w.op("Add", x, 3.5), 1.0, 6.0)),
     ],
-    ids=["another limit", "negative", "another x", "clip alone", "number over it"],
+    ids=["another limit", "negative", "another x", "clip alone", "far from zero", "number over it"],
 )
 def test_retained(spelling: Spelling, build, ops) -> None:
     graph = built(build, spelling)
@@ -148,6 +149,18 @@ def test_a_step_that_is_read_elsewhere_is_refused(build) -> None:
     outcome = FuseHardSwish()(built(build, SWISHES["node"], taps=True))
     assert outcome.rewrites == 0
     assert "read elsewhere" in outcome.refused[0].why
+
+
+def test_a_number_that_raises_the_rank_is_retained(build) -> None:
+    b = build(40)
+    numbers = [b.constant(np.full((1, 1), v, np.float32)) for v in (3, 6)]
+    gate = b.graph.op("Add", b.x, numbers[0])
+    gate = b.graph.op("Div", b.graph.op("Clip", gate, *(b.constant(np.float32(v)) for v in (0, 6))), numbers[1])
+    graph = b.finish(b.graph.op("Mul", b.x, gate))
+    shape = graph.outputs[0].shape
+    FuseHardSwish()(graph)
+    assert "HardSwish" not in [node.op for node in graph.nodes()]
+    assert graph.outputs[0].shape == shape == (1, 40)
 
 
 def test_half_precision_is_retained(build) -> None:
