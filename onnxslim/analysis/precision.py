@@ -31,6 +31,12 @@ _RUNTIME_OPS = frozenset({
     *_PAIRS, "ConvIntegerToFloat", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized",
     "MatMulBnb4", "MatMulIntegerToFloat", "MatMulNBits", "MulInteger", "NhwcMaxPool",
 })  # fmt: skip
+_ANY_TARGET = frozenset({
+    "ConvInteger", "ConvIntegerToFloat", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul", "GatherBlockQuantized", "MatMulBnb4", "MatMulInteger", "MatMulIntegerToFloat",
+    "MatMulNBits",
+})  # fmt: skip
+"""Ops that quantise activations by themselves as they come, or not at all: they have no type for a target to choose."""
 _RUNTIME_PREFIXES = ("QAttention", "QEmbed", "QGemm", "QLinear", "QMoE", "QOrdered")
 
 
@@ -50,6 +56,12 @@ class Precision:
     target: str | None = None
     floats: tuple[DType, ...] = ()
 
+    def suits(self, target: Target) -> bool:
+        """Whether what an int8 model does with activations is what the target does."""
+        if not self.activations and all(op in _ANY_TARGET for op, _ in self.ops):
+            return True
+        return self.target == target.name or self.activations == (activation_type(target),)
+
     def __str__(self) -> str:
         if self.kind == "float":
             return " and ".join("float32" if t is DType.FLOAT else t.name.lower() for t in self.floats) or "float"
@@ -57,7 +69,8 @@ class Precision:
             return self.kind
         types = " and ".join(t.name.lower() for t in self.activations)
         described = f"{types} activations" if types else ", ".join(op for op, _ in self.ops)
-        return f"int8, {described}" + ("" if self.target is None else f", for {self.target}")
+        kind = "int8" if set(self.activations) <= {DType.INT8, DType.UINT8} else "quantised"
+        return f"{kind}, {described}" + ("" if self.target is None else f", for {self.target}")
 
 
 def precision_of(graph: Graph) -> Precision:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from onnxslim.analysis.precision import TARGET_KEY, activation_type, precision_of
+from onnxslim.analysis.precision import TARGET_KEY, precision_of
 from onnxslim.brief import Brief
 from onnxslim.data import Preprocess
 from onnxslim.errors import UnsupportedError
@@ -123,11 +123,9 @@ def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tu
 def _for_target(graph: Graph, target: Target) -> tuple[Pass, ...]:
     """What brings an int8 graph to a target's activation type; nothing where it has it."""
     found = precision_of(graph)
-    if found.target == target.name or found.activations == (activation_type(target),):
+    if found.suits(target):
         return ()
     if not found.activations:
-        if all(op in ("DequantizeLinear", "MatMulNBits") for op, _ in found.ops):
-            return ()  # weights alone: float activations on every target
         ops = ", ".join(op for op, _ in found.ops)
         raise UnsupportedError(
             f"Graph '{graph.name}' computes with {ops}, which are made for one target: quantise the float model for "

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.analysis.precision import quantized_type
+from onnxslim.analysis.scope import place
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import DType, Graph, Node, Value
 from onnxslim.rewrite import Context, Outcome, Pass
@@ -63,7 +64,12 @@ def _followed(graph: Graph, starts: Iterable[Node], wanted: DType) -> list[Value
     other = DType.UINT8 if wanted is DType.INT8 else DType.INT8
     queue, found = [graph.result(node) for node in starts], dict[int, Value]()
     for node in starts:
-        _require(quantized_type(graph, node) is other, node, f"quantises to {quantized_type(graph, node).name.lower()}")
+        _require(
+            graph,
+            quantized_type(graph, node) is other,
+            node,
+            f"quantises to {quantized_type(graph, node).name.lower()}",
+        )
     while queue:
         value = queue.pop()
         if value.id in found:
@@ -71,25 +77,26 @@ def _followed(graph: Graph, starts: Iterable[Node], wanted: DType) -> list[Value
         found[value.id] = value
         source = graph.producer(value)
         assert source is not None
-        _require(not graph.is_output(value), source, f"gives the model's output '{value.name}'")
+        _require(graph, not graph.is_output(value), source, f"gives the model's output '{value.name}'")
         for use in graph.uses(value):
             node = use.node
             if node.op == "DequantizeLinear":
                 continue
             moves = not node.domain and node.op in (*_MOVERS, "Clip")
-            _require(moves, node, f"reads the integers '{value.name}'")
+            _require(graph, moves, node, f"reads the integers '{value.name}'")
             queue += [v for v in graph.node_outputs(node) if v is not None]
     for value in found.values():
         source = graph.producer(value)
         if source is not None and source.op == "Concat":
             known = all(v is not None and v.id in found for v in graph.node_inputs(source))
-            _require(known, source, "joins integers of another kind")
+            _require(graph, known, source, "joins integers of another kind")
     return list(found.values())
 
 
-def _require(true: bool, node: Node, what: str) -> None:
+def _require(graph: Graph, true: bool, node: Node, what: str) -> None:
     if not true:
-        raise UnsupportedError(f"{node} {what}, so the activations cannot change their type: quantise for the target")
+        where = place(graph, node)
+        raise UnsupportedError(f"{where} {what}, so the activations cannot change their type: quantise for the target")
 
 
 class _Changes:
@@ -110,7 +117,7 @@ class _Changes:
         if zero_point is None:  # uint8 0 by default, which is int8 −128; int8 comes with its zero point, or as 0
             scale = self.graph.operand(node, 1)
             array = self.graph.constant_of(scale)
-            _require(array is not None, node, "has a scale that is computed")
+            _require(self.graph, array is not None, node, "has a scale that is computed")
             assert array is not None
             self.graph.set_input(node, 2, self._constant("zero_point", np.full(array.shape, self.shift)))
         else:
@@ -139,7 +146,7 @@ class _Changes:
 
     def _shifted(self, value: Value, node: Node) -> Value:
         array = self.graph.constant_of(value)
-        _require(array is not None, node, f"reads '{value.name}', which is computed")
+        _require(self.graph, array is not None, node, f"reads '{value.name}', which is computed")
         assert array is not None
         if value.id not in self.made:
             self.made[value.id] = self._constant(value.name, array.astype(np.int64) + self.shift)

@@ -122,10 +122,23 @@ def test_what_cannot_be_shifted_is_named() -> None:
 def test_integer_ops_of_the_runtime_are_one_targets_alone() -> None:
     graph = Graph("g")
     x = graph.add_input("x", DType.FLOAT, ["N", 4])
-    y = graph.op("DynamicQuantizeMatMul", x, x, domain="com.microsoft")
+    y = graph.op("QLinearSigmoid", x, x, x, x, x, domain="com.microsoft")
     graph.set_type(y, DType.FLOAT, None)
     graph.add_output(y)
     assert precision_of(graph).kind == "int8"
     assert load_target("arm").name == "arm"
-    with pytest.raises(UnsupportedError, match="DynamicQuantizeMatMul, which are made for one target"):
+    with pytest.raises(UnsupportedError, match="QLinearSigmoid, which are made for one target"):
         lower(graph, "arm")
+
+
+@pytest.mark.parametrize("target", ["arm", "x64"])
+def test_what_quantises_activations_as_they_come_suits_every_target(target: str) -> None:
+    graph = Graph("g")
+    x, w = graph.add_input("x", DType.FLOAT, ["N", 4]), graph.add_constant("w", np.ones((4, 4), np.int8))
+    split = graph.add_node("DynamicQuantizeLinear", [x], 3)
+    q, _, zero_point = (graph.result(split, slot) for slot in range(3))
+    y = graph.op("Cast", graph.op("MatMulInteger", q, w, zero_point), to=int(DType.FLOAT))
+    graph.set_type(y, DType.FLOAT, None)
+    graph.add_output(y)
+    lowered, _ = lower(graph, target)
+    assert [n.op for n in lowered.nodes()] == [n.op for n in graph.nodes()]
