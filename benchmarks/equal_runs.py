@@ -65,7 +65,7 @@ def main() -> None:
         for process in work:
             process.kill()
             process.wait()
-    print(f"{options.runs} runs, {len(found)} digests; {platform.machine()}, {os.cpu_count()} cores")
+    print(f"{options.runs} runs, digests: {len(found)}; {platform.machine()}, {os.cpu_count()} cores")
     if len(found) > 1:
         sys.exit(f"DIFFERENT: {dict(found)}")
 

@@ -4,9 +4,10 @@
 
 Without RECIPE: quantisation-aware training with distillation on scikit-learn's digits. The run is first
 made without interruption; then again, killed (SIGKILL) `--kills` times, each time at a random moment
-within `--within` seconds after its first sign of life, and every other time at the moment when a
-checkpoint is being written. After each kill every checkpoint must be readable. Ends with 1 unless the
-weights (all of the checkpoints that are kept, bit by bit) and the exported model are identical.
+within `--within` seconds after its first sign of life (one time in four) or after the first epoch that
+it trains, and every other time at the moment when a checkpoint is being written. After each kill every
+checkpoint must be readable. Ends with 1 unless the weights (all of the checkpoints that are kept, bit by
+bit) and the exported model are identical.
 """
 
 from __future__ import annotations
@@ -88,15 +89,17 @@ def require_readable(folder: Path) -> int:
     return len(found)
 
 
-def killed(process: subprocess.Popen[bytes], folder: Path, delay: float, *, writing: bool) -> str | None:
-    """Kills it after `delay` seconds of its own work, or (`writing`) in a checkpoint's writing after that;
-    what it was doing, or None where it had ended before."""
-    log = next(iter(folder.glob("*/log.jsonl")), None)
-    size = log.stat().st_size if log else 0
-    while process.poll() is None:
-        log = next(iter(folder.glob("*/log.jsonl")), None)
-        if log is not None and log.stat().st_size > size:
-            break
+def signs(folder: Path, what: str) -> int:
+    """How many lines of the run's log hold it."""
+    return sum(path.read_text("utf-8").count(what) for path in folder.glob("*/log.jsonl"))
+
+
+def killed(process: subprocess.Popen[bytes], folder: Path, delay: float, *, early: bool, writing: bool) -> str | None:
+    """Kills it after `delay` seconds of its own work (`early`) or of its work after an epoch, or (`writing`) in a
+    checkpoint's writing after that; what it was doing, or None where it had ended before."""
+    what = '"event": "run"' if early else '"epoch": '
+    before = signs(folder, what)
+    while process.poll() is None and signs(folder, what) == before:
         time.sleep(0.001)
     until = time.perf_counter() + delay
     while process.poll() is None and time.perf_counter() < until:
@@ -153,12 +156,14 @@ def main() -> None:
         done = 0
         while done < options.kills:
             delay = random.uniform(0, options.within)
-            what = killed(start(recipe, options.sets, broken), broken, delay, writing=done % 2 == 1)
+            process = start(recipe, options.sets, broken)
+            what = killed(process, broken, delay, early=done % 4 == 0, writing=done % 2 == 1)
             if what is None:
                 sys.exit(f"The run ended after {done} kills: more --epochs or a shorter --within are needed")
             done += 1
             newest = checkpoints(broken)
-            name = newest[-2].name if len(newest) > 1 else "none yet"
+            trained = [path.name for path in newest if "-best-" not in path.name]
+            name = trained[-1] if trained else "none yet"
             print(f"Kill {done:2}: {delay:5.2f} s, {what}; {require_readable(broken)} readable, newest {name}")
         finish(start(recipe, options.sets, broken))
         differences = same(whole, broken)
