@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from onnxslim.data import open_dataset
 from onnxslim.errors import (
@@ -286,6 +288,32 @@ def test_other_data_under_the_same_name_are_refused(job: Path) -> None:
     np.savez(job / "data.npz", **changed)
     with pytest.raises(RecipeError, match=r"digests\.train was"):
         compress("r.yaml", resume=True)
+
+
+@pytest.mark.parametrize("change", ["pixel", "new image", "label"])
+def test_images_changed_between_kill_and_resume_are_refused(
+    job: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = job / "photos" / f"class{number % 6}" / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+    options = [PLAIN, "data.train=photos", "data.val=", "stages.0.quantize.samples=8"]
+    with monkeypatch.context() as broken:
+        broken.setattr(Export, "run", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compress("r.yaml", overrides=options)
+    image = job / "photos" / "class0" / "0.bmp"
+    if change == "pixel":
+        content = image.read_bytes()
+        image.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif change == "new image":
+        shutil.copy(image, image.with_name("12.bmp"))
+    else:
+        image.rename(job / "photos" / "class1" / "0.bmp")
+    with pytest.raises(RecipeError, match=r"digests\.train was .*, but the run was begun with it"):
+        compress("r.yaml", resume=True, overrides=options)
 
 
 def test_a_run_that_is_refused_leaves_no_folder(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
