@@ -55,12 +55,9 @@ class Checkpoints:
         if is_best:
             self._write(self._best_name(state.epoch), state)
         path = self._write(name, state)
-        for old in (*self._newest()[self.keep :], *self._unfinished()):
-            shutil.rmtree(old, ignore_errors=True)
+        self._remove(self._newest()[self.keep :])
         named = {self._best_name(epoch) for epoch in self._named_bests()}
-        for best in self._bests():
-            if best.name not in named:
-                shutil.rmtree(best, ignore_errors=True)
+        self._remove([best for best in self._bests() if best.name not in named])
         return path
 
     def save_first(self, state: State) -> None:
@@ -108,7 +105,14 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forgets all of this stage's checkpoints: a run that starts anew must not resume them later."""
-        for path in (*self._newest(), *self._bests()):
+        self._remove([*self._newest(), *self._bests()])
+
+    def _remove(self, paths: list[Path]) -> None:
+        """Each is hidden first, so that what is seen is whole whenever this is interrupted; then all hidden ones go."""
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.rename(path, self.folder / f".{path.name}.{secrets.token_hex(4)}")
+        for path in self._unfinished():
             shutil.rmtree(path, ignore_errors=True)
 
     def _best_name(self, epoch: int) -> str:

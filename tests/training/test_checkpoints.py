@@ -107,6 +107,25 @@ def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, damage: str) ->
     assert found.epoch == 1
 
 
+def test_what_is_being_removed_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, "train", keep=1)
+    checkpoints.save(replace(at(1), best_epoch=1), is_best=True)
+
+    def killed(path: Path, **_: object) -> None:
+        if path.name.startswith(".train-best-0001"):
+            (path / "state.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxslim.training.checkpoints.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(replace(at(2), best_epoch=2), is_best=True)
+    monkeypatch.undo()
+    seen = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert seen == ["train-0002", "train-best-0002"]
+    checkpoints.save(replace(at(3), best_epoch=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-0003", "train-best-0002"]
+
+
 def test_a_damaged_newest_leaves_one_that_has_its_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "train", keep=2)
     for epoch, best in ((1, 1), (2, 1), (3, 3)):
