@@ -8,7 +8,7 @@ and runtime.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -81,30 +81,40 @@ def _plans(path: Path) -> dict[str, Any]:
         return {}
 
 
-Build: TypeAlias = Callable[[Layout], Sequence[Step]]
-"""A run's steps in a layout, those of its first phase and first worker first."""
+Build: TypeAlias = Callable[[Layout], Iterable[Step]]
+"""A run's steps in a layout, that of its first phase and first worker first."""
 
 
 def candidates(build: Build, wanted: str = "auto") -> tuple[dict[Layout, Sequence[Step]], dict[str, str]]:
     """The steps of a run in each layout that can be built (`wanted`: in that one and in the plain one), and why there
     are none in the others. Raises what the plain layout raises."""
-    found: dict[Layout, Sequence[Step]] = {"plain": build("plain")}
+    found: dict[Layout, Sequence[Step]] = {"plain": list(build("plain"))}
     refused: dict[str, str] = {}
     for name in LAYOUTS:
         if name == "plain" or wanted not in ("auto", name):
             continue
         why = _obstacle(name, found["plain"], wanted)
         try:
-            steps = build(name) if why is None else ()
+            steps = [] if why is not None else _laid(build(name))
         except Exception as error:  # whatever it stumbles over: the plain layout is there, and the plan says why
             why = f"it cannot be built for this network: {str(error) or type(error).__name__}"
-        if why is None and not steps[0].laid:
-            why = "nothing in this network gains by it"
+        else:
+            why = why or (None if steps else "nothing in this network gains by it")
         if why is None:
             found[name] = steps
         else:
             refused[name] = why
     return found, refused
+
+
+def _laid(steps: Iterable[Step]) -> list[Step]:
+    """The steps; none, and no further one built, where the layout changes nothing."""
+    found: list[Step] = []
+    for step in steps:
+        if not step.laid:
+            return []
+        found.append(step)
+    return found
 
 
 def _obstacle(name: Layout, plain: Sequence[Step], wanted: str) -> str | None:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +80,7 @@ class Trainer:
     shown: Callable[[float], str] = "{:.4g}".format
     start: State | None = None
     _stop: bool = field(default=False, init=False)
+    _built: dict[tuple[int, bool, Layout], Step] = field(default_factory=dict, init=False)
     _best: State | None = field(default=None, init=False)
     _pace: _Pace = field(default_factory=lambda: _Pace(), init=False)
 
@@ -155,21 +156,24 @@ class Trainer:
     def _is_frozen(self, epoch: int) -> bool:
         return self.freeze_from is not None and epoch >= self.freeze_from
 
-    def all_steps(self, layout: Layout) -> list[Step]:
+    def all_steps(self, layout: Layout) -> Iterator[Step]:
         """Every step that this training makes, in a layout: of each phase, for each size of a worker's share."""
-        phases = [False, True] if self.freeze_from else [self.freeze_from is not None]
-        return [step for frozen in phases for step in self._steps(frozen, layout).values()]
+        for frozen in [False, True] if self.freeze_from else [self.freeze_from is not None]:
+            for size in dict.fromkeys(shares(self.loader.batch, self.workers)):
+                yield self._step(size, frozen, layout)
 
-    def _steps(self, frozen: bool, layout: Layout) -> dict[int, Step]:
-        """By the size of a worker's share of the batch. frozen: batch norm uses its running statistics."""
-        options = replace(self.options, frozen_batchnorm=frozen, layout=layout)
-        sizes = dict.fromkeys(shares(self.loader.batch, self.workers))
-        return {size: build_step(self.student, size, options, self.teacher) for size in sizes}
+    def _step(self, size: int, frozen: bool, layout: Layout) -> Step:
+        """For so many images. frozen: batch norm uses its running statistics. Built once."""
+        key = (size, frozen, layout)
+        if key not in self._built:
+            options = replace(self.options, frozen_batchnorm=frozen, layout=layout)
+            self._built[key] = build_step(self.student, size, options, self.teacher)
+        return self._built[key]
 
     def _engine(self, state: State, frozen: bool) -> tuple[Engine, list[Step]]:
-        sizes = shares(self.loader.batch, self.workers)
-        built = self._steps(frozen, self.options.layout)
-        steps = [built[size] for size in sizes]
+        sizes, layout = shares(self.loader.batch, self.workers), self.options.layout
+        steps = [self._step(size, frozen, layout) for size in sizes]
+        self._built = {key: step for key, step in self._built.items() if key[2] == layout}
         trained = steps[0].trained
         plan = UpdatePlan(
             parameters=trained.parameters,
