@@ -121,3 +121,10 @@ def test_clip(opset: int, lowest: float | None, expected: bool) -> None:
     op = (inputs, {}) if opset >= 11 else ([], attributes)
     b.finish(b.graph.op("Clip", b.x, *op[0], name="candidate", **op[1]))
     assert cuts_at_zero(b.graph, candidate(b)) is expected
+
+
+def test_a_clip_with_a_bound_a_channel_is_no_relu() -> None:
+    b = Builder(1, 2, 4, 4)
+    node = b.graph.producer(b.graph.op("Clip", b.x, b.constant(np.zeros((2, 1, 1), np.float32))))
+    assert node is not None
+    assert not cuts_at_zero(b.graph, node)

@@ -72,7 +72,7 @@ def bias_fits(graph: Graph, node: Node) -> bool:
     """
     bias, weight = graph.constant_of(graph.operand(node, 2)), graph.operand(node, 1)
     axis = weight_axis(node, weight)
-    if bias is None or axis is None:
+    if bias is None or axis is None or weight.shape is None or axis >= len(weight.shape):
         return False
     return bias.size == 1 or bias.shape[-1] == bias.size == weight.static_shape[axis]
 

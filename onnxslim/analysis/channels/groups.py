@@ -129,6 +129,8 @@ class _Component:
 
     def groups(self) -> list[Group]:
         units, count = self._units()
+        if not count:  # axes without an index
+            return []
         pins = [(np.unique(units[p.axis] if p.at is None else units[p.axis][p.at]), p.why) for p in self.pins]
         return [
             self._group(units, kind, [why for touched, why in pins if kind[touched].any()])

@@ -130,7 +130,7 @@ def _clip(t: Tape) -> Gradients:
 
 def _number(t: Tape, value: Value) -> float | None:
     array = t.graph.constant_of(value)
-    return None if array is None else float(array.reshape(()))
+    return None if array is None or array.size != 1 else float(array.reshape(()))
 
 
 def _hard_sigmoid(t: Tape) -> Gradients:
