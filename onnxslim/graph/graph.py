@@ -506,7 +506,7 @@ class Graph:
             twin_node = self.add_node(
                 op, ins, outs, attributes, domain=node.domain, name=node.name and prefix + node.name
             )
-            twin_node.overload, twin_node.extra = node.overload, node.extra
+            twin_node.overload, twin_node.extra, twin_node.origin = node.overload, node.extra, node.origin
             twin_node.doc, twin_node.metadata = node.doc, dict(node.metadata)
             for name, value in other.captures(node).items():
                 self.add_capture(twin_node, mapped[value.id], name)

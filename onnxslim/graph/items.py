@@ -127,7 +127,10 @@ class Value:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Node:
-    """One application of an op. `inputs` and `outputs` are found through the graph."""
+    """One application of an op. `inputs` and `outputs` are found through the graph.
+
+    origin: the node that this one was written out of, as messages name it; empty for one of the user's own.
+    """
 
     id: int
     op: str
@@ -139,6 +142,7 @@ class Node:
     metadata: dict[str, str] = field(default_factory=dict)
     overload: str = ""
     extra: onnx.NodeProto | None = None  # fields that have no place here, carried through
+    origin: str = ""
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The attribute as a Python value (bytes decoded to str where they are text)."""

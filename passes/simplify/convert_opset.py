@@ -10,6 +10,7 @@ import onnx
 from onnx import defs, helper
 
 from onnxslim.analysis.bodies import close_bodies, open_bodies
+from onnxslim.analysis.scope import place
 from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import UnsupportedError
 from onnxslim.graph import DType, Graph, Node
@@ -34,7 +35,7 @@ class ConvertOpset(Pass):
 
     An op whose definition did not change between the two versions, or only in the types it takes
     or by optional inputs and attributes, stays. Others have a rule of their own (`opset_rules`), and what the
-    target lacks is written out as onnx itself defines it:
+    target lacks is written out as onnx itself defines it (`Node.origin` then says of what):
 
         Clip(x; min=a, max=b)    → Clip(x, a, b)               up to opset 10; likewise Pad, Slice, TopK
         Upsample(x, s)           → Resize(x, , s; asymmetric)  up to opset 9; Resize of opset 10 too
@@ -66,8 +67,15 @@ class ConvertOpset(Pass):
             raise UnsupportedError(f"Graph '{graph.name}' is of opset {old}, {what}: {how} first")
         if old and old != self.version:
             infer_shapes(graph)  # some rules depend on ranks and types
-            for node in graph.nodes():
+            nodes = graph.nodes()
+            own = {node.id for node in nodes}
+            for node in nodes:
+                mark, origin = graph.mark(), place(graph, node)
                 convert_node(graph, node, old, self.version)
+                for made in graph.touched(mark):
+                    if isinstance(made, Node) and made.id not in own:
+                        own.add(made.id)
+                        made.origin = node.origin or origin
             _require_types(graph, old, self.version)
             graph.opsets[""] = self.version
         graph.ir_version = _ir_version(graph)

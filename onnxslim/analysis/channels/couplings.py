@@ -13,6 +13,7 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 
+from onnxslim.analysis.scope import place
 from onnxslim.analysis.shape_values import known_values
 from onnxslim.graph import Array, Graph, Node, Value
 
@@ -95,6 +96,7 @@ class Couplings:
         self.sources: list[tuple[Axis, int]] = []
         self.readers: list[Reader] = []
         self._fixed: set[Axis] = set()  # that nobody can cut
+        self._handed_on: dict[Axis, Axis] = {}  # axes that are not live, and those that they were read from
         self._told: set[tuple[int, Axis]] = set()  # nodes, and the axes of which they have said something
 
     @cached_property
@@ -126,7 +128,12 @@ class Couplings:
         Nothing happens where none of them is live, unless `start` says that channels begin here. A constant
         can always be cut, and what the node itself makes follows; something else that nobody can cut pins all.
         """
+        made = {value.id for value in self.graph.node_outputs(node) if value is not None}
         if not start and not any(self.is_live(end.value, end.axis) for end in ends):
+            read = [end for end in ends if not self._can_follow(end, made)]
+            self._handed_on |= {
+                Axis(e.value.id, e.axis): Axis(r.value.id, r.axis) for e in ends if e.value.id in made for r in read[:1]
+            }
             return False
         sizes = [self.size(end.value, end.axis) if end.at is None else len(end.at) for end in ends]
         if len(set(sizes)) > 1 or not all(map(self._fits, ends)):
@@ -134,7 +141,6 @@ class Couplings:
             for end in ends:
                 self.pin(node, end.value, end.axis, f"makes of it an axis of {what}", end.at)
             return any(self.is_live(end.value, end.axis) for end in ends)
-        made = {value.id for value in self.graph.node_outputs(node) if value is not None}
         fixed = next((end for end in ends if not self._can_follow(end, made)), None)
         axes = [Axis(end.value.id, end.axis) for end in ends]
         self.net.add_nodes_from(axes)
@@ -144,14 +150,18 @@ class Couplings:
             self.edges.append(Edge(axes[0], axis, ends[0].at, end.at))
         if fixed is not None:
             self._fixed.add(Axis(fixed.value.id, fixed.axis))
-            self._pin(axes[0], ends[0].at, f"{node} meets '{fixed.value.name}' there, whose axis cannot be cut")
+            self._pin(
+                axes[0],
+                ends[0].at,
+                f"{self._told_by(node)} meets {self._source(fixed)} there, whose axis cannot be cut",
+            )
         return True
 
     def pin(self, node: Node, value: Value, axis: int, why: str, at: Array | None = None) -> None:
         """Indices of a live axis (None: all) must stay, as `node` needs them; nothing happens to other axes."""
         if self.is_live(value, axis):
             self._told.add((node.id, Axis(value.id, axis)))
-            self._pin(Axis(value.id, axis), at, f"{node} {why}")
+            self._pin(Axis(value.id, axis), at, f"{self._told_by(node)} {why}")
 
     def pin_all(self, node: Node, why: str) -> None:
         """No live axis of what the node reads, its bodies included, can be cut."""
@@ -171,7 +181,7 @@ class Couplings:
                 self._pin(axis, None, f"'{value.name}' is an output of the graph")
             for node in self.graph.consumers(value):
                 if (node.id, axis) not in self._told and node.op not in _ASKS_TYPES:
-                    self._pin(axis, None, f"{node} has no rule for channels there")
+                    self._pin(axis, None, f"{self._told_by(node)} has no rule for channels there")
 
     def make(self, node: Node, weight: Value, axis: int) -> None:
         """Here `node` makes channels, from this axis of its weight."""
@@ -188,6 +198,19 @@ class Couplings:
         value = end.value
         known = self.is_live(value, end.axis) or value.id in made
         return known or self.graph.constant_of(value) is not None
+
+    def _told_by(self, node: Node) -> str:
+        """A node as the user knows it: the one that it was written out of, or by what it makes where it has no name."""
+        return node.origin or place(self.graph, node)
+
+    def _source(self, end: End) -> str:
+        """What an axis that cannot be cut comes from: an input, or the node that made it of something else."""
+        axis = Axis(end.value.id, end.axis)
+        while axis in self._handed_on:
+            axis = self._handed_on[axis]
+        value = axis.of(self.graph)
+        node = self.graph.producer(value)
+        return f"'{value.name}'" if node is None else f"what {self._told_by(node)} makes"
 
     def _pin(self, axis: Axis, at: Array | None, why: str) -> None:
         self.pins.append(Pin(axis, None if at is None else np.asarray(at, np.int64), why))

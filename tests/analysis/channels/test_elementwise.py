@@ -151,7 +151,9 @@ def test_scales_of_blocks_pin() -> None:
     whole = net.constant("a.w", net.rng.integers(-100, 100, (4, 3, 1, 1)).astype(np.int8))
     w = net.op("DequantizeLinear", whole, scale, zero, name="w", axis=0, block_size=2)
     (group, _) = groups_of(net.finish(net.conv(net.op("Conv", net.x, w, name="a"), 2, "b"))).groups
-    assert group.pinned == ("node 'a' (Conv) meets 'w' there, whose axis cannot be cut",)
+    assert group.pinned == (
+        "node 'a' (Conv) meets what node 'w' (DequantizeLinear) makes there, whose axis cannot be cut",
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (4,), (4, 4)])

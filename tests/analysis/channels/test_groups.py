@@ -138,7 +138,8 @@ def test_what_a_body_captures_stays() -> None:
     graph = net.finish(net.conv(net.op("Add", y, b), 2, "c"))
     found = find_groups(graph).by_name
     assert found["a"].pinned == ("node 'choice' (If) has no rule for channels",)
-    assert found["b"].pinned == ("node 'add' (Add) meets 'choice' there, whose axis cannot be cut",)
+    why = "node 'add' (Add) meets what node 'choice' (If) makes there, whose axis cannot be cut"
+    assert found["b"].pinned == (why,)
 
 
 def test_a_constant_that_a_body_captures_stays() -> None:

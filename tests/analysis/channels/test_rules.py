@@ -26,7 +26,9 @@ BINARY = sorted(op for domain, op in ELEMENTWISE if op not in (*UNARY, "CastLike
 
 
 def test_every_op_of_the_table_exists() -> None:
-    assert [op for domain, op in RULES if not domain and not onnx.defs.has(op)] == []
+    assert [op for domain, op in RULES if not domain and not onnx.defs.has(op)] == [
+        "SimplifiedLayerNormalization"  # ONNX Runtime's own, in the domain of onnx's
+    ]
     assert not set(ENDING) & set(PINNING)
     assert set(ENDING) | set(PINNING) | set(SILENT) < set(RULES)
     assert len(UNARY) > 35

@@ -79,6 +79,20 @@ def _from_axis(default: int) -> Callable[[Couplings, Node], None]:
     return rule
 
 
+def _with_skip(couplings: Couplings, node: Node) -> None:
+    """The sum of two inputs, normalised over the last axis, which its bias has too; a second output is the sum."""
+    graph = couplings.graph
+    x = graph.operand(node, 0)
+    rank = len(x.shape or ())
+    for value in graph.node_inputs(node):
+        if value is not None and value.shape:
+            couplings.pin(node, value, len(value.shape) - 1, "normalises over it")
+    for axis in range(rank - 1):
+        made = [End(v, axis) for v in graph.node_outputs(node) if v is not None and len(v.shape or ()) == rank]
+        skip = graph.operand(node, 1)
+        couplings.join(node, [End(x, axis), *([End(skip, axis)] if len(skip.shape or ()) == rank else []), *made])
+
+
 def _one_axis(default: int) -> Callable[[Couplings, Node], None]:
     """Mixes `axis` alone."""
 
@@ -154,8 +168,11 @@ PINNING: _Rules = {
     ("", "LpNormalization"): _one_axis(-1),
     ("", "MeanVarianceNormalization"): _mean_variance,
     ("", "RMSNormalization"): _from_axis(-1),
+    ("", "SimplifiedLayerNormalization"): _from_axis(-1),
     ("", "Size"): _count,
     ("", "Softmax"): _one_axis(-1),
+    ("com.microsoft", "SkipLayerNormalization"): _with_skip,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _with_skip,
 }
 SILENT: _Rules = {("", op): _nothing for op in ("Constant", "ConstantOfShape", "Range", "Shape")}
 RULES: _Rules = {
