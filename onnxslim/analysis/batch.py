@@ -73,6 +73,9 @@ def set_batch(graph: Graph, batch: int | str) -> int:
     inputs = _inputs(graph)
     old = {v.shape[0] for v in inputs if v.shape}
     known = [d for d in old if isinstance(d, int)]
+    if known and len(old) > 1:
+        shapes = ", ".join(f"'{v.name}' {list(v.shape or ())}" for v in inputs)
+        raise UnsupportedError(f"Which axes are the batch is not known: the first ones of {shapes} differ; {_ADVICE}")
     before = {v.id: v.shape for v in graph.values()}
     rewritten = 0
     if len(old) == 1 and known and known[0] != batch:

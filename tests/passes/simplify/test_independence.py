@@ -166,3 +166,11 @@ def test_free_sizes_beside_a_written_batch_are_found() -> None:
     graph.set_type(graph.value("x"), shape=(2, "t", D))
     after = set_batch(graph)
     assert Session(after).run({"x": np.zeros((3, 7, D), np.float32)})["y"].shape == (3, 14, D // 2)
+
+
+def test_inputs_whose_first_axes_differ_are_refused() -> None:
+    """A recurrent state has its layers there."""
+    graph = graph_of(REFUSED["mean over the batch"], 1)
+    graph.add_input("state", graph.value("x").dtype, (2, 1, 3))
+    with pytest.raises(UnsupportedError, match=r"the first ones of 'x' \[1, 5, 8\], 'state' \[2, 1, 3\] differ"):
+        set_batch(graph)
