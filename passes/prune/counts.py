@@ -214,12 +214,21 @@ def _give(graph: Graph, node: Node, slot: int, numbers: Array) -> None:
         graph.remove_value(old)
 
 
+def _recurrent(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
+    """R has a column a hidden unit."""
+    kept = survivors.on(graph.operand(node, 2), 2)
+    return [] if kept is None else [Count(node, "hidden_size", len(kept))]
+
+
 _RULES: Mapping[str, Callable[[Graph, Node, Survivors], Sequence[Count]]] = {
     "Conv": _depthwise,
     "ConvTranspose": _depthwise,
+    "GRU": _recurrent,
     "Gather": _gather,
     "GroupNormalization": _group_norm,
+    "LSTM": _recurrent,
     "Pad": _pad,
+    "RNN": _recurrent,
     "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,

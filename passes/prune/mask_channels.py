@@ -71,14 +71,14 @@ _FACTORS: Mapping[str, Sequence[int]] = {
     "ConvTranspose": (1, 2),
     "Einsum": (0, 1, 2),
     "FakeQuant": (0,),
-    "GRU": (1,),
+    "GRU": (1, 2, 3, 5, 6, 7),
     "Gemm": (0, 1, 2),
     "GroupNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
-    "LSTM": (1,),
+    "LSTM": (1, 2, 3, 5, 6, 7),
     "MatMul": (0, 1),
     "Mul": (0, 1),
-    "RNN": (1,),
+    "RNN": (1, 2, 3, 5, 6, 7),
     "Sub": (0, 1),
 }
 """Where ops have their weights, factors and summands: zero is a number like others there, unlike in a divisor."""

@@ -206,16 +206,17 @@ def test_the_features_of_a_recurrent_input_end_in_its_weight(op: str, gates: int
     a = net.op("MatMul", net.x, net.weight("a.w", 4, 6), name="a")
     w, r = net.weight("r.w", 1, gates * 3, 6), net.weight("r.r", 1, gates * 3, 3)
     y = net.op(op, a, w, r, name="r", hidden_size=3)
-    (group,) = groups_of(net.finish(net.op("MatMul", y, net.weight("b.w", 3, 2), name="b"))).free
-    assert index(group) == {"a.w:1": each(6), "a:2": each(6), "r.w:2": each(6)}
+    found = groups_of(net.finish(net.op("MatMul", y, net.weight("b.w", 3, 2), name="b"))).by_name
+    assert index(found["a"]) == {"a.w:1": each(6), "a:2": each(6), "r.w:2": each(6)}
 
 
 def test_other_axes_of_a_recurrent_input_stay() -> None:
     net = Net(5, "N", 4)
     a = net.op("Transpose", net.op("MatMul", net.x, net.weight("a.w", 4, 6), name="a"), perm=[2, 1, 0])
     y = net.op("GRU", a, net.weight("r.w", 1, 9, 5), net.weight("r.r", 1, 9, 3), name="r", hidden_size=3)
-    (group,) = groups_of(net.finish(y)).groups
-    assert group.pinned == ("node 'r' (GRU) has no rule for channels there",)
+    found = groups_of(net.finish(y)).by_name
+    assert found["a"].pinned == ("node 'r' (GRU) has no rule for channels there",)
+    assert found["r"].pinned == ("'r' is an output of the graph",)
 
 
 def test_a_weight_may_be_computed_from_the_input() -> None:

@@ -197,10 +197,29 @@ def _arg(couplings: Couplings, node: Node) -> None:
 
 
 def _recurrent(couplings: Couplings, node: Node) -> None:
-    """The input's features end in W [directions, gates · hidden, input]; hidden states stay as they are."""
+    """The input's features end in W [directions, gates · hidden, input]. Hidden unit h is row h of each gate in W, in
+    R [directions, gates · hidden, hidden], where it ends too, in both biases and in the peepholes, and number h of the
+    states; in both directions at once."""
     graph = couplings.graph
-    couplings.join(node, [End(graph.operand(node, 0), 2), End(graph.operand(node, 1), 2)])
+    w, r = graph.operand(node, 1), graph.operand(node, 2)
+    couplings.join(node, [End(graph.operand(node, 0), 2), End(w, 2)])
     couplings.end(node, 0, 2)
+    hidden, rows = couplings.size(r, 2), couplings.size(r, 1)
+    if hidden is None or rows is None or not _is_weight(couplings, w) or not _is_weight(couplings, r):
+        return
+    ends = [End(r, 2)]
+    for value in (w, r, graph.input(node, 3), graph.input(node, 7)):  # B and P are [directions, numbers]
+        size = None if value is None else couplings.size(value, 1)
+        if value is not None and size is not None:
+            ends.append(End(value, 1, np.arange(size)))
+    states = [graph.input(node, slot) for slot in (5, 6)]
+    ends += [End(v, len(v.shape) - 1) for v in (*states, *graph.node_outputs(node)) if v is not None and v.shape]
+    unit = np.arange(hidden)
+    for end in ends[1:]:
+        count = hidden if end.at is None else len(end.at)
+        couplings.join(node, [end, End(r, 2, np.resize(unit, count))], start=True)
+    couplings.end(node, 2, 2)
+    couplings.make(node, r, 2)
 
 
 _SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
