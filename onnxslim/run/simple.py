@@ -26,7 +26,7 @@ from onnxslim.stages.export import Exported, export_model, lower, target_of
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
-from onnxslim.verify import verify
+from onnxslim.verify import require_sound_attributes, verify
 from passes.deploy import finish
 from passes.simplify import FreezeInputs, SetBatch, for_runtime
 from passes.simplify import simplify as simplifying
@@ -156,6 +156,7 @@ def simplify(
             checker = RunChecker(feeds, prepare=for_runtime, others=tuple(others), child=child)
         context = Context(checker=checker, seed=seed, progress=progress)
         outcome = simplifying(graph.opset)(graph, context)
+    require_sound_attributes(graph)  # by shapes that were not known before
     finish()(graph)
     return Simplified(graph, outcome, tuple(map(str, samples)))
 
