@@ -1,44 +1,118 @@
-"""Every op that works element by element, at ranks 2 to 5, at free sizes, with and without shapes in the file."""
+"""Every op that docs/ops.md says couples, ends or pins channels: at the ranks that it takes, at free sizes, with and
+without shapes in the file."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from pathlib import Path
 
-from onnxslim.analysis.channels import find_groups
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxslim.analysis.channels import Group, find_groups
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.graph import Graph
 from onnxslim.onnx_io import from_proto, to_proto
 from onnxslim.stages.base import prepared
 from tests.analysis.channels.conftest import Net
-from tests.analysis.channels.test_rules import BINARY, UNARY
+from tests.analysis.channels.op_cases import RANKS, SIZES, Branch, Case, axis_names, cases
 from tests.passes.prune.conftest import cut_errors, some_units
 
-SKIPPED = ("Acosh",)  # of numbers from 1 on, which test_rules gives it
-SIZES = {"N": 2, "H": 3, "W": 2, "D": 2}
+CASES = list(cases())
+"""Those that are alike at every rank are tried at all of them without shapes in the file, and with them at one each."""
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "ops.md"
 
 
-@pytest.mark.parametrize("annotated", [True, False])
-@pytest.mark.parametrize("rank", [2, 3, 4, 5])
-def test_elementwise_ops_hand_channels_on(rank: int, annotated: bool) -> None:
-    """One branch an op: product, op, product; half of the units of all are cut at once."""
-    net = Net("N", *list("HWD")[: rank - 2], 3)
-    outputs = []
-    for op in [*UNARY, *BINARY]:
-        if op in SKIPPED:
-            continue
-        reads = [
-            net.graph.op("Sigmoid", net.graph.op("MatMul", net.x, net.weight(f"{op}.{k}.w", 3, 4), name=f"{op}.{k}"))
-            for k in range(2 if op in BINARY else 1)
-        ]
-        attributes = {"fmod": 1} if op == "Mod" else {}
-        y = net.graph.op(op, *reads, name=op, **attributes)
-        outputs.append(net.graph.op("MatMul", y, net.weight(f"{op}.out.w", 4, 2), name=f"{op}.out"))
+def network(rank: int, free: str, opset: int) -> tuple[Graph, list[tuple[Case, Branch]]]:
+    """The graph as it is read from a file, and the branch of each case in it. The file gives shapes where the batch
+    alone is free, and none where all sizes are."""
+    net = Net(*(name if free == "all" or name == "N" else SIZES[name] for name in axis_names(rank)), 3)
+    net.graph.opsets.update({"": opset, "com.microsoft": 1, "onnxslim": 1})
+    branches, outputs = [], []
+    for place, case in enumerate(CASES):
+        left_out = case.merges if free == "all" else case.alike and rank != RANKS[place % len(RANKS)]
+        if rank in case.ranks and case.opset == opset and not left_out:
+            branch = Branch(net, f"{case.op}.{place}", case.op, rank, place)
+            outputs += case.build(branch)
+            branches.append((case, branch))
     proto = to_proto(net.finish(*outputs))
-    if not annotated:
+    if free == "all":
         del proto.graph.value_info[:]
-    graph = prepared(from_proto(proto))
+    return from_proto(proto), branches
+
+
+def check(graph: Graph, branches: list[tuple[Case, Branch]], rank: int) -> None:
     groups = find_groups(graph)
-    assert len(groups.free) >= len(outputs)
-    shape = [2, *list(SIZES.values())[1 : rank - 1], 3]
+    made: dict[str, list[Group]] = {}
+    for group in groups.groups:
+        for node in group.makers:
+            made.setdefault(node.name, []).append(group)
+    for case, branch in branches:
+        for maker in branch.makers:
+            pinned = [group.pinned for group in made[maker]]
+            if case.does == "pins":
+                assert all(why and all(f"'{branch.name}'" in text for text in why) for why in pinned), pinned
+            else:
+                assert not any(pinned), (branch.name, pinned)
+            assert max(group.units for group in made[maker]) > 1, branch.name
+    shape = [*(SIZES[name] for name in axis_names(rank)), 3]
     feeds = [{"x": np.random.default_rng(1).normal(size=shape).astype(np.float32)}]
     cuts = some_units(groups, np.random.default_rng(0))
     assert max(cut_errors(graph, cuts, feeds, groups)) <= 1e-5
+
+
+def test_every_op_of_the_page_has_cases() -> None:
+    rows = [line.split(" | ") for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| ")]
+    place = rows[0].index("channels")
+    said = {row[0].strip("| `"): row[place].strip() for row in rows[2:] if row[place].strip()}
+    shown = {(case.op, case.does) for case in CASES}
+    assert set(said.items()) <= shown
+    assert {op for op, _ in shown} == set(said)
+
+
+@pytest.mark.parametrize("free", ["batch", "all"])
+@pytest.mark.parametrize("rank", RANKS)
+def test_ops_do_with_channels_what_the_page_says(rank: int, free: str) -> None:
+    """One branch a case; half of the units of all groups are cut at once, and compared with a mask."""
+    graph, branches = network(rank, free, 18)
+    check(prepared(graph), branches, rank)
+
+
+@pytest.mark.parametrize("free", ["batch", "all"])
+@pytest.mark.parametrize("rank", RANKS)
+def test_ops_of_newer_opsets(rank: int, free: str) -> None:
+    """As they are, and written out for the opset in which pruning works."""
+    graph, branches = network(rank, free, 20)
+    infer_shapes(graph)
+    check(graph, branches, rank)
+    check(prepared(graph), branches, rank)
+
+
+def test_upsample_hands_channels_on_as_what_it_stands_for() -> None:
+    """The op is of opsets up to 9, which are converted."""
+    nodes = [
+        helper.make_node("Conv", ["x", "a.w"], ["a"], name="a"),
+        helper.make_node("Upsample", ["a", "scales"], ["y"], name="upsample"),
+        helper.make_node("Conv", ["y", "b.w"], ["b"], name="b"),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "a.w": rng.normal(size=(4, 3, 1, 1)).astype(np.float32),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+        "b.w": rng.normal(size=(2, 4, 1, 1)).astype(np.float32),
+    }
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes, "net",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, "H", "W"])],
+            [helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 9)], ir_version=8,
+    )  # fmt: skip
+    graph = prepared(from_proto(proto))
+    groups = find_groups(graph)
+    assert [(group.name, group.units) for group in groups.free] == [("a", 4)]
+    feeds = [{"x": rng.normal(size=(2, 3, 4, 4)).astype(np.float32)}]
+    assert max(cut_errors(graph, {"a": [0, 2]}, feeds, groups)) <= 1e-5

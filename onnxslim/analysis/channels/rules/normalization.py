@@ -35,7 +35,7 @@ def _resize(couplings: Couplings, node: Node) -> None:
     """A scale other than 1 mixes channels, even where their number stays."""
     graph = couplings.graph
     x = graph.operand(node, 0)
-    scales = graph.constant_of(graph.input(node, 2 if node.op == "Resize" else 1))
+    scales = graph.constant_of(graph.input(node, 2))
     axes = node.attr("axes") or range(len(x.shape or ()))
     for axis, scale in zip(axes, () if scales is None else scales.tolist()):
         if scale != 1:
@@ -182,7 +182,6 @@ RULES: _Rules = {
     ("", "InstanceNormalization"): _instance,
     ("", "MaxPool"): _max_pool,
     ("", "Resize"): _resize,
-    ("", "Upsample"): _resize,
     **PINNING,
     **SILENT,
 }

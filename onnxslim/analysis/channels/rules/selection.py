@@ -43,12 +43,15 @@ def _split(couplings: Couplings, node: Node) -> None:
     x = graph.operand(node, 0)
     rank = len(x.shape or ())
     along = int(node.attr("axis", 0)) % max(rank, 1)
-    start = 0
-    for output, part in enumerate(graph.node_outputs(node)):
-        if part is None:
-            couplings.pin_all(node, "leaves out an output")
-            return
+    made = graph.node_outputs(node)
+    parts = [part for part in made if part is not None]
+    if len(parts) < len(made):
+        couplings.pin_all(node, "leaves out an output")
+        return
+    for output in range(len(parts)):
         join_axes(couplings, node, [(a, a) for a in range(rank) if a != along], output=output)
+    start = 0
+    for part in parts:
         size = couplings.size(part, along)
         if size is None:
             couplings.pin(node, x, along, "makes parts of unknown size")
