@@ -292,7 +292,7 @@ def _iterations(graph: Graph, node: Node) -> int:
 
 def _steps(graph: Graph, node: Node) -> int:
     (body,) = open_bodies(graph, node)
-    count = int(node.attr("num_scan_inputs"))
+    count = int(node.attr("num_scan_inputs", 0))
     axis = (node.attr("scan_input_axes") or [0])[0]
     if 0 < graph.opset < 9:
         raise ModelError(f"{node} has a batch axis")

@@ -86,6 +86,13 @@ def _same(a: Dim, b: Dim) -> bool:
     return not isinstance(a, int) or not isinstance(b, int) or a == b
 
 
+def _squeeze(graph: Graph, node: Node, found: Types) -> str | None:
+    axes = graph.constant_of(graph.input(node, 1))
+    if axes is None or axes.size:
+        return None
+    return "expected axes to take away, got an empty list, by which ONNX means none and ONNX Runtime all of size 1"
+
+
 _RULES: Mapping[str, Callable[[Graph, Node, Types], str | None]] = {
     "BatchNormalization": _a_number_each,
     "Conv": _a_number_each,
@@ -94,4 +101,5 @@ _RULES: Mapping[str, Callable[[Graph, Node, Types], str | None]] = {
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _a_number_each,
     "Pad": _pad,
+    "Squeeze": _squeeze,
 }

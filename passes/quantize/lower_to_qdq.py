@@ -145,7 +145,7 @@ def _bounds(graph: Graph, node: Node) -> tuple[float | None, float | None]:
         if value is None:
             found.append(float(node.attr(name, default)))
         else:
-            found.append(None if constant is None else float(constant))
+            found.append(None if constant is None or constant.size != 1 else float(constant.reshape(())))
     return found[0], found[1]
 
 

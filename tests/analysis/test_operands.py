@@ -48,6 +48,15 @@ def test_a_convolution_has_a_bias_a_channel(op: str, weight: tuple[int, ...]) ->
             verify(graph)
 
 
+def test_a_squeeze_of_an_empty_list_of_axes_is_refused() -> None:
+    """ONNX takes no axis away, ONNX Runtime every one of size 1: whatever is made of it would be wrong for one."""
+    graph = Graph("squeeze")
+    x = graph.add_input("x", DType.FLOAT, [1, 3, 8])
+    graph.add_output(graph.op("Squeeze", x, graph.add_constant("axes", np.zeros(0, np.int64)), name="squeeze"))
+    with pytest.raises(VerifyError, match=r"'squeeze' \(Squeeze\).*an empty list"):
+        verify(graph)
+
+
 def test_an_output_that_says_no_type_keeps_what_is_known() -> None:
     import onnx
     from onnx import helper

@@ -60,7 +60,7 @@ def _tile(couplings: Couplings, node: Node) -> None:
     x = graph.operand(node, 0)
     repeats = graph.constant_of(graph.operand(node, 1))
     for axis in couplings.live_axes(x):
-        if repeats is None or repeats[axis] != 1:
+        if repeats is None or axis >= repeats.size or repeats[axis] != 1:
             couplings.pin(node, x, axis, "repeats it")
         else:
             join_axes(couplings, node, [(axis, axis)])

@@ -107,7 +107,7 @@ def _gather(couplings: Couplings, node: Node) -> None:
     """Constant indices choose from an axis; others may be any, and choose from an axis that must stay."""
     graph = couplings.graph
     x, indices, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
-    if x.shape is None or indices.shape is None:
+    if not x.shape or indices.shape is None:
         couplings.pin_all(node, "reads a tensor of unknown rank")
         return
     axis = int(node.attr("axis", 0)) % len(x.shape)
