@@ -16,6 +16,7 @@ from onnxslim.graph import Array, Graph, Node
 __all__ = [
     "RANDOM",
     "Window",
+    "attention_widths",
     "axes_of",
     "axis_of",
     "fused_order",
@@ -155,6 +156,11 @@ def fused_order(node: Node, slot: int, rank: int) -> list[int]:
     if node.attr(f"trans{side}", 0) and rank > 1:
         order[-2:] = reversed(order[-2:])
     return order
+
+
+def attention_widths(node: Node, columns: int) -> list[int]:
+    """How many columns of the merged weights of an Attention (ONNX Runtime's own op) are queries, keys, and values."""
+    return [int(width) for width in node.attr("qkv_hidden_sizes") or [columns // 3] * 3]
 
 
 def axes_of(graph: Graph, node: Node, rank: int, slot: int = 1) -> tuple[int, ...] | None:

@@ -91,7 +91,9 @@ def cost(graph: Graph, sizes: Mapping[str, int] | None = None) -> Cost:
 
 def is_counted(node: Node) -> bool:
     """Whether there is a rule for the op's MACs, so that only sizes can make them unknown."""
-    return node.domain in ("", "com.microsoft") and (node.op in _RULES or (node.op == "If" and not node.domain))
+    if node.domain:
+        return node.domain == "com.microsoft" and (node.op in _RULES or node.op in _MICROSOFT)
+    return node.op in _RULES or node.op == "If"
 
 
 def one_sample(graph: Graph, sizes: Mapping[str, int] | None = None) -> tuple[Graph, int]:
@@ -216,7 +218,7 @@ def node_macs(graph: Graph, node: Node) -> int | None:
     """MACs for all samples of the graph's batch; None where they cannot be known."""
     if node.domain not in ("", "com.microsoft"):
         return 0 if (node.domain, node.op) == ("onnxslim", "FakeQuant") else None
-    rule = _RULES.get(node.op) or (None if node.domain else _BODIES.get(node.op))
+    rule = _RULES.get(node.op) or (_MICROSOFT if node.domain else _BODIES).get(node.op)
     if rule is None:
         return None if node.domain or node.op in _UNKNOWN else 0
     try:
@@ -254,13 +256,19 @@ def _recurrent(graph: Graph, node: Node) -> int:
     return steps * batch * sum(math.prod(graph.operand(node, slot).static_shape) for slot in (1, 2))
 
 
+def _attention(graph: Graph, node: Node) -> int:
+    """One product with the merged weights [input, Q + K + V], Q·Kᵀ, and the scores times V; with what is remembered."""
+    batch, length, depth = graph.operand(node, 0).static_shape
+    columns, value = graph.operand(node, 1).static_shape[1], graph.result(node).static_shape[2]
+    past = graph.input(node, 4)
+    seen = length + (0 if past is None else past.static_shape[3])
+    return batch * length * (depth * columns + seen * ((columns - value) // 2 + value))
+
+
 _RULES: Mapping[str, Callable[[Graph, Node], int]] = {
     "Conv": _convolution(1),
     "ConvInteger": _convolution(1),
     "ConvTranspose": _transposed,
-    "FusedConv": _convolution(1),
-    "FusedGemm": _gemm,
-    "FusedMatMul": _product,
     "GRU": _recurrent,
     "Gemm": _gemm,
     "LSTM": _recurrent,
@@ -269,6 +277,12 @@ _RULES: Mapping[str, Callable[[Graph, Node], int]] = {
     "QLinearConv": _convolution(3),
     "QLinearMatMul": _product,
     "RNN": _recurrent,
+}
+_MICROSOFT: Mapping[str, Callable[[Graph, Node], int]] = {
+    "Attention": _attention,
+    "FusedConv": _convolution(1),
+    "FusedGemm": _gemm,
+    "FusedMatMul": _product,
 }
 _UNKNOWN = ("Attention", "DeformConv", "Einsum")
 

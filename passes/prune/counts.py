@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxslim.analysis.shape_values import evaluate, known_constant
 from onnxslim.graph import Array, DType, Graph, Node, Use, Value
-from onnxslim.ops import padding, sliced, target_axes, target_slot
+from onnxslim.ops import attention_widths, padding, sliced, target_axes, target_slot
 from passes.prune.selection import Survivors, known_size
 
 __all__ = ["Count", "counts_of", "fit_targets", "keep_shapes"]
@@ -21,7 +21,7 @@ class Count:
 
     node: Node
     place: int | str
-    numbers: Array | int | None
+    numbers: Array | Sequence[int] | int | None
 
     def write(self, graph: Graph) -> None:
         if isinstance(self.place, str):
@@ -35,7 +35,7 @@ def counts_of(graph: Graph, survivors: Survivors) -> list[Count]:
     is still whole. (Targets of Reshape and the like are fitted afterwards.)"""
     found: list[Count] = []
     for node in graph.nodes():
-        rule = None if node.domain else _RULES.get(node.op)
+        rule = _RULES.get((node.domain, node.op))
         if rule is not None:
             found += rule(graph, node, survivors)
     return found
@@ -220,16 +220,30 @@ def _recurrent(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
     return [] if kept is None else [Count(node, "hidden_size", len(kept))]
 
 
-_RULES: Mapping[str, Callable[[Graph, Node, Survivors], Sequence[Count]]] = {
-    "Conv": _depthwise,
-    "ConvTranspose": _depthwise,
-    "GRU": _recurrent,
-    "Gather": _gather,
-    "GroupNormalization": _group_norm,
-    "LSTM": _recurrent,
-    "Pad": _pad,
-    "RNN": _recurrent,
-    "Slice": _slice,
-    "Split": _split,
-    "Squeeze": _squeeze,
+def _attention(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
+    """Whole heads are left."""
+    w = graph.operand(node, 1)
+    kept = survivors.on(w, 1)
+    if kept is None:
+        return []
+    heads, columns = int(node.attr("num_heads")), known_size(w, 1)
+    left = heads * len(kept) // columns
+    widths = [width // heads * left for width in attention_widths(node, columns)]
+    sizes = [Count(node, "qkv_hidden_sizes", widths)] if node.attr("qkv_hidden_sizes") else []
+    return [Count(node, "num_heads", left), *sizes]
+
+
+_RULES: Mapping[tuple[str, str], Callable[[Graph, Node, Survivors], Sequence[Count]]] = {
+    ("", "Conv"): _depthwise,
+    ("", "ConvTranspose"): _depthwise,
+    ("", "GRU"): _recurrent,
+    ("", "Gather"): _gather,
+    ("", "GroupNormalization"): _group_norm,
+    ("", "LSTM"): _recurrent,
+    ("", "Pad"): _pad,
+    ("", "RNN"): _recurrent,
+    ("", "Slice"): _slice,
+    ("", "Split"): _split,
+    ("", "Squeeze"): _squeeze,
+    ("com.microsoft", "Attention"): _attention,
 }

@@ -21,9 +21,9 @@ class CutChannels(Pass):
     """Conv(Conv(x, w₁ [O, I]), w₂ [P, O])  →  Conv(Conv(x, w₁[kept, :]), w₂[:, kept])
 
     for every axis that a channel group stands on: weights, biases, norms, running statistics, scales. Constants
-    in which a number of channels is written follow: `group` of depthwise convolutions, targets of Reshape, Expand
-    and Resize (computed ones too), limits of Slice, sizes of Split, amounts of Pad, indices of Gather. What else
-    is computed from a Shape stays what it was.
+    in which a number of channels is written follow: `group` of depthwise convolutions, hidden units and heads of
+    recurrent ops and Attention, targets of Reshape, Expand and Resize (computed ones too), limits of Slice, sizes of
+    Split, amounts of Pad, indices of Gather. What else is computed from a Shape stays what it was.
     `cuts` has the units to take away by the name of their group (`onnxslim.analysis.channels.find_groups`).
 
     Raises UnsupportedError, and leaves the graph as it was: no such group, a pinned one, no unit left.

@@ -66,6 +66,7 @@ _DIVIDES_BY_SPREAD = ("GroupNormalization", "InstanceNormalization", "LayerNorma
 """Those too, where no epsilon is added to a spread of zero."""
 _FACTORS: Mapping[str, Sequence[int]] = {
     "Add": (0, 1),
+    "Attention": (1, 2),
     "BatchNormalization": (1, 2),
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxslim.errors import GradientError
 from onnxslim.graph import Value
-from onnxslim.ops import fused_order
+from onnxslim.ops import attention_widths, fused_order
 from passes.gradient.decompose.table import Outputs, Table
 from passes.gradient.tape import Tape
 
@@ -61,7 +61,7 @@ def _attention(t: Tape) -> Outputs:
     if any(t.has(slot) for slot in range(3, len(t.inputs))):
         raise GradientError(f"{t.node}: Attention has a gradient rule without mask and past only")
     (batch, length, _), heads = t.shape(), int(t.node.attr("num_heads"))
-    widths = [int(w) for w in t.node.attr("qkv_hidden_sizes") or [t.shape(1)[1] // 3] * 3]
+    widths = attention_widths(t.node, t.shape(1)[1])
     merged = t.op("MatMul", t.x(), t.x(1))
     merged = t.add(merged, t.x(2)) if t.has(2) else merged
     split = t.node_of("Split", [merged, t.ints(*widths)], ["q", "k", "v"], axis=2)

@@ -328,11 +328,13 @@ def _without(rank: int, axis: int) -> str:
 
 
 def _recurrent() -> Iterator[Case]:
-    """What they read ends in W; hidden units, in R."""
+    """What they read ends in W; hidden units, in R. Of attention, heads of 2 are made."""
     for op, gates in (("GRU", 3), ("LSTM", 4), ("RNN", 1)):
         yield Case(op, "ends", lambda b, n=gates: [b.read(b.op(  # type: ignore[misc]
             b.make(), b.net.weight(f"{b.name}.w", 1, 3 * n, 4), b.net.weight(f"{b.name}.r", 1, 3 * n, 3),
             hidden_size=3), 3, 3, 4)], (3,))  # fmt: skip
+    yield Case("com.microsoft.Attention", "ends", lambda b: [b.read(b.op(
+        b.make(), b.net.weight(f"{b.name}.w", 4, 18), b.vector(18), num_heads=3), -1, 6)], (3,))  # fmt: skip
 
 
 def _reductions() -> Iterator[Case]:

@@ -13,7 +13,7 @@ import numpy as np
 from onnxslim.analysis.channels.couplings import LONGEST, Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
 from onnxslim.graph import Node, Value
-from onnxslim.ops import axes_of
+from onnxslim.ops import attention_widths, axes_of
 
 __all__ = ["ENDING", "PINNING", "RULES"]
 
@@ -222,6 +222,31 @@ def _recurrent(couplings: Couplings, node: Node) -> None:
     couplings.make(node, r, 2)
 
 
+def _attention(couplings: Couplings, node: Node) -> None:
+    """The input's features end in W [input, Q + K + V]. A head is its columns of each of the three in W and the bias,
+    its features of the result, and its number in a table of positions."""
+    graph = couplings.graph
+    x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
+    couplings.join(node, [End(x, 2), End(w, 0)])
+    couplings.end(node, 0, 2)
+    columns, features = couplings.size(w, 1), couplings.size(y, 2)
+    widths, heads = attention_widths(node, columns or 0), int(node.attr("num_heads", 0))
+    split = heads > 0 and not any(width % heads or not width for width in widths)
+    if not split or sum(widths) != columns or widths[2] != features or not _is_weight(couplings, w):
+        return
+    depth = widths[2] // heads  # a head's first feature stands for it
+    merged = np.concatenate([np.arange(width) // (width // heads) * depth for width in widths])
+    couplings.join(node, [End(w, 1), End(y, 2, merged)], start=True)
+    couplings.join(node, [End(y, 2), End(y, 2, np.arange(widths[2]) // depth * depth)])
+    tables = [(graph.input(node, 2), 0), (graph.input(node, 4), 2), (graph.input(node, 5), 1)]  # bias, past, positions
+    present = graph.node_outputs(node)[1:2]
+    for value, axis in (*tables, *((made, 2) for made in present)):
+        if value is None or couplings.size(value, axis) == 1:
+            continue
+        couplings.join(node, [End(value, axis), End(y, 2, merged if axis == 0 else np.arange(heads) * depth)])
+    couplings.make(node, w, 1)
+
+
 _SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
 _OTHERS = ("ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
 
@@ -236,6 +261,7 @@ ENDING: _Rules = {
     ("", "LSTM"): _recurrent,
     ("", "MatMul"): _matmul,
     ("", "RNN"): _recurrent,
+    ("com.microsoft", "Attention"): _attention,
     **{("", op): _sum for op in _SUMS},
 }
 PINNING: _Rules = {
