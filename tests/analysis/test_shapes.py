@@ -99,7 +99,7 @@ def test_with_batch_leaves_the_graph_and_other_inputs_alone() -> None:
     assert twin.outputs[0].shape == (6, 5)
     assert [v.shape for v in graph.inputs] == [("n", 3), (), (5, 3), (3,)]
     assert graph.outputs[0].shape is None
-    with pytest.raises(ModelError, match="at least 1, got 0"):
+    with pytest.raises(ModelError, match="from 1 to 65,536, got 0"):
         with_batch(graph, 0)
 
 
