@@ -13,6 +13,8 @@ from tests.passes.prune.conftest import Net, cut_errors, some_units
 
 SIDE = 4
 """Height and width, which no block changes."""
+SPREAD = 0.1
+"""Added to variances that are divided by: what is all but alike is not blown up, and float32's last bits with it."""
 
 
 def _size(value: Value) -> int:
@@ -91,6 +93,51 @@ def summed(net: Net, x: Value, name: str) -> Value:
     return net.op("Mul", net.conv(x, 5, name), net.op("Tanh", total))
 
 
+def group_normed(net: Net, x: Value, name: str) -> Value:
+    scale, shift = (net.constant(f"{name}.{i}", net.rng.uniform(0.5, 2, 3).astype(np.float32)) for i in range(2))
+    return net.op("GroupNormalization", net.conv(x, 6, name, 3), scale, shift, num_groups=3, epsilon=SPREAD)
+
+
+def image_normed(net: Net, x: Value, name: str) -> Value:
+    """Each channel by itself, over height and width: once with a scale a channel, once with one a place."""
+    vectors = (net.constant(f"{name}.{i}", net.rng.uniform(0.5, 2, _size(x)).astype(np.float32)) for i in range(2))
+    y = net.op("Tanh", net.op("InstanceNormalization", x, *vectors, epsilon=SPREAD))
+    return net.op("LayerNormalization", y, net.weight(f"{name}.places", SIDE, SIDE), axis=2, epsilon=SPREAD)
+
+
+def channel_normed(net: Net, x: Value, name: str) -> Value:
+    """Over the channels, which must stay, and a layer that makes others of them."""
+    y, scale = net.op("Transpose", x, perm=[0, 2, 3, 1]), net.weight(f"{name}.g", _size(x))
+    y = net.op("LayerNormalization", y, scale, epsilon=SPREAD)
+    y = net.op("MatMul", y, net.weight(f"{name}.w", _size(x), 6), name=name)
+    return net.op("Transpose", y, perm=[0, 3, 1, 2])
+
+
+def recurrent(net: Net, x: Value, name: str, op: str = "LSTM", gates: int = 4) -> Value:
+    """Rows of the image one after the other, forwards and backwards, to weigh what a layer makes."""
+    rows = net.op("Transpose", net.op("ReduceSum", x, net.constant(f"{name}.across", [3]), keepdims=0), perm=[2, 0, 1])
+    operands = [net.weight(f"{name}.{k}", 2, gates * 3, size) for k, size in (("w", _size(x)), ("r", 3))]
+    operands.append(net.weight(f"{name}.b", 2, 2 * gates * 3))
+    y = net.op(op, rows, *operands, name=name, hidden_size=3, direction="bidirectional")
+    y = net.op("Reshape", net.op("Transpose", y, perm=[2, 1, 3, 0]), net.constant(f"{name}.both", [0, 6, SIDE, 1]))
+    return net.op("Mul", net.conv(x, 6, f"{name}.beside"), y)
+
+
+def gated(net: Net, x: Value, name: str) -> Value:
+    return recurrent(net, x, name, "GRU", 3)
+
+
+def attended(net: Net, x: Value, name: str) -> Value:
+    """Places attend to each other."""
+    net.graph.opsets["com.microsoft"] = 1
+    y = net.op("Reshape", x, net.constant(f"{name}.places", [0, _size(x), SIDE * SIDE]))
+    y = net.op("Transpose", y, perm=[0, 2, 1])
+    operands = [net.weight(f"{name}.w", _size(x), 18), net.weight(f"{name}.b", 18)]
+    y = net.op("Attention", y, *operands, name=name, domain="com.microsoft", num_heads=3)
+    y = net.op("Transpose", y, perm=[0, 2, 1])
+    return net.op("Reshape", y, net.constant(f"{name}.image", [0, 6, SIDE, SIDE]))
+
+
 BLOCKS = [
     plain,
     residual,
@@ -105,10 +152,16 @@ BLOCKS = [
     normed,
     turned,
     summed,
+    group_normed,
+    image_normed,
+    channel_normed,
+    recurrent,
+    gated,
+    attended,
 ]
 
 
-@settings(max_examples=30)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(BLOCKS), min_size=2, max_size=5), st.booleans(), st.integers(0, 2**16))
 def test_cut_is_masked(blocks: list, flat: bool, seed: int) -> None:
     net = Net("N", 3, SIDE, SIDE, seed=seed)
