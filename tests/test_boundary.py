@@ -52,6 +52,7 @@ def test_what_nobody_foresaw(
     def fail(path: object) -> None:
         raise error
 
+    CliRunner().invoke(app, ["inspect", str(tmp_path / model)])  # imports what would keep the stand-in otherwise
     monkeypatch.setattr("onnxslim.onnx_io.read", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / model)])

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from onnxslim.cli import looks, models, pruning, runs
 from onnxslim.cli.boundary import bounded, flushed, tolerate_encodings
+from onnxslim.cli.watch import watched
 from onnxslim.runtime.installation import require_own_passes
 
 __all__ = ["app", "main"]
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command `onnxslim`."""
+    watched()
     tolerate_encodings()
     with flushed():
         app(prog_name="onnxslim")
