@@ -22,6 +22,7 @@ from onnxslim.analysis.sizes import with_sizes
 from onnxslim.brief import Brief
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.graph import CAPTURE, DType, Graph, Node, Role, Value
+from onnxslim.ops import fused_order
 
 __all__ = [
     "Cost",
@@ -247,7 +248,8 @@ def _gemm(graph: Graph, node: Node) -> int:
 
 
 def _product(graph: Graph, node: Node) -> int:
-    return math.prod(graph.result(node).static_shape) * graph.operand(node, 0).static_shape[-1]
+    sizes = graph.operand(node, 0).static_shape
+    return math.prod(graph.result(node).static_shape) * sizes[fused_order(node, 0, len(sizes))[-1]]
 
 
 def _recurrent(graph: Graph, node: Node) -> int:

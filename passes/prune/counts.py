@@ -246,4 +246,5 @@ _RULES: Mapping[tuple[str, str], Callable[[Graph, Node, Survivors], Sequence[Cou
     ("", "Split"): _split,
     ("", "Squeeze"): _squeeze,
     ("com.microsoft", "Attention"): _attention,
+    ("com.microsoft", "FusedConv"): _depthwise,
 }

@@ -200,6 +200,26 @@ def test_recurrent_cells() -> None:
     assert cost(graph).macs == 7 * 2 * (12 * 5 + 12 * 3)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "sizes"),
+    [
+        ({}, (2, 5, 4)),
+        ({"transA": 1}, (2, 4, 5)),
+        ({"transBatchA": 1}, (5, 2, 4)),
+        ({"transBatchA": 1, "transA": 1}, (4, 2, 5)),
+    ],
+)
+def test_a_fused_product_whose_sides_are_turned(attributes: dict[str, int], sizes: tuple[int, ...]) -> None:
+    """Two products [5, 4] · [4, 3], however the first side lies."""
+    graph = Graph()
+    graph.opsets["com.microsoft"] = 1
+    a = graph.add_input("a", DType.FLOAT, sizes)
+    graph.set_role(a, Role.CONSTANT)
+    b = graph.add_constant("b", np.zeros((4, 3), np.float32))
+    graph.add_output(graph.op("FusedMatMul", a, b, domain="com.microsoft", **attributes))
+    assert cost(graph).macs == 2 * 5 * 4 * 3
+
+
 def test_the_graph_is_left_as_it_was(model_path: Path) -> None:
     graph = read(model_path)
     mark = graph.mark()

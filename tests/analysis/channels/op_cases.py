@@ -111,7 +111,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """All of them."""
-    for part in (_elementwise, _typed, _microsoft, _selected, _moved, _blocks, _windows, _norms, _contractions,
+    for part in (_elementwise, _typed, _microsoft, _selected, _moved, _blocks, _windows, _norms, _contractions, _fused,
                  _recurrent, _reductions, _pinned):  # fmt: skip
         yield from part()
 
@@ -316,6 +316,27 @@ def _contractions() -> Iterator[Case]:
     yield Case("MatMul", "ends", lambda b: [b.op(b.make(), b.make(-2))], SPATIAL[:1])  # of what is no weight
     yield Case("Einsum", "ends", lambda b: [b.op(
         b.make(b.axis), b.net.weight(f"{b.name}.w", 4), equation=_without(b.rank, b.axis))])  # fmt: skip
+
+
+def _fused() -> Iterator[Case]:
+    """Contractions that ONNX Runtime puts together with what follows them."""
+    conv, gemm, matmul = (f"com.microsoft.Fused{op}" for op in ("Conv", "Gemm", "MatMul"))
+    yield Case(conv, "ends", lambda b: [b.op(b.make(1), _filters(b, 3, 4), b.vector(3), activation="Relu")], (4,))
+    yield Case(conv, "couples", lambda b: [
+        b.read(b.op(b.make(1), _filters(b, 8, 1), group=4, activation="Tanh"), 1, 8)], (4,))  # fmt: skip
+    yield Case(conv, "pins", _summed, (4,))
+    yield Case(gemm, "ends", lambda b: [
+        b.op(b.make(), b.net.weight(f"{b.name}.w", 4, 3), b.vector(3), activation="Sigmoid")], (2,))  # fmt: skip
+    yield Case(matmul, "ends", lambda b: [b.op(b.make(), b.net.weight(f"{b.name}.w", 3, 4), transB=1, alpha=0.5)])
+    yield Case(matmul, "ends", lambda b: [b.op(b.make(-2), b.make(-2), transA=1)], SPATIAL)
+    yield Case(matmul, "ends", lambda b: [
+        b.op(b.make(), b.net.weight(f"{b.name}.w", 4, SIZES["H"], 3), transBatchA=1, transBatchB=1)], (3,))  # fmt: skip
+
+
+def _summed(b: Branch) -> list[Value]:
+    """Of 16 channels, which fill any vector; with fewer, ONNX Runtime 1.19.2 stops."""
+    w = b.net.weight(f"{b.name}.w", 16, 16, 1, 1)
+    return [b.read(b.op(b.make(1, 16), w, b.vector(16), b.make(1, 16), activation="Relu"), 1, 16)]
 
 
 def _filters(b: Branch, first: int, second: int) -> Value:

@@ -13,7 +13,7 @@ import numpy as np
 from onnxslim.analysis.channels.couplings import LONGEST, Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
 from onnxslim.graph import Node, Value
-from onnxslim.ops import attention_widths, axes_of
+from onnxslim.ops import attention_widths, axes_of, fused_order
 
 __all__ = ["ENDING", "PINNING", "RULES"]
 
@@ -56,6 +56,15 @@ def _convolution(couplings: Couplings, node: Node) -> None:
     couplings.make(node, w, 0)
 
 
+def _fused_convolution(couplings: Couplings, node: Node) -> None:
+    """A convolution and an activation. Where a summand is added in between, ONNX Runtime runs no other numbers of
+    channels than those that fill its vectors."""
+    if couplings.graph.input(node, 3) is not None:
+        couplings.pin_all(node, "adds to what it makes, for which its channels have to fill vectors")
+    else:
+        _convolution(couplings, node)
+
+
 def _transposed(couplings: Couplings, node: Node) -> None:
     """As a convolution, with the weight [inputs, outputs of a group, …]."""
     graph = couplings.graph
@@ -95,20 +104,24 @@ def _gemm(couplings: Couplings, node: Node) -> None:
 
 
 def _matmul(couplings: Couplings, node: Node) -> None:
-    """y[…, m, n] = Σ_k a[…, m, k] · b[…, k, n]; the axes before broadcast."""
+    """y[…, m, n] = Σ_k a[…, m, k] · b[…, k, n]; the axes before broadcast. FusedMatMul takes those of a side in another
+    order."""
     graph = couplings.graph
     a, b, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
     if a.shape is None or b.shape is None or y.shape is None or min(len(a.shape), len(b.shape)) < 2:
         couplings.pin_all(node, "does not multiply matrices of known rank")
         return
     rank_a, rank_b, rank = len(a.shape), len(b.shape), len(y.shape)
-    _product(couplings, node, a, b, y, (rank_a - 2, rank_a - 1), (rank_b - 2, rank_b - 1))
+    orders = fused_order(node, 0, rank_a), fused_order(node, 1, rank_b)
+    rows, depth = orders[0][-2:]
+    inner, outer = orders[1][-2:]
+    _product(couplings, node, a, b, y, (rows, depth), (inner, outer))
     for axis in range(rank - 2):
         ends = [End(y, axis)]
-        for value, own in ((a, rank_a), (b, rank_b)):
-            place = axis - rank + own
-            if place >= 0 and value.shape is not None and value.shape[place] != 1:
-                ends.append(End(value, place))
+        for value, order in ((a, orders[0]), (b, orders[1])):
+            place = axis - rank + len(order)
+            if place >= 0 and value.shape is not None and value.shape[order[place]] != 1:
+                ends.append(End(value, order[place]))
         couplings.join(node, ends)
 
 
@@ -262,6 +275,9 @@ ENDING: _Rules = {
     ("", "MatMul"): _matmul,
     ("", "RNN"): _recurrent,
     ("com.microsoft", "Attention"): _attention,
+    ("com.microsoft", "FusedConv"): _with_known_filters(_fused_convolution),
+    ("com.microsoft", "FusedGemm"): _gemm,
+    ("com.microsoft", "FusedMatMul"): _matmul,
     **{("", op): _sum for op in _SUMS},
 }
 PINNING: _Rules = {
