@@ -321,9 +321,9 @@ def _contractions() -> Iterator[Case]:
 def _fused() -> Iterator[Case]:
     """Contractions that ONNX Runtime puts together with what follows them."""
     conv, gemm, matmul = (f"com.microsoft.Fused{op}" for op in ("Conv", "Gemm", "MatMul"))
-    yield Case(conv, "ends", lambda b: [b.op(b.make(1), _filters(b, 3, 4), b.vector(3), activation="Relu")], (4,))
+    yield Case(conv, "ends", lambda b: [b.op(b.make(1), _filters(b, 3, 4), b.vector(3), activation="Relu")], SPATIAL)
     yield Case(conv, "couples", lambda b: [
-        b.read(b.op(b.make(1), _filters(b, 8, 1), group=4, activation="Tanh"), 1, 8)], (4,))  # fmt: skip
+        b.read(b.op(b.make(1), _filters(b, 8, 1), group=4, activation="Tanh"), 1, 8)], SPATIAL)  # fmt: skip
     yield Case(conv, "pins", _summed, (4,))
     yield Case(gemm, "ends", lambda b: [
         b.op(b.make(), b.net.weight(f"{b.name}.w", 4, 3), b.vector(3), activation="Sigmoid")], (2,))  # fmt: skip

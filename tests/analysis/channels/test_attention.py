@@ -86,6 +86,21 @@ def test_weights_that_are_computed_make_no_heads() -> None:
     assert find_groups(graph).free == ()
 
 
+@pytest.mark.parametrize("sizes", [[6, 12], [6, 6, 6, 6], [-6, 18, 12], [0, 12, 12], [5, 7, 12], [6, 6, 6]])
+def test_sizes_that_are_no_heads_make_none(sizes: list[int]) -> None:
+    """And end nowhere in a traceback, as a damaged file may say anything."""
+    graph = attention()
+    graph.set_attribute(graph.node_named("a"), "qkv_hidden_sizes", sizes)
+    assert [group.name for group in find_groups(graph).groups if not group.pinned] == ["in"]
+
+
+@pytest.mark.parametrize("heads", [0, -3, 4])
+def test_numbers_of_heads_that_do_not_divide_make_none(heads: int) -> None:
+    graph = attention()
+    graph.set_attribute(graph.node_named("a"), "num_heads", heads)
+    assert [group.name for group in find_groups(graph).groups if not group.pinned] == ["in"]
+
+
 def macs(graph: Graph) -> int | None:
     return next(row.macs for row in cost(graph).by_node if row.op == "Attention")
 

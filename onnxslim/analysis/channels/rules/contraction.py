@@ -244,8 +244,8 @@ def _attention(couplings: Couplings, node: Node) -> None:
     couplings.end(node, 0, 2)
     columns, features = couplings.size(w, 1), couplings.size(y, 2)
     widths, heads = attention_widths(node, columns or 0), int(node.attr("num_heads", 0))
-    split = heads > 0 and not any(width % heads or not width for width in widths)
-    if not split or sum(widths) != columns or widths[2] != features or not _is_weight(couplings, w):
+    whole = heads > 0 and len(widths) == 3 and all(width > 0 and not width % heads for width in widths)
+    if not whole or sum(widths) != columns or widths[2] != features or not _is_weight(couplings, w):
         return
     depth = widths[2] // heads  # a head's first feature stands for it
     merged = np.concatenate([np.arange(width) // (width // heads) * depth for width in widths])
