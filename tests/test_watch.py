@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs fork and sigwaitinfo")
 
 
 def run(work: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +47,37 @@ def test_a_request_to_end_is_passed_on() -> None:
     )
     assert run(work).returncode == 7
     assert run("os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(30)").returncode == -signal.SIGTERM
+
+
+def test_an_interrupt_is_passed_on_once() -> None:
+    count = "heard = []\nsignal.signal(signal.SIGINT, lambda *_: heard.append(1))\n"
+    assert (
+        run(f"{count}os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(0.5)\nsys.exit(10 + len(heard))").returncode == 11
+    )
+
+
+TERMINAL = """
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+said = b""
+while b"ready" not in said:
+    said += os.read(terminal, 100)
+os.write(terminal, b"\\x03")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_terminals_interrupt_reaches_the_command_once() -> None:
+    """A terminal tells the whole group of processes, the watcher and the command."""
+    work = (
+        "import signal, sys, time\nfrom onnxslim.cli.watch import watched\nwatched()\nheard = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: heard.append(1))\nprint('ready', flush=True)\n"
+        "end = time.monotonic() + 1\nwhile time.monotonic() < end:\n    time.sleep(0.05)\nsys.exit(10 + len(heard))"
+    )
+    done = subprocess.run([sys.executable, "-c", TERMINAL, work], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 11, done
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")

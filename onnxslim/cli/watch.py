@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import sys
-from types import FrameType
 
 __all__ = ["watched"]
 
@@ -25,32 +24,41 @@ _CRASHES = {
     }.items()
     if hasattr(signal, name)
 }
-_PASSED_ON = ("SIGHUP", "SIGTERM")
+_HEARD = [getattr(signal, name) for name in ("SIGCHLD", "SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
+_BY_KERNEL = 0x80  # SI_KERNEL, of Linux's siginfo: the terminal sends its signals to the whole group of processes
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG, of Linux's prctl
 
 
 def watched() -> None:
     """Returns in the child, which does the work. The parent ends as the child does; where native code killed it, with a
-    message and exit code 2. Where the system cannot fork, all stays one process."""
-    if not hasattr(os, "fork"):
+    message and exit code 2. Where the system cannot fork, or wait for signals, all stays one process."""
+    if not hasattr(os, "fork") or not hasattr(signal, "sigwaitinfo"):
         return
     parent = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _die_with(parent)
         return
-    _wait(child)
+    _end_as(_status(child))
 
 
-def _wait(child: int) -> None:
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
+def _status(child: int) -> int:
+    """How the child ended. What this process is told meanwhile is passed on, unless the child was told as well."""
+    while True:
+        heard = signal.sigwaitinfo(_HEARD)
+        if heard.si_signo != signal.SIGCHLD:
+            if heard.si_code != _BY_KERNEL:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, heard.si_signo)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended == child:
+            return status
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well, which answers
-    for name in _PASSED_ON:
-        signal.signal(getattr(signal, name), pass_on)
-    _, status = os.waitpid(child, 0)
+
+def _end_as(status: int) -> None:
     if os.WIFEXITED(status):
         os._exit(os.WEXITSTATUS(status))
     killer = os.WTERMSIG(status)
@@ -65,6 +73,7 @@ def _wait(child: int) -> None:
         _say("Error: the command was killed, as systems do where memory runs out; give less data at a time")
         os._exit(2)
     signal.signal(killer, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [killer])
     os.kill(os.getpid(), killer)
 
 
