@@ -27,6 +27,10 @@ TYPES = "types"
 _LONGEST = 1 << 20
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
 """Ops whose result is as large as a number in an input says."""
+_WINDOWS = ("AveragePool", "Conv", "ConvInteger", "ConvTranspose", "LpPool", "MaxPool", "Pad", "QLinearConv")
+"""Ops whose result may be smaller than nothing, by what inference reckons."""
+_STAGES = 4
+"""Of inference up to a Slice, beyond which none is looked at: each costs as much as inferring what stands before."""
 _REFUSALS = (
     shape_inference.InferenceError,
     onnx.checker.ValidationError,
@@ -200,7 +204,33 @@ def _inferred(model: onnx.ModelProto, name: str, strict: bool, *, data_prop: boo
 
 
 def _run(model: onnx.ModelProto, *, strict: bool, data_prop: bool) -> onnx.ModelProto:
+    _require_sizes(model)
     return shape_inference.infer_shapes(model, data_prop=data_prop, strict_mode=strict)
+
+
+def _require_sizes(model: onnx.ModelProto) -> None:
+    """Nothing that is sliced has a size below 0, as a window larger than its input makes: onnx's rule for Slice ends
+    the process there. Raises ValueError naming the value. What stands before a Slice is inferred first, where a window
+    was met since the Slice before."""
+    ends, window = [], False
+    for place, node in enumerate(model.graph.node):
+        if node.op_type == "Slice" and window:
+            ends.append(place)
+        window = node.op_type in _WINDOWS or (window and node.op_type != "Slice")
+    for end in ends[:_STAGES]:
+        before = onnx.ModelProto()
+        before.CopyFrom(model)
+        del before.graph.node[end:]
+        try:
+            found = shape_inference.infer_shapes(before)
+        except _REFUSALS:
+            return  # it is said of the whole
+        for info in found.graph.value_info:
+            sizes = [d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value")]
+            if min(sizes, default=0) < 0:
+                raise ValueError(
+                    f"'{info.name}' would have the size {min(sizes)}: a window is larger than what it reads"
+                )
 
 
 def _is_within(message: str) -> bool:

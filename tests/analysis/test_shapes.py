@@ -174,3 +174,17 @@ def test_some_nodes_only_and_strictly() -> None:
     graph.set_array(graph.value("w"), np.zeros((9, 5), np.float32))
     with pytest.raises(ModelError, match="Incompatible dimensions"):
         inferred_types(graph, graph.nodes(), strict=True)
+
+
+@pytest.mark.parametrize("op", ["Conv", "MaxPool"])
+def test_a_slice_of_what_a_window_larger_than_its_input_makes_is_refused(op: str) -> None:
+    """onnx's own rule for Slice ends the process on a size below 0."""
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, (1, 3, 8, 8))
+    first = graph.op("Slice", x, *(graph.add_constant("i", np.array([n], np.int64)) for n in (0, 6, 2)))
+    weights = [graph.add_constant("w", np.ones((2, 3, 3, 16), np.float32))] if op == "Conv" else []
+    small = graph.op(op, first, *weights, name="small", kernel_shape=[3, 16])
+    bounds = (graph.add_constant("i", np.array([n], np.int64)) for n in (0, 1, 3))
+    graph.add_output(graph.op("Slice", graph.op("Relu", small), *bounds))
+    with pytest.raises(ModelError, match="'small' would have the size -7"):
+        infer_shapes(graph)
