@@ -156,6 +156,15 @@ def test_axes_of_unknown_size_pin_only_what_goes_into_them() -> None:
     assert found["b"].pinned == ("node 'lost' (Reshape) gives its elements to axes of unknown size",)
 
 
+def test_a_result_that_holds_fewer_elements_pins() -> None:
+    """As a damaged file may say."""
+    net = Net("N", 3, 1, 1)
+    y = net.op("Reshape", net.conv(net.x, 4, "a"), net.constant("s", [0, 1]), name="r")
+    net.graph.set_type(y, y.dtype, ("N", 1))
+    found = groups_of(net.finish(y)).by_name
+    assert found["a"].pinned == ("node 'r' (Reshape) has no place for it in its result",)
+
+
 def test_squeeze_and_unsqueeze() -> None:
     net = Net("N", 3, 5, 5)
     y = net.op("GlobalAveragePool", net.conv(net.x, 4, "a"))

@@ -121,12 +121,15 @@ def _follow(couplings: Couplings, node: Node, x: Value, y: Value, block: _Block)
         for axis in live:
             places = _along(before, block.before.index(axis))
             couplings.join(node, [End(y, block.after[0]), End(x, axis, places)])
-    elif known and len(before) == 1:
+    elif known and len(before) == 1 and block.after:
         place = _cut_axis(y, block.after)
         couplings.join(node, [End(x, block.before[0]), End(y, block.after[place], _along(after, place))])
     else:
         followed = bool(block.after) and _runs(couplings, node, End(x, block.before[0]), End(y, block.after[0]))
-        why = "merges and splits it at once" if known else "gives its elements to axes of unknown size"
+        if not block.after:
+            why = "has no place for it in its result"
+        else:
+            why = "merges and splits it at once" if known else "gives its elements to axes of unknown size"
         for axis in live[1:] if followed else live:
             couplings.pin(node, x, axis, why)
 
