@@ -16,6 +16,7 @@ import numpy as np
 from onnxslim.analysis.batch import with_batch
 from onnxslim.analysis.regions import cuts_at_zero
 from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.errors import UnsupportedError
 from onnxslim.graph import Array, DType, Graph, Role, Value
 from onnxslim.rewrite import Context, Pass, Pipeline
 from onnxslim.runtime.capabilities import capabilities
@@ -157,7 +158,12 @@ def _feed_state(graph: Graph, trained: Trained, frozen_batchnorm: bool) -> list[
             names += [graph.operand(node, 3).name, graph.operand(node, 4).name]
     names = list(dict.fromkeys(names))
     for name in names:
-        value = graph.value(name)
+        value = graph.find(name)
+        if value is None:  # another batch size made another constant of it
+            raise UnsupportedError(
+                f"Parameter '{name}' has the model's batch size in its shape, and cannot be trained with another: "
+                "export the model with a free batch axis"
+            )
         graph.set_array(value, None)
         graph.add_input(name, value.dtype, value.shape)
     return names

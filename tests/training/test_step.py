@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from onnxslim.errors import VerifyError
-from onnxslim.graph import DType, Graph
+from onnxslim.analysis.shapes import infer_shapes
+from onnxslim.errors import UnsupportedError, VerifyError
+from onnxslim.graph import DType, Graph, Role
 from onnxslim.training import step as module
+from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.step import LAYOUTS, Layout, StepOptions, build_step
 from onnxslim.verify import verify
 from passes.distill import CrossEntropy
@@ -46,3 +49,16 @@ def test_a_wrong_type_far_from_what_a_pass_edited_is_found(
     monkeypatch.setattr(ShapePorts, "run", spoil)
     with pytest.raises(VerifyError, match="expected DOUBLE"):
         build_step(student(False), 8, StepOptions((CrossEntropy(),)))
+
+
+def test_a_parameter_that_holds_the_batch_size_is_named() -> None:
+    """Rows that are equal stand for one, where the batch is another: nothing is left to be trained."""
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, (3, 4))
+    rows = graph.add_constant("rows", np.full((3, 4), 0.5, np.float32), role=Role.PARAMETER)
+    weight = graph.add_constant("w", np.ones((8, 2), np.float32), role=Role.PARAMETER)
+    graph.add_output(graph.op("MatMul", graph.op("Concat", x, rows, axis=1), weight, name="y"))
+    infer_shapes(graph)
+    mark_parameters(graph)
+    with pytest.raises(UnsupportedError, match="has the model's batch size in its shape"):
+        build_step(graph, 5, StepOptions((CrossEntropy(),)))
