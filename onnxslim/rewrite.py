@@ -18,13 +18,15 @@ from onnxslim.brief import Brief
 from onnxslim.budget import Folding
 from onnxslim.collector import paused
 from onnxslim.errors import VerifyError
-from onnxslim.graph import Array, Graph
+from onnxslim.graph import Array, Graph, Node
+from onnxslim.spill import Spill
 from onnxslim.targets import Target
 from onnxslim.verify import verify
 
 __all__ = [
     "Checker",
     "Context",
+    "LocalPass",
     "Outcome",
     "Pass",
     "Pipeline",
@@ -100,6 +102,9 @@ class Outcome(Brief):
         return Outcome(self.rewrites + other.rewrites, refused, merged, by_pass, learnt, notes)
 
 
+_NOTHING = Outcome()
+
+
 @dataclass(frozen=True)
 class StatisticRequest:
     """A statistic of one value, over calibration batches.
@@ -125,7 +130,8 @@ class Context(Brief):
     progress: called as (what, steps done, steps expected) by a pipeline that goes to its fixed point; how many
     rounds that takes is not known before, so one more is expected until none rewrites anything. folding: what is
     left for computing constants.
-    settled: digests of the bodies that a pipeline has left as they were, and need not go through again.
+    settled: digests of the bodies that a pipeline has left as they were, and need not go through again. room: where
+    large arrays that passes make lie.
     """
 
     statistics: Mapping[StatisticRequest, Array] = field(default_factory=dict)
@@ -136,6 +142,7 @@ class Context(Brief):
     progress: Callable[[str, int, int], None] | None = None
     folding: Folding = field(default_factory=Folding)
     settled: dict[bytes, None] = field(default_factory=dict, compare=False, repr=False)
+    room: Spill = field(default_factory=Spill, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,39 @@ class Pass(ABC):
 
 
 @dataclass(frozen=True)
+class LocalPass(Pass):
+    """A pass that looks at one node after the other, and at what stands around it.
+
+    ops: at which it begins, of ONNX's own domain; a graph that has none of them is left alone. from_outputs: whether it
+    goes from the outputs to the inputs, so that the last node of a pattern is met before what is inside of it.
+    """
+
+    ops: ClassVar[frozenset[str]]
+    from_outputs: ClassVar[bool] = False
+
+    @abstractmethod
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        """How many rewrites it made at this node, 0 where there is nothing to do; or why it refused one."""
+
+    def __call__(self, graph: Graph, context: Context | None = None) -> Outcome:
+        return _NOTHING if self.ops.isdisjoint(graph.op_types()) else super().__call__(graph, context)
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        count, refused = 0, []
+        nodes = [node for node in graph.nodes() if node.op in self.ops and not node.domain]
+        for node in reversed(nodes) if self.from_outputs else nodes:
+            if not graph.holds(node) or node.op not in self.ops:  # an earlier rewrite took it
+                continue
+            place = str(node)
+            found = self.rewrite(graph, node, context)
+            if isinstance(found, str):
+                refused.append(Refusal(place, found))
+            else:
+                count += found
+        return Outcome(count, tuple(refused))
+
+
+@dataclass(frozen=True)
 class Pipeline(Pass):
     """Passes in order; with `to_fixed_point`, again and again until none rewrites anything.
 
@@ -201,7 +241,8 @@ class Pipeline(Pass):
             report("rewriting", done, (done // steps + 2) * steps)
             once = self.steps[done % steps](graph, context)
             refused[done % steps] = once.refused  # what it refused before may be obsolete
-            total += replace(once, refused=())
+            if once.rewrites or once.learnt or once.notes:
+                total += replace(once, refused=())
             last[done % steps] = once.rewrites
             idle = 0 if once.rewrites or once.learnt else idle + 1
             if idle == steps:

@@ -93,6 +93,15 @@ class Graph:
         except nx.NetworkXUnfeasible as cycle:
             raise ModelError(f"The graph '{self.name}' has a cycle: {cycle}") from None
 
+    def op_types(self) -> frozenset[str]:
+        """The ops of ONNX's own domain that it has nodes of."""
+        found: frozenset[str] | None = self.noted("op types")
+        if found is None:
+            items = self._network.items.values()
+            found = frozenset(item.op for item in items if isinstance(item, Node) and not item.domain)
+            self.note("op types", found)
+        return found
+
     def values(self) -> list[Value]:
         """All values, by id."""
         return [v for v in self._network.items.values() if isinstance(v, Value)]

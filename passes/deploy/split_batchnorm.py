@@ -9,13 +9,13 @@ import numpy as np
 
 from onnxslim.graph import Graph, Node, Role
 from onnxslim.ops import is_training
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["SplitBatchnorm"]
 
 
 @dataclass(frozen=True)
-class SplitBatchnorm(Pass):
+class SplitBatchnorm(LocalPass):
     """BN(R(MatMul(a, w)); γ, β, μ, v)  →  R(MatMul(a, w)) · k + (β − μ·k),  k = γ / √(v + ε)
 
     where R is a chain of Reshape and Transpose, or nothing where a is no matrix. ONNX Runtime 1.19 folds such a batch
@@ -28,10 +28,10 @@ class SplitBatchnorm(Pass):
     """
 
     name: ClassVar[str] = "split_batchnorm"
+    ops: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        nodes = [node for node in graph.nodes() if node.op == "BatchNormalization" and not node.domain]
-        return Outcome(sum(_split(graph, node) for node in nodes if _is_misread(graph, node)))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _is_misread(graph, node) and _split(graph, node)
 
 
 def _is_misread(graph: Graph, node: Node) -> bool:

@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.graph import Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["FlattenToReshape"]
 
 
 @dataclass(frozen=True)
-class FlattenToReshape(Pass):
+class FlattenToReshape(LocalPass):
     """Flatten(x, axis = 1) → Reshape(x, [0, K]), K the product of the other axes, or −1 where it is not known.
 
     ONNX Runtime 1.19 takes quantised values through Reshape as integers, and through Flatten as floats.
@@ -25,17 +25,16 @@ class FlattenToReshape(Pass):
     """
 
     name: ClassVar[str] = "flatten_to_reshape"
+    ops: ClassVar[frozenset[str]] = frozenset({"Flatten"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        found = [node for node in graph.nodes() if _is_plain(graph, node)]
-        for node in found:
-            _rewrite(graph, node)
-        return Outcome(len(found))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        if not _is_plain(graph, node):
+            return 0
+        _rewrite(graph, node)
+        return 1
 
 
 def _is_plain(graph: Graph, node: Node) -> bool:
-    if node.op != "Flatten" or node.domain:
-        return False
     shape = graph.operand(node, 0).shape
     return bool(shape) and node.attr("axis", 1) in (1, 1 - len(shape or ()))
 

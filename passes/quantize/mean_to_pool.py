@@ -9,13 +9,13 @@ import numpy as np
 
 from onnxslim.graph import DType, Graph, Node
 from onnxslim.ops import axes_of
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["MeanToPool"]
 
 
 @dataclass(frozen=True)
-class MeanToPool(Pass):
+class MeanToPool(LocalPass):
     """ReduceMean(x, all axes but 0 and 1) → GlobalAveragePool(x) [→ Reshape(·, [0, −1]) without keepdims].
 
     ONNX Runtime's CPU provider has integer kernels for the pool and none for the mean. Retained: means over
@@ -25,17 +25,16 @@ class MeanToPool(Pass):
     """
 
     name: ClassVar[str] = "mean_to_pool"
+    ops: ClassVar[frozenset[str]] = frozenset({"ReduceMean"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        found = [node for node in graph.nodes() if _is_pool(graph, node)]
-        for node in found:
-            _rewrite(graph, node)
-        return Outcome(len(found))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        if not _is_pool(graph, node):
+            return 0
+        _rewrite(graph, node)
+        return 1
 
 
 def _is_pool(graph: Graph, node: Node) -> bool:
-    if node.op != "ReduceMean" or node.domain:
-        return False
     value = graph.operand(node, 0)
     if value.dtype is not DType.FLOAT or value.shape is None or len(value.shape) < 3:
         return False

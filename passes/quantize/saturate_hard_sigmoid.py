@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.graph import Array, Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["SaturateHardSigmoid"]
 
 
 @dataclass(frozen=True)
-class SaturateHardSigmoid(Pass):
+class SaturateHardSigmoid(LocalPass):
     """DQ(q; s, z) → HardSigmoid(α, β) → Q(s', z')   becomes   DQ(q; α·s, z) → Add(β) → Q(s', z')
 
     for α > 0, where Q's integers end within [0, 1]: saturation then does what HardSigmoid's limits do. Of the Add,
@@ -27,10 +27,10 @@ class SaturateHardSigmoid(Pass):
     """
 
     name: ClassVar[str] = "saturate_hard_sigmoid"
+    ops: ClassVar[frozenset[str]] = frozenset({"HardSigmoid"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        nodes = [node for node in graph.nodes() if node.op == "HardSigmoid" and not node.domain]
-        return Outcome(sum(_rewrite(graph, node) for node in nodes))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _rewrite(graph, node)
 
 
 def _rewrite(graph: Graph, node: Node) -> bool:

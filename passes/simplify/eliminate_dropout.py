@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from onnxslim.graph import Graph, Node
 from onnxslim.ops import is_training
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 from passes.simplify.bypass import bypass
 
 __all__ = ["EliminateDropout"]
 
 
 @dataclass(frozen=True)
-class EliminateDropout(Pass):
+class EliminateDropout(LocalPass):
     """Dropout(x, ratio) → x.
 
     Refuses, naming the node: a `training_mode` that is true or computed, and a mask that is read.
@@ -23,18 +23,11 @@ class EliminateDropout(Pass):
     """
 
     name: ClassVar[str] = "eliminate_dropout"
+    ops: ClassVar[frozenset[str]] = frozenset({"Dropout"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
-        for node in graph.nodes():
-            if node.op != "Dropout" or node.domain:
-                continue
-            why = _why_not(graph, node)
-            if why is not None:
-                refused.append(Refusal(str(node), why))
-            elif bypass(graph, node):
-                count += 1
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        why = _why_not(graph, node)
+        return bypass(graph, node) if why is None else why
 
 
 def _why_not(graph: Graph, node: Node) -> str | None:

@@ -8,33 +8,10 @@ from typing import ClassVar
 
 from onnxslim.graph import DType, Graph, Node
 from onnxslim.ops import given_numbers
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 from passes.simplify.bypass import bypass
 
 __all__ = ["EliminateIdentity"]
-
-
-@dataclass(frozen=True)
-class EliminateIdentity(Pass):
-    """Identity(x) → x, and so every node that is an identity by what it is given:
-
-        Cast to x's own type · Concat, Sum, Mean, Max, Min of one tensor · Transpose that keeps the order ·
-        Reshape, Flatten, Expand, Squeeze, Unsqueeze to x's own static shape · Pad by nothing
-
-    Retained: where an input, an initialiser or another graph output would have to become a graph output.
-
-    Exact.
-    """
-
-    name: ClassVar[str] = "eliminate_identity"
-
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count = 0
-        for node in graph.nodes():
-            test = None if node.domain else _TESTS.get(node.op)
-            if test is not None and test(graph, node) and bypass(graph, node):
-                count += 1
-        return Outcome(count)
 
 
 def _always(graph: Graph, node: Node) -> bool:
@@ -77,3 +54,22 @@ _TESTS: Mapping[str, Callable[[Graph, Node], bool]] = {
     "Pad": _pads_nothing,
     "Transpose": _keeps_order,
 }
+
+
+@dataclass(frozen=True)
+class EliminateIdentity(LocalPass):
+    """Identity(x) → x, and so every node that is an identity by what it is given:
+
+        Cast to x's own type · Concat, Sum, Mean, Max, Min of one tensor · Transpose that keeps the order ·
+        Reshape, Flatten, Expand, Squeeze, Unsqueeze to x's own static shape · Pad by nothing
+
+    Retained: where an input, an initialiser or another graph output would have to become a graph output.
+
+    Exact.
+    """
+
+    name: ClassVar[str] = "eliminate_identity"
+    ops: ClassVar[frozenset[str]] = frozenset(_TESTS)
+
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _TESTS[node.op](graph, node) and bypass(graph, node)

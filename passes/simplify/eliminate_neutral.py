@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 from passes.simplify.bypass import bypass
 
 __all__ = ["EliminateNeutral"]
@@ -16,7 +16,7 @@ _ONE_SIDED = ("Div", "Pow", "Sub")
 
 
 @dataclass(frozen=True)
-class EliminateNeutral(Pass):
+class EliminateNeutral(LocalPass):
     """x + 0 → x;  x − 0 → x;  x · 1 → x;  x / 1 → x;  x ^ 1 → x
 
     for a constant of any shape, numbers, vectors and planes alike, that gives x neither another type nor another shape.
@@ -28,14 +28,11 @@ class EliminateNeutral(Pass):
     """
 
     name: ClassVar[str] = "eliminate_neutral"
+    ops: ClassVar[frozenset[str]] = frozenset(_NEUTRAL)
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count = 0
-        for node in graph.nodes():
-            slot = None if node.domain or node.op not in _NEUTRAL else _kept_slot(graph, node)
-            if slot is not None and bypass(graph, node, slot):
-                count += 1
-        return Outcome(count)
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        slot = _kept_slot(graph, node)
+        return slot is not None and bypass(graph, node, slot)
 
 
 def _kept_slot(graph: Graph, node: Node) -> int | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.graph import Array, Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 from onnxslim.spill import Spill
 from passes.simplify.linear_layers import Linear, linear_layer, scaled_weight, set_bias
 
@@ -16,7 +16,7 @@ __all__ = ["FoldAffine"]
 
 
 @dataclass(frozen=True)
-class FoldAffine(Pass):
+class FoldAffine(LocalPass):
     """Conv(x, w, b)·k  →  Conv(x, w·k, b·k)
     Conv(x, w, b) + c →  Conv(x, w, b + c)
 
@@ -28,26 +28,15 @@ class FoldAffine(Pass):
     """
 
     name: ClassVar[str] = "fold_affine"
+    ops: ClassVar[frozenset[str]] = frozenset({"Add", "Div", "Mul", "Sub"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused, room = 0, [], Spill()
-        for node in graph.nodes():
-            found = None if node.domain else _affine(graph, node)
-            if found is None:
-                continue
-            producer, constant, slot = found
-            why = _fold(graph, node, producer, constant, slot, room)
-            if why is None:
-                count += 1
-            else:
-                refused.append(Refusal(str(node), why))
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        found = _affine(graph, node)
+        return 0 if found is None else _fold(graph, node, *found, context.room)
 
 
 def _affine(graph: Graph, node: Node) -> tuple[Node, Array, int] | None:
     """The layer whose output the node reads, the constant beside it, and the layer's slot; None for anything else."""
-    if node.op not in ("Add", "Div", "Mul", "Sub"):
-        return None
     for slot in (0, 1):
         y, constant = graph.operand(node, slot), graph.constant_of(graph.operand(node, 1 - slot))
         producer = graph.producer(y)
@@ -60,7 +49,7 @@ def _affine(graph: Graph, node: Node) -> tuple[Node, Array, int] | None:
     return None
 
 
-def _fold(graph: Graph, node: Node, producer: Node, constant: Array, slot: int, room: Spill) -> str | None:
+def _fold(graph: Graph, node: Node, producer: Node, constant: Array, slot: int, room: Spill) -> int | str:
     y = graph.result(producer)
     if len(graph.uses(y)) > 1 or graph.is_output(y):
         return f"the output of {producer} is read elsewhere too"
@@ -83,7 +72,7 @@ def _fold(graph: Graph, node: Node, producer: Node, constant: Array, slot: int, 
     set_bias(graph, layer, bias)
     graph.replace_uses(graph.result(node), y)
     graph.remove_node(node)
-    return None
+    return 1
 
 
 def _factor_and_summand(op: str, number: Array, slot: int) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from onnxslim.graph import Array, Graph, Node, Role
 from onnxslim.ops import is_training
 from onnxslim.quant_math import dequantize, quantize
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 from onnxslim.spill import Spill
 from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer, per_channel, scaled_weight, set_bias
 
@@ -20,7 +20,7 @@ _SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
-class FoldBatchnorm(Pass):
+class FoldBatchnorm(LocalPass):
     """BN(Conv(x, w, b); γ, β, μ, v)  →  Conv(x, w·k, β + (b − μ)·k),  k = γ / √(v + ε).
 
     Also for Gemm and ConvTranspose, and through a FakeQuant of the weight with one scale a channel:
@@ -35,21 +35,13 @@ class FoldBatchnorm(Pass):
     """
 
     name: ClassVar[str] = "fold_batchnorm"
+    ops: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused, room = 0, [], Spill()
-        for node in graph.nodes():
-            if node.op != "BatchNormalization" or node.domain:
-                continue
-            why = _fold(graph, node, room)
-            if why is None:
-                count += 1
-            else:
-                refused.append(Refusal(str(node), why))
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _fold(graph, node, context.room)
 
 
-def _fold(graph: Graph, node: Node, room: Spill) -> str | None:
+def _fold(graph: Graph, node: Node, room: Spill) -> int | str:
     """Folds one batch norm, or says why not."""
     if is_training(graph, node):
         return "it is in training mode"
@@ -91,7 +83,7 @@ def _fold(graph: Graph, node: Node, room: Spill) -> str | None:
     for value in dict.fromkeys(parameters):
         if not graph.is_used(value) and not graph.is_input(value):
             graph.remove_value(value)
-    return None
+    return 1
 
 
 def _rescale(graph: Graph, layer: Linear, node: Node, factor: Array, weight: Array) -> Array:

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from onnxslim.graph import Graph, Node
 from onnxslim.ops import given_numbers, is_left_out, padding
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["FoldPad"]
 
 
 @dataclass(frozen=True)
-class FoldPad(Pass):
+class FoldPad(LocalPass):
     """Conv(Pad(x, p), w; pads q)  →  Conv(x, w; pads p + q)
 
     Refuses, naming the Pad: a mode other than constant, a value other than 0, computed or negative amounts,
@@ -23,19 +23,16 @@ class FoldPad(Pass):
     """
 
     name: ClassVar[str] = "fold_pad"
+    ops: ClassVar[frozenset[str]] = frozenset({"Pad"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
-        for node in graph.nodes():
-            pad = None if node.domain or node.op != "Conv" else graph.producer(graph.operand(node, 0))
-            if pad is None or pad.domain or pad.op != "Pad":
-                continue
-            why = _fold(graph, pad, node)
-            if why is None:
-                count += 1
-            else:
-                refused.append(Refusal(str(pad), why))
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        convs = [use.node for use in graph.uses(graph.result(node)) if use.slot == 0 and _is_conv(use.node)]
+        found = [_fold(graph, node, conv) for conv in convs]
+        return next((why for why in found if why is not None), len(found))
+
+
+def _is_conv(node: Node) -> bool:
+    return node.op == "Conv" and not node.domain
 
 
 def _fold(graph: Graph, pad: Node, conv: Node) -> str | None:

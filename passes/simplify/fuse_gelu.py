@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 from passes.simplify.matching import Region, is_float, near
 
 __all__ = ["FuseGelu"]
@@ -17,7 +17,7 @@ _SLOPE, _CUBIC = math.sqrt(2 / math.pi), 0.044715
 
 
 @dataclass(frozen=True)
-class FuseGelu(Pass):
+class FuseGelu(LocalPass):
     """x/2 · (1 + Erf(x/√2))                        →  Gelu(x)
     x/2 · (1 + Tanh(√(2/π) · (x + 0.044715 · x³)))  →  Gelu(x; approximate = tanh)
 
@@ -30,24 +30,19 @@ class FuseGelu(Pass):
     """
 
     name: ClassVar[str] = "fuse_gelu"
+    ops: ClassVar[frozenset[str]] = frozenset({"Div", "Mul"})
+    from_outputs: ClassVar[bool] = True
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
-        for node in reversed(graph.nodes()) if graph.opset >= _SINCE else ():
-            if graph.holds(node) and node.op in ("Div", "Mul") and not node.domain:
-                why = _fuse(graph, node)
-                count += why == ""
-                if why:
-                    refused.append(Refusal(str(node), why))
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _fuse(graph, node) if graph.opset >= _SINCE else 0
 
 
-def _fuse(graph: Graph, root: Node) -> str | None:
-    """Fuses what ends in `root`: "" where it did, None where there is nothing, else why not."""
+def _fuse(graph: Graph, root: Node) -> int | str:
+    """Fuses what ends in `root`; how often, or why not."""
     region = Region(graph, root)
     factor, terms = region.product(root)
     if len(terms) != 2 or not is_float(graph.result(root)):
-        return None
+        return 0
     for x, gate in (terms, terms[::-1]):
         tried = Region(graph, root)
         tried.nodes.update(region.nodes)
@@ -60,8 +55,8 @@ def _fuse(graph: Graph, root: Node) -> str | None:
         if not tried.is_closed:
             return "what lies between it and its input is read elsewhere too"
         tried.replace("Gelu", [x], {"approximate": approximate})
-        return ""
-    return None
+        return 1
+    return 0
 
 
 def _approximation(region: Region, value: Value, x: Value) -> str | None:

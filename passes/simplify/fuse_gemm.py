@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.graph import Graph, Node, Shape, Value
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["FuseGemm"]
 
 
 @dataclass(frozen=True)
-class FuseGemm(Pass):
+class FuseGemm(LocalPass):
     """MatMul(x [N, K], w [K, M]) + b [M]     →  Gemm(x, w, b), for float x and constant w and b
     MatMul(x [N, T, …, K], w [K, M]) + b [M]  →  Reshape(Gemm(Reshape(x, [−1, K]), w, b), [N, T, …, M]), with `any_rank`
 
@@ -31,21 +31,18 @@ class FuseGemm(Pass):
 
     any_rank: bool = False
     name: ClassVar[str] = "fuse_gemm"
+    ops: ClassVar[frozenset[str]] = frozenset({"Add"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
-        for node in graph.nodes():
-            found = None if node.domain or node.op != "Add" else self._product(graph, node)
-            if found is None:
-                continue
-            product, bias = found
-            y = graph.result(product)
-            if len(graph.uses(y)) > 1 or graph.is_output(y):
-                refused.append(Refusal(str(node), f"the output of {product} is read elsewhere too"))
-                continue
-            _fuse(graph, node, product, bias)
-            count += 1
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        found = self._product(graph, node)
+        if found is None:
+            return 0
+        product, bias = found
+        y = graph.result(product)
+        if len(graph.uses(y)) > 1 or graph.is_output(y):
+            return f"the output of {product} is read elsewhere too"
+        _fuse(graph, node, product, bias)
+        return 1
 
     def _product(self, graph: Graph, node: Node) -> tuple[Node, Value] | None:
         """The MatMul that the Add gives a bias, and the bias."""

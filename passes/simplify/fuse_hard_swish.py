@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 from passes.simplify.matching import Region, is_float, near
 
 __all__ = ["FuseHardSwish"]
@@ -17,7 +17,7 @@ _FARTHEST = 16.0
 
 
 @dataclass(frozen=True)
-class FuseHardSwish(Pass):
+class FuseHardSwish(LocalPass):
     """c · Clip(a·x + b, 0, 1/c)        →  HardSigmoid(x; alpha = a·c, beta = b·c)
     x · c · Clip(x + 3, 0, 6), c = 1/6  →  HardSwish(x), up to opset 13 x · HardSigmoid(x; 1/6, 1/2)
 
@@ -32,27 +32,22 @@ class FuseHardSwish(Pass):
     """
 
     name: ClassVar[str] = "fuse_hard_swish"
+    ops: ClassVar[frozenset[str]] = frozenset({"Clip", "Div", "Max", "Min", "Mul"})
+    from_outputs: ClassVar[bool] = True
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
-        for fuse in (_hard_swish, _hard_sigmoid):
-            for node in reversed(graph.nodes()):  # the outermost first: what is inside goes with it
-                if graph.holds(node) and not node.domain:
-                    why = fuse(graph, node)
-                    count += why == ""
-                    if why:
-                        refused.append(Refusal(str(node), why))
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        found = _hard_swish(graph, node)
+        return found or _hard_sigmoid(graph, node)
 
 
-def _hard_swish(graph: Graph, root: Node) -> str | None:
-    """Fuses what ends in `root`: "" where it did, None where there is nothing, else why not."""
+def _hard_swish(graph: Graph, root: Node) -> int | str:
+    """Fuses what ends in `root`; how often, or why not."""
     if root.op not in ("Div", "Mul") or not is_float(graph.result(root)):
-        return None
+        return 0
     region = Region(graph, root)
     factor, terms = region.product(root)
     if len(terms) != 2:
-        return None
+        return 0
     for x, gate in (terms, terms[::-1]):
         tried = Region(graph, root)
         tried.nodes.update(region.nodes)
@@ -61,7 +56,7 @@ def _hard_swish(graph: Graph, root: Node) -> str | None:
         if not tried.is_closed:
             return "what lies between it and its input is read elsewhere too"
         if len(tried.nodes) < 3 and graph.opset < _SWISH_SINCE:
-            return None  # HardSigmoid and Mul as they are
+            return 0  # HardSigmoid and Mul as they are
         if graph.opset >= _SWISH_SINCE:
             tried.replace("HardSwish", [x])
         else:
@@ -70,8 +65,8 @@ def _hard_swish(graph: Graph, root: Node) -> str | None:
             gate = graph.op("HardSigmoid", x, name=f"{base}.gate", alpha=1 / 6, beta=0.5)
             graph.set_type(gate, x.dtype, x.shape)
             graph.set_input(node, 1, gate)
-        return ""
-    return None
+        return 1
+    return 0
 
 
 def _is_gate(region: Region, gate: Value, x: Value, factor: float) -> bool:
@@ -92,24 +87,24 @@ def _is_gate(region: Region, gate: Value, x: Value, factor: float) -> bool:
     return low == 0 and near(high, 1) and near(line[1] * factor * scale, 1 / 6) and near(line[0] * factor * scale, 0.5)
 
 
-def _hard_sigmoid(graph: Graph, root: Node) -> str | None:
+def _hard_sigmoid(graph: Graph, root: Node) -> int | str:
     """Like `_hard_swish`."""
-    if root.op not in ("Clip", "Div", "Max", "Min", "Mul") or not is_float(graph.result(root)):
-        return None
+    if not is_float(graph.result(root)):
+        return 0
     region = Region(graph, root)
     factor, inner = 1.0, graph.result(root)
     if root.op in ("Div", "Mul"):
         factor, terms = region.product(root)
         if len(terms) != 1:
-            return None
+            return 0
         inner = terms[0]
     cut = region.bounds(inner)
     if cut is None or cut[1] * factor != 0 or not near(cut[2] * factor, 1):
-        return None
+        return 0
     x, scale, shift = region.affine(cut[0])
     if (x is cut[0] and root.op not in ("Div", "Mul")) or abs(shift * factor) > _FARTHEST:
-        return None
+        return 0
     if not region.is_closed:
         return "what lies between it and its input is read elsewhere too"
     region.replace("HardSigmoid", [x], {"alpha": scale * factor, "beta": shift * factor})
-    return ""
+    return 1

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.graph import Array, Graph, Node, Role, Value
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.rewrite import Context, LocalPass
 from passes.simplify.matching import Region, is_float, scalar
 
 __all__ = ["FuseNormalization"]
@@ -17,7 +17,7 @@ _SINCE = {"LayerNormalization": 17, "RMSNormalization": 23}
 
 
 @dataclass(frozen=True)
-class FuseNormalization(Pass):
+class FuseNormalization(LocalPass):
     """d / √(mean(d²) + ε) · γ + β, d = x − mean(x)  →  LayerNormalization(x, γ, β)   from opset 17
     x / √(mean(x²) + ε) · γ                           →  RMSNormalization(x, γ)        from opset 23
 
@@ -33,49 +33,44 @@ class FuseNormalization(Pass):
     """
 
     name: ClassVar[str] = "fuse_normalization"
+    ops: ClassVar[frozenset[str]] = frozenset({"Add", "Div", "Mul"})
+    from_outputs: ClassVar[bool] = True
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
-        for node in reversed(graph.nodes()) if graph.opset >= min(_SINCE.values()) else ():
-            if graph.holds(node) and node.op in ("Add", "Div", "Mul") and not node.domain:
-                why = _fuse(graph, node)
-                count += why == ""
-                if why:
-                    refused.append(Refusal(str(node), why))
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _fuse(graph, node) if graph.opset >= min(_SINCE.values()) else 0
 
 
-def _fuse(graph: Graph, root: Node) -> str | None:
-    """Fuses what ends in `root`: "" where it did, None where there is nothing, else why not."""
+def _fuse(graph: Graph, root: Node) -> int | str:
+    """Fuses what ends in `root`; how often, or why not."""
     if not is_float(graph.result(root)):
-        return None
+        return 0
     region = Region(graph, root)
     node, shift = _with_constant(region, root, "Add")
     node, gain = _with_constant(region, node, "Mul") if node is not None else (None, None)
     found = _normalized(region, node) if node is not None else None
     if found is None:
-        return None
+        return 0
     x, axes, epsilon, centred = found
     op = "LayerNormalization" if centred else "RMSNormalization"
     if graph.opset < _SINCE[op] or (shift is not None and not centred) or x.shape is None:
-        return None
+        return 0
     places = sorted(axis % len(x.shape) for axis in axes)
     sizes = [x.shape[place] for place in places]
     if not sizes or not all(isinstance(size, int) for size in sizes):
-        return None
+        return 0
     if places != list(range(len(x.shape) - len(places), len(x.shape))):
         return f"it normalises over the axes {places} of {len(x.shape)}, not over the last ones"
     if not region.is_closed:
         return "what lies between it and its input is read elsewhere too"
     parts = [_spread(part, [int(size) for size in sizes if isinstance(size, int)]) for part in (gain, shift)]
     if any(part is None for part, given in zip(parts, (gain, shift)) if given is not None):
-        return None
+        return 0
     base = root.name or graph.result(root).name
     ones = np.ones([int(size) for size in sizes if isinstance(size, int)], np.float32)
     arrays = [ones if parts[0] is None else parts[0], *([] if parts[1] is None else [parts[1]])]
     kept = [_parameter(graph, value, array, base) for value, array in zip((gain, shift), arrays)]
     region.replace(op, [x, *kept], {"axis": -len(places), "epsilon": epsilon})
-    return ""
+    return 1
 
 
 def _with_constant(region: Region, node: Node, op: str) -> tuple[Node | None, Value | None]:

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from onnxslim.analysis.bodies import open_bodies
 from onnxslim.graph import Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["InlineBranches"]
 
 
 @dataclass(frozen=True)
-class InlineBranches(Pass):
+class InlineBranches(LocalPass):
     """If(true; then, else)  →  the nodes of `then`; If(false; …)  →  those of `else`.
 
     Names in the branch get the node's as a prefix. Retained: a condition that is computed or fed.
@@ -22,9 +22,10 @@ class InlineBranches(Pass):
     """
 
     name: ClassVar[str] = "inline_branches"
+    ops: ClassVar[frozenset[str]] = frozenset({"If"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        return Outcome(sum(_inline(graph, node) for node in graph.nodes() if node.op == "If" and not node.domain))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _inline(graph, node)
 
 
 def _inline(graph: Graph, node: Node) -> bool:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["MergeConcats"]
 
 
 @dataclass(frozen=True)
-class MergeConcats(Pass):
+class MergeConcats(LocalPass):
     """Concat(a, Concat(b, c), d)  →  Concat(a, b, c, d), along one axis.
 
     Retained: an inner Concat that something else reads, and axes that may be two (of unknown rank, one counted from the
@@ -22,9 +22,10 @@ class MergeConcats(Pass):
     """
 
     name: ClassVar[str] = "merge_concats"
+    ops: ClassVar[frozenset[str]] = frozenset({"Concat"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        return Outcome(sum(_merge(graph, node) for node in graph.nodes() if node.op == "Concat" and not node.domain))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _merge(graph, node)
 
 
 def _merge(graph: Graph, node: Node) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["MergeMovements"]
 
@@ -14,7 +14,7 @@ _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
-class MergeMovements(Pass):
+class MergeMovements(LocalPass):
     """Transpose(Transpose(x, p), q)  →  Transpose(x, p∘q)
     Reshape(Reshape(x, a), b)      →  Reshape(x, b), also after Flatten, Squeeze and Unsqueeze
 
@@ -25,14 +25,13 @@ class MergeMovements(Pass):
     """
 
     name: ClassVar[str] = "merge_movements"
+    ops: ClassVar[frozenset[str]] = frozenset({"Reshape", "Transpose"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        return Outcome(sum(_merge(graph, node) for node in graph.nodes() if not node.domain))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _merge(graph, node)
 
 
 def _merge(graph: Graph, node: Node) -> bool:
-    if node.op not in ("Reshape", "Transpose"):
-        return False
     first = graph.producer(graph.operand(node, 0))
     if first is None or first.domain:
         return False

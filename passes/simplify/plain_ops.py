@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.graph import DType, Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.rewrite import Context, LocalPass
 
 __all__ = ["PlainOps"]
 
 
 @dataclass(frozen=True)
-class PlainOps(Pass):
+class PlainOps(LocalPass):
     """CastLike(x, like)  →  Cast(x) to like's type, where that is known
     Sum(a, b)          →  Add(a, b)
 
@@ -23,9 +23,10 @@ class PlainOps(Pass):
     """
 
     name: ClassVar[str] = "plain_ops"
+    ops: ClassVar[frozenset[str]] = frozenset({"CastLike", "Sum"})
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        return Outcome(sum(_rewrite(graph, node) for node in graph.nodes() if not node.domain))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        return _rewrite(graph, node)
 
 
 def _rewrite(graph: Graph, node: Node) -> bool:
