@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -130,8 +130,8 @@ class Context(Brief):
     progress: called as (what, steps done, steps expected) by a pipeline that goes to its fixed point; how many
     rounds that takes is not known before, so one more is expected until none rewrites anything. folding: what is
     left for computing constants.
-    settled: digests of the bodies that a pipeline has left as they were, and need not go through again. room: where
-    large arrays that passes make lie.
+    settled: states of nodes with bodies that a pipeline has nothing left to do in, with the arrays that they refer to.
+    room: where large arrays that passes make lie.
     """
 
     statistics: Mapping[StatisticRequest, Array] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class Context(Brief):
     checker: Checker | None = None
     progress: Callable[[str, int, int], None] | None = None
     folding: Folding = field(default_factory=Folding)
-    settled: dict[bytes, None] = field(default_factory=dict, compare=False, repr=False)
+    settled: dict[Hashable, tuple[Array | None, ...]] = field(default_factory=dict, compare=False, repr=False)
     room: Spill = field(default_factory=Spill, compare=False, repr=False)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxslim.analysis.bodies import Body, close_bodies, has_bodies, open_bodies
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import body_proto
+from onnxslim.graph import Array, Graph, Node
 from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
 from passes.simplify.with_proven_shapes import forget_hints, restore_hints
 
@@ -36,15 +34,15 @@ class InBodies(Pass):
         for node in graph.nodes():
             if not has_bodies(node):
                 continue
-            bodies = open_bodies(graph, node)
-            key = _digest(bodies)
-            if key in context.settled:
+            state, arrays = _state(graph, node)
+            if state in context.settled:
                 continue
+            bodies = open_bodies(graph, node)
             outcome = _rewritten(pipeline, bodies, inner)
             if outcome.rewrites:
                 close_bodies(graph, node, bodies)
-                key = _digest(open_bodies(graph, node))
-            context.settled[key] = None
+                state, arrays = _state(graph, node)
+            context.settled[state] = arrays
             total += outcome
         return total
 
@@ -59,13 +57,13 @@ def _rewritten(pipeline: Pipeline, bodies: Sequence[Body], context: Context) -> 
     return total
 
 
-def _digest(bodies: Sequence[Body]) -> bytes:
-    """Of the bodies, and of what is known of what they read."""
-    digest = hashlib.blake2b()
-    for body in bodies:
-        kept = [id for id, (_, array) in body.outer.items() if array is None]
-        digest.update(body_proto(body.graph, kept).SerializeToString(deterministic=True))
-        for value, array in body.outer.values():
-            digest.update(repr((value.name, value.dtype, value.shape, array is None)).encode())
-        digest.update(repr([(v.dtype, v.shape) for v in body.graph.inputs]).encode())
-    return digest.digest()
+def _state(graph: Graph, node: Node) -> tuple[Hashable, tuple[Array | None, ...]]:
+    """All that the rewriting of a node's bodies follows from. Arrays count by identity: keep them with it."""
+    bodies = tuple((name, a.SerializeToString(deterministic=True)) for name, a in node.attributes.items())
+    read = (*graph.node_inputs(node), *graph.captures(node).values())
+    arrays = tuple(graph.constant_of(value) for value in read)
+    given = tuple(
+        None if v is None else (v.name, v.dtype, v.shape, array is not None and (id(array), len(graph.uses(v))))
+        for v, array in zip(read, arrays)
+    )
+    return (node.op, bodies, given), arrays
