@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import onnx
-from onnx import helper
 
 from onnxslim.graph import Graph, Node, Shape
 from onnxslim.onnx_io.bodies import bodies_of
 
 __all__ = ["attribute_fault", "nodes_faults"]
 
+_INT, _INTS, _FLOAT = onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOAT
 _INTEGER = (1 << 31) - 1
 """The most that a size, a stride or a count may be: kernels multiply them in 64 bits."""
 _POSITIVE = (1, _INTEGER)
@@ -141,7 +141,9 @@ Attributes: TypeAlias = Mapping[str, onnx.AttributeProto]
 
 def _fault(op: str, domain: str, attributes: Attributes, shape: Shapes) -> str | None:
     for name, attribute in attributes.items():
-        bounds = _OTHERWISE.get((op, name), _BOUNDS.get(name))
+        if name not in _BOUNDS:
+            continue
+        bounds = _OTHERWISE.get((op, name), _BOUNDS[name])
         fault = None if bounds is None else _outside(name, attribute, bounds)
         if fault is not None:
             return fault
@@ -166,14 +168,19 @@ def _integer(attributes: Attributes, name: str, default: int) -> int:
 
 def _outside(name: str, attribute: onnx.AttributeProto, bounds: Bounds) -> str | None:
     kind = attribute.type
-    if kind not in (onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.FLOAT):
+    numbers: Sequence[float]
+    if kind == _INTS:
+        numbers = attribute.ints
+    elif kind == _INT:
+        numbers = (attribute.i,)
+    elif kind == _FLOAT:
+        numbers = (attribute.f,)
+    else:
         return None
-    value = helper.get_attribute_value(attribute)
-    numbers: Sequence[float] = value if kind == onnx.AttributeProto.INTS else [value]
     least, most = bounds
-    if all(least <= number <= most and math.isfinite(number) for number in numbers):
-        return None
-    got = list(numbers) if kind == onnx.AttributeProto.INTS else numbers[0]
+    if not numbers or (least <= min(numbers) and max(numbers) <= most and math.isfinite(numbers[0])):
+        return None  # of integers, all are finite
+    got = list(numbers) if kind == _INTS else numbers[0]
     wanted = f"at least {least:g}" if most in (_INTEGER, math.inf) else f"{least:g} to {most:g}"
     too = f", at most {most:.0f}" if most == _INTEGER and any(n > most for n in numbers) else ""
     return f"expected its attribute '{name}' to be {wanted}{too}, got {got}"
