@@ -30,7 +30,7 @@ from onnx import numpy_helper
 from onnxslim import simplify
 from onnxslim.cli.options import progress_bar
 from onnxslim.errors import OnnxSlimError
-from onnxslim.onnx_io import from_proto, to_proto
+from onnxslim.ir.onnx_io import from_proto, to_proto
 
 COUNTS = Path(__file__).with_suffix(".json")
 KINDS = ("node", "simple", "light", "pytorch-converted", "pytorch-operator")

@@ -27,12 +27,12 @@ from semantics import SEMANTIC
 from onnxslim import compress, evaluate, inspect_model, prune, quantize, simplify
 from onnxslim.data import ArrayDataset
 from onnxslim.errors import OnnxSlimError
-from onnxslim.graph import Array
-from onnxslim.onnx_io import read, write
+from onnxslim.ir.graph import Array
+from onnxslim.ir.onnx_io import read, write
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.checker import relative_error
 from onnxslim.runtime.installation import load_runtime
 from onnxslim.targets import load_target
-from onnxslim.verify import verify
 
 __all__ = ["KINDS", "SECRET", "Case", "Ended", "gather", "lay_out", "make_case", "run_case"]
 

@@ -21,9 +21,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxslim.analysis.batch import with_batch
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.onnx_io import from_proto
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.onnx_io import from_proto
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from passes.gradient import differentiate

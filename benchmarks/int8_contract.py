@@ -21,9 +21,9 @@ import numpy as np
 from onnxslim.cli.options import progress_bar
 from onnxslim.data import Dataset, Preprocess, evaluation_batches, open_dataset
 from onnxslim.data.dataset import Subset
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import read
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.contract import Int8Contract, compare_int8
 from onnxslim.stages.quantize import Quantize

@@ -27,7 +27,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import onnxslim
 from onnxslim.builders import csp_net, mobilenet_v3
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.runtime.capabilities import capabilities
 from passes.simplify import FoldBatchnorm, InferShapes
 

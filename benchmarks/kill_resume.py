@@ -31,7 +31,7 @@ import yaml
 
 from onnxslim.builders import small_cnn
 from onnxslim.demo import MEAN, STD, STUDENT_CHANNELS, TEACHER_CHANNELS, load_digits_arrays
-from onnxslim.onnx_io import write
+from onnxslim.ir.onnx_io import write
 
 
 def digits_recipe(folder: Path, epochs: int) -> Path:

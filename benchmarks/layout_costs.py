@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from train_step import student
 
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Graph, Node
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.training.layout import candidates

@@ -20,7 +20,7 @@ import numpy as np
 from train_step import TURN, our_engine, our_stepper, student, timed
 
 from onnxslim.builders.network import Network
-from onnxslim.onnx_io import write
+from onnxslim.ir.onnx_io import write
 from onnxslim.runtime.capabilities import capabilities
 
 ODD = (13, 29, 51, 61, 99, 115, 201, 243, 243, 251, 243, 235, 469, 503)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxslim.analysis.channels import find_groups
-from onnxslim.graph import DType, Graph, Role, Value
+from onnxslim.ir.graph import DType, Graph, Role, Value
 from passes.prune import CutChannels
 
 CHANNELS, PIXELS = 8, 4

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.targets import load_target
 
 ROOT = Path(__file__).resolve().parents[1]

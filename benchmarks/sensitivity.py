@@ -22,7 +22,7 @@ from typing import Any
 
 import onnxslim
 from onnxslim.data import Dataset, Preprocess
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.pruning.metric import top1
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.runtime.capabilities import capabilities

@@ -31,7 +31,7 @@ import onnx
 FOLD_LIMIT = 1 << 20
 TOOLS = {
     "ours": """
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim import simplify
 def run(path):
     return to_bytes(simplify(path).graph)

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import onnxruntime
 
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.quant_math import affine_from_range
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.quant_math import affine_from_range
 from onnxslim.runtime.session import Session
 
 HEADS, TOKENS, CHANNELS, ROUNDS = 8, 128, 64, 60

@@ -110,8 +110,8 @@ def measure(model: Path, options: argparse.Namespace) -> None:
 def student(path: Path, quantize: bool) -> Any:
     """The network as training sees it: batch norm restored, fake-quant nodes if asked for."""
     from onnxslim.data import ArrayDataset, Preprocess
-    from onnxslim.onnx_io import read
-    from onnxslim.rewrite import Context
+    from onnxslim.ir.onnx_io import read
+    from onnxslim.ir.rewrite import Context
     from onnxslim.runtime.statistics import gather
     from onnxslim.stages.base import prepared
     from onnxslim.stages.quantize import Quantize
@@ -313,7 +313,7 @@ def timed(action: Callable[[], object], count: int) -> list[float]:
 
 def serve(model: Path, options: argparse.Namespace) -> None:
     """Builds an engine, says what it is, and answers one request a line until its input ends."""
-    from onnxslim.onnx_io import read
+    from onnxslim.ir.onnx_io import read
     from onnxslim.runtime.session import Session
     from onnxslim.stages.base import prepared
     from passes.simplify import FoldBatchnorm

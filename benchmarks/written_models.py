@@ -23,8 +23,8 @@ import numpy as np
 import onnxslim
 from onnxslim.builders import csp_net, mlp, mobilenet_v2, mobilenet_v3, resnet
 from onnxslim.errors import OnnxSlimError
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.runtime.session import Session
 from onnxslim.stages.export import export_model
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from onnxslim.data import Augment, Preprocess, open_dataset
     from onnxslim.errors import OnnxSlimError
     from onnxslim.evaluation import compare, evaluate, measure_latency
-    from onnxslim.graph import Graph
-    from onnxslim.onnx_io import from_proto, read, to_proto, write
+    from onnxslim.ir.graph import Graph
+    from onnxslim.ir.onnx_io import from_proto, read, to_proto, write
+    from onnxslim.ir.rewrite import Context, Outcome, Pass, Pipeline
     from onnxslim.recipe import Recipe, load_recipe
     from onnxslim.report import Report
-    from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
     from onnxslim.run import compress, export, plan_pruning, prune, quantize, sensitivity, set_batch, simplify
     from onnxslim.runtime.capabilities import capabilities
     from onnxslim.targets import Target, load_target
@@ -67,11 +67,11 @@ _HOMES = {
     "onnxslim.data": ("Augment", "Preprocess", "open_dataset"),
     "onnxslim.errors": ("OnnxSlimError",),
     "onnxslim.evaluation": ("compare", "evaluate", "measure_latency"),
-    "onnxslim.graph": ("Graph",),
-    "onnxslim.onnx_io": ("from_proto", "read", "to_proto", "write"),
+    "onnxslim.ir.graph": ("Graph",),
+    "onnxslim.ir.onnx_io": ("from_proto", "read", "to_proto", "write"),
     "onnxslim.recipe": ("Recipe", "load_recipe"),
     "onnxslim.report": ("Report",),
-    "onnxslim.rewrite": ("Context", "Outcome", "Pass", "Pipeline"),
+    "onnxslim.ir.rewrite": ("Context", "Outcome", "Pass", "Pipeline"),
     "onnxslim.run": ("compress", "export", "plan_pruning", "prune", "quantize", "sensitivity", "set_batch", "simplify"),
     "onnxslim.runtime.capabilities": ("capabilities",),
     "onnxslim.targets": ("Target", "load_target"),

@@ -23,7 +23,7 @@ from onnxslim.data import Preprocess, ProgressCallback, Say, open_dataset
 from onnxslim.errors import InstallationError, OutputError
 from onnxslim.evaluation import compare
 from onnxslim.files import make_folder, write_atomic
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
 from onnxslim.report import ModelRow, model_rows
 from onnxslim.report.tables import int8_path, rows_table
 from onnxslim.run import RunFolder, compress

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from onnxslim.builders import mlp, small_cnn
 from onnxslim.cli import app
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import write
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import write
 
 RECIPE = """\
 model: student.onnx

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from onnxslim.builders import small_cnn
 from onnxslim.cli import app
 from onnxslim.errors import RecipeError
-from onnxslim.onnx_io import write
+from onnxslim.ir.onnx_io import write
 from onnxslim.pruning.metric import load_metric
 from onnxslim.runtime.isolated import isolated
 
@@ -53,7 +53,7 @@ def test_what_nobody_foresaw(
         raise error
 
     CliRunner().invoke(app, ["inspect", str(tmp_path / model)])  # imports what would keep the stand-in otherwise
-    monkeypatch.setattr("onnxslim.onnx_io.read", fail)
+    monkeypatch.setattr("onnxslim.ir.onnx_io.read", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / model)])
     assert result.exit_code == code

@@ -20,7 +20,7 @@ from onnxslim.cli.flags import in_flags
 from onnxslim.cli.options import TARGETS
 from onnxslim.data import Preprocess
 from onnxslim.errors import InstallationError
-from onnxslim.onnx_io import read, write
+from onnxslim.ir.onnx_io import read, write
 from onnxslim.run import quantize
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.targets import load_target, target_names

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from onnxslim.onnx_io import read
+from onnxslim.ir.onnx_io import read
 from onnxslim.recipe import load_recipe
 
 MODELS = Path(__file__).resolve().parents[1] / "models"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,14 @@ def test_importing_the_package_pulls_nothing_in() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_room_has_its_floor() -> None:
+    root = Path(__file__).parents[1]
+    floors = (root / "pyproject.toml").read_text("utf-8").partition("[[tool.importlinter.contracts]]")[2]
+    rooms = {
+        path.stem for path in (root / "onnxslim").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    rooms -= {"__init__", "__main__"}
+    assert [room for room in sorted(rooms) if not re.search(rf"onnxslim\.{room}\b", floors)] == []
+    assert re.search(r'"passes\b', floors)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from onnxslim.analysis.batch_constants import PROBE, BatchRewriter, static_sizes
-from onnxslim.analysis.shapes import infer_shapes, inferred_types
 from onnxslim.analysis.sizes import data_inputs, forget_inferred, set_input_shapes, unsized
 from onnxslim.budget import MOST_BATCH
 from onnxslim.errors import DataError, ModelError, UnsupportedError
-from onnxslim.graph import Dim, Graph, Role, Shape, Value
+from onnxslim.ir.graph import Dim, Graph, Role, Shape, Value
+from onnxslim.ir.shapes import infer_shapes, inferred_types
 
 __all__ = ["fixed_batch", "freed", "set_batch", "with_batch"]
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import networkx as nx
 import numpy as np
 
-from onnxslim.analysis.shape_values import known_constant
-from onnxslim.analysis.shapes import sweep
-from onnxslim.graph import Array, DType, Graph, Node, Shape, Value
+from onnxslim.ir.graph import Array, DType, Graph, Node, Shape, Value
+from onnxslim.ir.shape_values import known_constant
+from onnxslim.ir.shapes import sweep
 
 __all__ = ["PROBE", "BatchRewriter", "static_sizes"]
 

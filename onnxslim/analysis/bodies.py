@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxslim.analysis.shape_values import LIMIT
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import ModelError
-from onnxslim.graph import Array, DType, Graph, Node, Shape, Value
-from onnxslim.onnx_io import body_proto, fill_body, node_proto
-from onnxslim.onnx_io.bodies import bodies_of, captured_names, free_names, local_names
+from onnxslim.ir.graph import Array, DType, Graph, Node, Shape, Value
+from onnxslim.ir.onnx_io import body_proto, fill_body, node_proto
+from onnxslim.ir.onnx_io.bodies import bodies_of, captured_names, free_names, local_names
+from onnxslim.ir.shape_values import LIMIT
+from onnxslim.ir.shapes import infer_shapes
 
 __all__ = ["Body", "close_bodies", "count_nodes", "has_bodies", "open_bodies", "walk"]
 

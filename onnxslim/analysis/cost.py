@@ -17,12 +17,12 @@ from onnx import numpy_helper
 from onnxslim.analysis.batch import with_batch
 from onnxslim.analysis.bodies import Body, open_bodies
 from onnxslim.analysis.scope import label
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.analysis.sizes import with_sizes
 from onnxslim.brief import Brief
 from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.graph import CAPTURE, DType, Graph, Node, Role, Value
-from onnxslim.ops import fused_order
+from onnxslim.ir.graph import CAPTURE, DType, Graph, Node, Role, Value
+from onnxslim.ir.ops import fused_order
+from onnxslim.ir.shapes import infer_shapes
 
 __all__ = [
     "Cost",

@@ -16,9 +16,9 @@ from onnxslim.analysis.scope import label
 from onnxslim.analysis.trainable import Differentiable, find_trainable
 from onnxslim.brief import Brief
 from onnxslim.errors import OnnxSlimError
-from onnxslim.graph import Graph, Node
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.text import type_text
 from onnxslim.targets import Target
-from onnxslim.text import type_text
 
 __all__ = ["Inspection", "Left", "Reason", "Tensor", "Trainable", "inspect_model"]
 

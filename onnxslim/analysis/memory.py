@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from onnxslim.analysis.cost import one_sample
-from onnxslim.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph, Value
 
 __all__ = ["BUDGET", "activation_bytes", "samples_within"]
 

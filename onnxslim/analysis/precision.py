@@ -14,8 +14,8 @@ from typing import Literal
 import onnx
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph, Node
-from onnxslim.onnx_io.bodies import bodies_of
+from onnxslim.ir.graph import DType, Graph, Node
+from onnxslim.ir.onnx_io.bodies import bodies_of
 from onnxslim.targets import Target, load_target, target_names
 
 __all__ = ["TARGET_KEY", "Precision", "activation_type", "precision_of", "quantized_type", "require_not_quantized"]

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from onnxslim.graph import CAPTURE, DType, Graph, Node, Use, Value
-from onnxslim.ops import given_numbers, is_left_out, is_training
+from onnxslim.ir.graph import CAPTURE, DType, Graph, Node, Use, Value
+from onnxslim.ir.ops import given_numbers, is_left_out, is_training
 from onnxslim.targets import Target
 
 __all__ = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Graph, Node
+from onnxslim.ir.graph import Graph, Node
 
 __all__ = ["Names", "label", "matched", "matches", "place"]
 

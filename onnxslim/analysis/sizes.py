@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxslim.analysis.shapes import has_rule, infer_shapes
 from onnxslim.errors import DataError
-from onnxslim.graph import Dim, Graph, Shape, Value
+from onnxslim.ir.graph import Dim, Graph, Shape, Value
+from onnxslim.ir.shapes import has_rule, infer_shapes
 
 __all__ = [
     "FreeAxis",

@@ -26,7 +26,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from onnxslim.graph import CAPTURE, Array, DType, Graph, Node, Role, Use, Value
+from onnxslim.ir.graph import CAPTURE, Array, DType, Graph, Node, Role, Use, Value
 
 __all__ = ["Differentiable", "Parameter", "Survey", "find_trainable"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxslim.builders.network import Network
-from onnxslim.graph import Graph, Value
+from onnxslim.ir.graph import Graph, Value
 
 __all__ = ["csp_net"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from onnxslim.builders.network import Activation, Network, divisible
-from onnxslim.graph import Graph, Value
+from onnxslim.ir.graph import Graph, Value
 
 __all__ = ["GatedBlock", "InvertedStage", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3"]
 

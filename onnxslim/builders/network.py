@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from onnxslim.errors import ModelError
-from onnxslim.graph import Array, DType, Graph, Role, Value
+from onnxslim.ir.graph import Array, DType, Graph, Role, Value
 
 __all__ = ["Activation", "Network", "divisible"]
 

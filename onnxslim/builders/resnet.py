@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxslim.builders.network import Network
 from onnxslim.errors import ModelError
-from onnxslim.graph import Graph, Value
+from onnxslim.ir.graph import Graph, Value
 
 __all__ = ["resnet"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxslim.builders.network import Network
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 
 __all__ = ["VGG9", "VGG11", "VGG13", "VGG16", "VGG19", "vgg"]
 

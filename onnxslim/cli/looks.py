@@ -98,9 +98,9 @@ def inspect(model: ModelFile, target: TargetOption = "x64", size: Sizes = None) 
     """
     from onnxslim.analysis.inspection import inspect_model
     from onnxslim.evaluation import size_of
-    from onnxslim.onnx_io import read
+    from onnxslim.ir.onnx_io import read
+    from onnxslim.ir.rewrite import Context
     from onnxslim.report import inspection_view
-    from onnxslim.rewrite import Context
     from onnxslim.stages.base import prepared
     from onnxslim.stages.quantize import ready_to_quantize
     from onnxslim.targets import load_target

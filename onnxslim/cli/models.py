@@ -71,8 +71,8 @@ def quantize(
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_free
-    from onnxslim.onnx_io import read, write
-    from onnxslim.rewrite import grouped
+    from onnxslim.ir.onnx_io import read, write
+    from onnxslim.ir.rewrite import grouped
     from onnxslim.run import quantize as run
 
     require_free(out, force)
@@ -159,9 +159,9 @@ def simplify(
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_free
-    from onnxslim.onnx_io import read, write
+    from onnxslim.ir.onnx_io import read, write
+    from onnxslim.ir.rewrite import grouped
     from onnxslim.report import rules_table
-    from onnxslim.rewrite import grouped
     from onnxslim.run import set_batch
     from onnxslim.run import simplify as run
 
@@ -217,7 +217,7 @@ def export(
 
         onnxslim export runs/mine/stages/1.onnx --target arm -o phone/
     """
-    from onnxslim.rewrite import grouped
+    from onnxslim.ir.rewrite import grouped
     from onnxslim.run import export as run
 
     written = run(model, target, out, name=name, force=force)

@@ -118,7 +118,7 @@ def prune(
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_free
-    from onnxslim.onnx_io import read, write
+    from onnxslim.ir.onnx_io import read, write
     from onnxslim.run import plan_pruning
     from onnxslim.run import prune as run
     from onnxslim.stages.base import half_precision_note

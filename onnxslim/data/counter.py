@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = ["below", "bits", "permutation"]
 

@@ -13,7 +13,7 @@ from onnxslim.data.fitting import ModelInput, arranged, fitted, image_order
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.data.transforms import Layout
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = [
     "LABEL",

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from onnxslim.data.transforms import Layout
-from onnxslim.graph import Array, Dim, DType, Shape
+from onnxslim.ir.graph import Array, Dim, DType, Shape
 
 __all__ = ["ModelInput", "arranged", "fitted", "image_order"]
 

@@ -28,7 +28,7 @@ from onnxslim.data.dataset import LABEL, Dataset
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError
 from onnxslim.files import open_regular, read_regular
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = ["SPLITS", "open_folder"]
 

@@ -10,7 +10,7 @@ from onnxslim.budget import ARCHIVE_BYTES, Budget
 from onnxslim.data.dataset import LABEL, ArrayDataset
 from onnxslim.data.transforms import Layout
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = ["from_iterable"]
 

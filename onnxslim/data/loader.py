@@ -19,7 +19,7 @@ from onnxslim.data import counter
 from onnxslim.data.dataset import LABEL, Dataset, finite_input, numbers_of
 from onnxslim.data.transforms import Augment, Preprocess
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = ["Batch", "Loader", "evaluation_batches", "prefetch"]
 

@@ -12,7 +12,7 @@ from onnxslim.data.dataset import LABEL, ArrayDataset
 from onnxslim.data.transforms import Layout
 from onnxslim.errors import DataError
 from onnxslim.files import open_regular
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = ["load_arrays", "open_npz"]
 

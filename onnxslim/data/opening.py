@@ -18,7 +18,7 @@ from onnxslim.data.npz import open_npz
 from onnxslim.data.transforms import Layout, Preprocess
 from onnxslim.errors import DataError
 from onnxslim.files import looked_from
-from onnxslim.graph import Shape
+from onnxslim.ir.graph import Shape
 
 __all__ = ["Source", "check_fits", "open_dataset"]
 

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnxslim.choices import Layout
 from onnxslim.data import counter
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = ["Augment", "Layout", "Preprocess"]
 

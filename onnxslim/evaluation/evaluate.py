@@ -23,8 +23,8 @@ from onnxslim.errors import DataError, ModelError
 from onnxslim.evaluation.foreign import open_runner
 from onnxslim.evaluation.metrics import Interval, top_k, wilson_interval
 from onnxslim.evaluation.models import Model, Runner, only_input
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.onnx_io import read
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from onnxslim.analysis.precision import TARGET_KEY, precision_of
 from onnxslim.evaluation.models import Model, Runner, found_file, open_session
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import read
 from onnxslim.runtime.capabilities import host_target
 from onnxslim.runtime.integer import IntegerEvaluator
 from onnxslim.targets import target_names

@@ -16,7 +16,7 @@ from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError, ModelError
 from onnxslim.evaluation.models import Model, open_session
-from onnxslim.graph import Array, DType
+from onnxslim.ir.graph import Array, DType
 from onnxslim.runtime.session import Session
 
 __all__ = ["Latency", "measure_latency"]

@@ -18,7 +18,7 @@ from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError
 from onnxslim.evaluation.models import digest_of
 from onnxslim.files import read_json, write_atomic
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 
 __all__ = ["Point", "Result", "Variant", "evaluate_many"]
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 __all__ = ["Interval", "McNemar", "mcnemar", "top_k", "wilson_interval"]
 

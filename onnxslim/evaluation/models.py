@@ -14,9 +14,9 @@ from onnxslim.analysis.precision import precision_of
 from onnxslim.data.fitting import ModelInput
 from onnxslim.errors import ModelError, ModelFormatError
 from onnxslim.files import looked_from, open_regular, read_regular
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import model_file, read, to_bytes
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import model_file, read, to_bytes
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.session import Session
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.simplify import for_runtime

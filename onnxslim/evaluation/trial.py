@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from onnxslim.analysis.precision import precision_of
 from onnxslim.errors import DataError, ModelError, OnnxSlimError
-from onnxslim.graph import Graph
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import find_feeds
 from passes.quantize.expand_fake_quant import ExpandFakeQuant

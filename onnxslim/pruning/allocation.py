@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxslim.analysis.channels import Group
 from onnxslim.errors import RecipeError, UnsupportedError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 from onnxslim.pruning.footprint import Footprint, Size
 
 __all__ = [

@@ -8,8 +8,8 @@ import numpy as np
 
 from onnxslim.analysis.batch import freed
 from onnxslim.errors import DataError
-from onnxslim.graph import Array, Graph, Node, Role, Value
-from onnxslim.ops import is_training
+from onnxslim.ir.graph import Array, Graph, Node, Role, Value
+from onnxslim.ir.ops import is_training
 from onnxslim.runtime.batches import in_batches_of
 from onnxslim.runtime.session import Session
 from passes.gradient.train_batchnorm import TrainBatchnorm

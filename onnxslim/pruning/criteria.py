@@ -16,7 +16,7 @@ import numpy as np
 from onnxslim.analysis.channels import Group, Member
 from onnxslim.choices import Criterion
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, Graph, Role
+from onnxslim.ir.graph import Array, Graph, Role
 
 __all__ = ["CRITERIA", "Criterion", "scores"]
 

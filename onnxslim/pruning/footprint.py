@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from onnxslim.analysis.channels import Axis, Group
 from onnxslim.analysis.cost import element_bits, is_counted, node_macs, one_sample, parameters, stored_in_bodies
-from onnxslim.graph import Graph, Node, Value
+from onnxslim.ir.graph import Graph, Node, Value
 
 __all__ = ["Footprint", "Size"]
 

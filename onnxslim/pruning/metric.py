@@ -13,7 +13,7 @@ from typing import TypeAlias
 from onnxslim.data import Dataset, Preprocess, ProgressCallback
 from onnxslim.errors import DataError, OnnxSlimError, RecipeError
 from onnxslim.evaluation import evaluate
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 
 __all__ = ["Metric", "load_metric", "top1"]
 

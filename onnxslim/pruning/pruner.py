@@ -14,7 +14,8 @@ from onnxslim.analysis.scope import Names, label, matched, matches
 from onnxslim.brief import Brief
 from onnxslim.choices import Strategy
 from onnxslim.errors import RecipeError, UnsupportedError
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.rewrite import Outcome, Pass
 from onnxslim.pruning.allocation import (
     Ideal,
     LatencyTarget,
@@ -29,7 +30,6 @@ from onnxslim.pruning.allocation import (
 )
 from onnxslim.pruning.criteria import Criterion, scores
 from onnxslim.pruning.footprint import Footprint, Size
-from onnxslim.rewrite import Outcome, Pass
 from passes.prune import CutChannels, MaskChannels
 
 __all__ = ["GroupPlan", "Mode", "PrunePlan", "Pruner", "Scope", "Strategy"]

@@ -14,7 +14,7 @@ from onnxslim.data import ProgressCallback
 from onnxslim.errors import CheckpointError, DataError
 from onnxslim.evaluation import Point, Variant, evaluate_many
 from onnxslim.files import held, read_json
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.records import read_record, write_record
 
 __all__ = ["Sensitivities", "measure_sensitivities"]

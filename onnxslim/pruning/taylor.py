@@ -10,7 +10,7 @@ import numpy as np
 from onnxslim.data import ProgressCallback
 from onnxslim.data.dataset import LABEL
 from onnxslim.errors import DataError
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
 from onnxslim.runtime.session import Session
 from onnxslim.training.names import inner_name, outer_name
 from onnxslim.training.parameters import mark_parameters

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.recipe.schema import Recipe, model_of
 from onnxslim.recipe.source import Entry, Given, Loc, Origin, apply_set, from_python, load_tree
 from onnxslim.stages.base import InputPath

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_PIXELS, MOST_SEED, MOST_THREADS
 from onnxslim.data import Layout
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.stages import STAGES
 from onnxslim.stages.base import InputPath, Options, Stage
 

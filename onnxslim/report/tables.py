@@ -12,11 +12,11 @@ from rich.text import Text
 
 from onnxslim.analysis.cost import Cost
 from onnxslim.analysis.inspection import Inspection, Left, Reason
+from onnxslim.ir.rewrite import Refusal, grouped, once_a_place
 from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.report.columns import Column, Columns
 from onnxslim.report.report import Accuracy, ModelRow, Report, StageRow
-from onnxslim.rewrite import Refusal, grouped, once_a_place
 from onnxslim.runtime.capabilities import Capabilities
 
 __all__ = [

@@ -15,8 +15,8 @@ from typing import Any
 
 from onnxslim.errors import CheckpointError, OutputError, RecipeError
 from onnxslim.files import held, make_folder, read_regular, write_atomic
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import read, to_bytes
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import read, to_bytes
 from onnxslim.records import read_record, write_record
 from onnxslim.report import Accuracy, Report, StageRow
 from onnxslim.report.report import accuracy_from, stage_from

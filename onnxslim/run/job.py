@@ -27,8 +27,8 @@ from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say, check_fits
 from onnxslim.data.dataset import Subset, Unlabelled
 from onnxslim.errors import DataError, ModelError, OnnxSlimError, RecipeError, UnsupportedError
 from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import read
 from onnxslim.recipe import Recipe, dump_recipe, input_paths, load_recipe, parse_recipe
 from onnxslim.recipe.schema import SourceOptions
 from onnxslim.report import Report, StageRow, accuracy_of, model_rows

@@ -10,8 +10,8 @@ from typing import Any
 from onnxslim.brief import Brief
 from onnxslim.data import Preprocess, ProgressCallback, check_fits
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import read
 from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.recipe import parse_recipe

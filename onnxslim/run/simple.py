@@ -14,10 +14,11 @@ from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, fitted, open_dataset
 from onnxslim.errors import RecipeError
 from onnxslim.files import require_free, require_name
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.rewrite import Context, Outcome, Refusal, once_a_place
+from onnxslim.ir.verify import require_sound_attributes, verify
 from onnxslim.recipe import parse_recipe
-from onnxslim.rewrite import Context, Outcome, Refusal, once_a_place
 from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import Sample, find_feeds
@@ -26,7 +27,6 @@ from onnxslim.stages.export import Exported, export_model, lower, target_of
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize
 from onnxslim.targets import load_target
-from onnxslim.verify import require_sound_attributes, verify
 from passes.deploy import finish
 from passes.simplify import FreezeInputs, SetBatch, for_runtime
 from passes.simplify import simplify as simplifying

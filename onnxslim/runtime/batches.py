@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from onnxslim.analysis.batch import fixed_batch
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
 
 __all__ = ["in_batches_of"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxslim.errors import OnnxSlimError, VerifyError
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import random_feeds
 from onnxslim.runtime.session import Session

@@ -30,8 +30,8 @@ import numpy as np
 import onnx
 
 from onnxslim.errors import CrashError, ModelError, OnnxSlimError, UnsupportedError
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.onnx_io import read, to_bytes, write
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.onnx_io import read, to_bytes, write
 from onnxslim.runtime.isolated import isolated
 from onnxslim.runtime.session import Model, Session, model_name, require_shallow
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxslim.errors import ModelError
-from onnxslim.graph import Array, DType, Graph, Node, Value
-from onnxslim.quant_math import dequantize
+from onnxslim.ir.graph import Array, DType, Graph, Node, Value
+from onnxslim.ir.quant_math import dequantize
 from onnxslim.runtime.integer import IntegerEvaluator
 from onnxslim.runtime.session import Session
 

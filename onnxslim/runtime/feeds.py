@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxslim.analysis.sizes import FreeAxis, data_inputs, free_axes, sized
 from onnxslim.errors import DataError, ModelError, OnnxSlimError, UnsupportedError
-from onnxslim.graph import Array, Graph, Shape
+from onnxslim.ir.graph import Array, Graph, Shape
 from onnxslim.runtime.child import Child
 
 __all__ = ["Sample", "find_feeds", "random_feeds"]

@@ -10,7 +10,7 @@ import numpy as np
 from onnxslim.analysis.batch import fixed_batch
 from onnxslim.analysis.sizes import data_inputs
 from onnxslim.errors import OnnxSlimError, UnsupportedError
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
 from onnxslim.runtime.checker import relative_error
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import find_feeds, random_feeds

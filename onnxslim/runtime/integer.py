@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from onnxslim.errors import DataError, UnsupportedError
-from onnxslim.graph import Array, DType, Graph, Node
-from onnxslim.quant_math import per_axis
+from onnxslim.ir.graph import Array, DType, Graph, Node
+from onnxslim.ir.quant_math import per_axis
 from onnxslim.runtime.integer_ops import (
     Accumulator,
     Ints,

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, Node
-from onnxslim.quant_math import dequantize, per_axis
+from onnxslim.ir.graph import Array, Node
+from onnxslim.ir.quant_math import dequantize, per_axis
 
 __all__ = ["Accumulator", "Ints", "Product", "Sum", "Tensor", "conv", "matmul", "mean", "pool", "real", "reshape_like"]
 

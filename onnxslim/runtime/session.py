@@ -15,12 +15,12 @@ import onnx
 
 from onnxslim.budget import MODEL_DEPTH
 from onnxslim.errors import DataError, ModelError, ModelFormatError, OnnxSlimError, UnsupportedError
-from onnxslim.graph import Array, DType, Graph, Shape, Value
-from onnxslim.onnx_io import node_proto, to_bytes, to_proto
-from onnxslim.onnx_io.bodies import depth_of
-from onnxslim.onnx_io.node_names import name_nodes
+from onnxslim.ir.graph import Array, DType, Graph, Shape, Value
+from onnxslim.ir.onnx_io import node_proto, to_bytes, to_proto
+from onnxslim.ir.onnx_io.bodies import depth_of
+from onnxslim.ir.onnx_io.node_names import name_nodes
+from onnxslim.ir.verify import require_sound_attributes
 from onnxslim.runtime.installation import load_runtime
-from onnxslim.verify import require_sound_attributes
 
 __all__ = ["Model", "Port", "Session", "model_name", "require_shallow", "run_batches"]
 

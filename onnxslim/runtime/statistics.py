@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from onnxslim.errors import DataError
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.rewrite import StatisticRequest
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.rewrite import StatisticRequest
 from onnxslim.runtime.batches import in_batches_of
 from onnxslim.runtime.session import Session
 

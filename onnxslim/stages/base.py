@@ -19,8 +19,8 @@ from onnxslim.data import Dataset, ModelInput, Preprocess, ProgressCallback, Say
 from onnxslim.data.dataset import input_array
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.files import read_regular, write_atomic
-from onnxslim.graph import DType, Graph, Value
-from onnxslim.rewrite import Refusal
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.rewrite import Refusal
 from passes.simplify import canonicalize
 
 __all__ = [

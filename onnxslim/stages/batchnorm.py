@@ -8,8 +8,8 @@ import numpy as np
 
 from onnxslim.analysis.batch import freed
 from onnxslim.errors import DataError
-from onnxslim.graph import Array, Graph
-from onnxslim.rewrite import Context, Outcome, StatisticRequest
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.rewrite import Context, Outcome, StatisticRequest
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext
 from passes.quantize import ExpandFakeQuant

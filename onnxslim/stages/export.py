@@ -15,9 +15,9 @@ from onnxslim.data import Preprocess
 from onnxslim.errors import UnsupportedError
 from onnxslim.evaluation.trial import require_runs
 from onnxslim.files import make_folder, require_name, write_atomic, write_together
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import to_bytes
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import to_bytes
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.runtime.ort_format import write_ort
 from onnxslim.stages.base import RunContext, Stage, StageResult
 from onnxslim.stages.preprocessing import note_preprocess

@@ -9,7 +9,7 @@ import numpy as np
 from onnxslim.analysis.batch import with_batch
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import open_session
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
 from passes.distill import Loss, OnnxLoss, softmax_behind
 
 __all__ = ["output_notes", "require_scores"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from onnxslim.data import Preprocess
 from onnxslim.errors import DataError, ModelError, ModelFormatError
 from onnxslim.files import parse_json, read_regular
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import read
 from onnxslim.runtime.session import Session
 
 __all__ = ["KEY", "chosen_preprocess", "note_preprocess", "noted_preprocess"]

@@ -18,7 +18,8 @@ from onnxslim.budget import MOST_SAMPLES
 from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.verify import require_sound, verify
 from onnxslim.pruning.allocation import LatencyTarget
 from onnxslim.pruning.batchnorm import reestimate
 from onnxslim.pruning.criteria import Criterion
@@ -41,7 +42,6 @@ from onnxslim.stages.base import (
 )
 from onnxslim.stages.batchnorm import restore_batchnorm
 from onnxslim.stages.quantize import calibration_batches
-from onnxslim.verify import require_sound, verify
 from passes.prune import CutChannels
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import FoldBatchnorm, for_runtime, takes_any_batch

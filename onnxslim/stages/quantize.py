@@ -20,8 +20,8 @@ from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batc
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
 from onnxslim.errors import RecipeError, UnsupportedError
-from onnxslim.graph import Array, Graph
-from onnxslim.rewrite import Context, Pipeline, Refusal, grouped
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.runtime.capabilities import capabilities, host_target
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, sizes_in

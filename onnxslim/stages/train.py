@@ -16,8 +16,8 @@ from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
-from onnxslim.graph import Graph, Role
-from onnxslim.rewrite import Outcome, Refusal
+from onnxslim.ir.graph import Graph, Role
+from onnxslim.ir.rewrite import Outcome, Refusal
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
 from onnxslim.stages.batchnorm import foresee_batchnorm, restore_batchnorm

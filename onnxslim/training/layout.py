@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxslim.errors import CheckpointError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 from onnxslim.records import read_record, write_record
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxslim.data import Batch, Loader, ProgressCallback, Say, time_in_words
 from onnxslim.errors import DataError, TrainingError
-from onnxslim.graph import Array, Graph
+from onnxslim.ir.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
 from onnxslim.training.names import inner_name
 from onnxslim.training.nan_hunt import first_nonfinite, nonfinite_state

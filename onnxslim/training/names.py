@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from onnxslim.errors import OnnxSlimError
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 
 __all__ = ["inner_name", "move_names", "outer_name", "outer_names", "users_names"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxslim.graph import Array, DType, Graph, Role
+from onnxslim.ir.graph import Array, DType, Graph, Role
 from onnxslim.runtime.session import Session
 from onnxslim.training.names import inner_name, outer_name, outer_names
 from onnxslim.training.step import Step

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from onnxslim.graph import Graph, Value
+from onnxslim.ir.graph import Graph, Value
 
 __all__ = ["AdamW", "Optimizer", "Rates", "Sgd"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnxslim.analysis.cost import parameters
 from onnxslim.analysis.trainable import Survey, find_trainable
 from onnxslim.errors import TrainingError
-from onnxslim.graph import Graph, Node, Role, Value
+from onnxslim.ir.graph import Graph, Node, Role, Value
 from onnxslim.training.update import MOMENTUM, BatchNormSpec, ObserverSpec, ParameterSpec, WeightScaleSpec
 from passes.gradient import refusal
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 from onnxslim.training.update import BatchNormSpec, ObserverSpec, ParameterSpec, UpdatePlan
 
 __all__ = ["Arena", "Plans", "Rows", "plans", "rows_of"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxslim.errors import CheckpointError
-from onnxslim.graph import Array, Graph, Role
+from onnxslim.ir.graph import Array, Graph, Role
 from onnxslim.training.names import inner_name, outer_names
 from onnxslim.training.optimizers import Optimizer
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from onnxslim.analysis.batch import with_batch
 from onnxslim.analysis.regions import cuts_at_zero
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, DType, Graph, Role, Value
-from onnxslim.rewrite import Context, Pass, Pipeline
+from onnxslim.ir.graph import Array, DType, Graph, Role, Value
+from onnxslim.ir.rewrite import Context, Pass, Pipeline
+from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.names import move_names, users_names
 from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
-from onnxslim.verify import verify
 from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses, softmax_behind
 from passes.gradient import GradientOptions, differentiate
 from passes.gradient.ort_builder import differentiate_with_ort

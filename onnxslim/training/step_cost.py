@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Graph, Node, Value
-from onnxslim.ops import axis_of
+from onnxslim.ir.graph import Graph, Node, Value
+from onnxslim.ir.ops import axis_of
+from onnxslim.ir.shapes import infer_shapes
 
 __all__ = ["RATES", "Rates", "Work", "foresee", "work_of"]
 

@@ -15,8 +15,8 @@ import safetensors.numpy
 from onnxslim.data import Batch, Loader
 from onnxslim.errors import TrainingError
 from onnxslim.files import make_folder, write_atomic
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.runtime.session import Session
 from passes.distill import with_logits
 

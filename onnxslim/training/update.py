@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.graph import DType, Graph, Role, Shape, Value
-from onnxslim.quant_math import SCALE_FLOOR, qrange
+from onnxslim.ir.graph import DType, Graph, Role, Shape, Value
+from onnxslim.ir.quant_math import SCALE_FLOOR, qrange
+from onnxslim.ir.verify import verify
 from onnxslim.training.optimizers import Optimizer, Rates
-from onnxslim.verify import verify
 
 __all__ = [
     "BatchNormSpec",

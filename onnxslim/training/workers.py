@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 from onnxslim.runtime.denormals import flush_denormals
 from onnxslim.runtime.installation import load_runtime
 from onnxslim.runtime.session import Session

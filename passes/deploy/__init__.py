@@ -1,6 +1,6 @@
 """Deployment: what makes a finished model small and portable."""
 
-from onnxslim.rewrite import Pipeline
+from onnxslim.ir.rewrite import Pipeline
 from passes.deploy.name_nodes import NameNodes
 from passes.deploy.shorten_names import ShortenNames
 from passes.deploy.split_batchnorm import SplitBatchnorm

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 
-from onnxslim.graph import Graph, Node
-from onnxslim.onnx_io.bodies import bodies_of
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.onnx_io.bodies import bodies_of
 
 __all__ = ["all_bodies", "edit_bodies"]
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import onnx
 
-from onnxslim.graph import Graph
-from onnxslim.onnx_io.node_names import NodeNames
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io.node_names import NodeNames
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.deploy.bodies import all_bodies, edit_bodies
 
 __all__ = ["NameNodes"]

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import onnx
 
-from onnxslim.graph import Graph
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.deploy.bodies import all_bodies, edit_bodies
 
 __all__ = ["ShortenNames"]

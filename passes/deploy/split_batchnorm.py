@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Graph, Node, Role
-from onnxslim.ops import is_training
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Graph, Node, Role
+from onnxslim.ir.ops import is_training
+from onnxslim.ir.rewrite import Context, LocalPass
 
 __all__ = ["SplitBatchnorm"]
 

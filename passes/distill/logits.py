@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Graph, Node, Value
-from onnxslim.ops import axes_of, axis_of
+from onnxslim.ir.graph import Graph, Node, Value
+from onnxslim.ir.ops import axes_of, axis_of
 
 __all__ = ["Softmax", "logits_of", "require_logits", "softmax_behind", "with_logits"]
 

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from onnxslim.errors import RecipeError
-from onnxslim.graph import DType, Graph, Value
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.onnx_io import read
 from passes.distill.logits import logits_of, require_logits
 
 __all__ = ["CrossEntropy", "Loss", "MeanSquare", "OnnxLoss", "SoftLabel", "Taps", "attach_losses"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Graph, Role
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph, Role
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 
 __all__ = ["PREFIX", "MergeTeacher"]
 

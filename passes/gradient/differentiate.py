@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import networkx as nx
 import numpy as np
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.collector import paused
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph, Node, Role, Value
-from onnxslim.onnx_io.bodies import bodies_of
+from onnxslim.ir.graph import DType, Graph, Node, Role, Value
+from onnxslim.ir.onnx_io.bodies import bodies_of
+from onnxslim.ir.shapes import infer_shapes
 from passes.gradient.decompose import DECOMPOSITIONS
 from passes.gradient.rules import CONSTANT_INPUTS, RULES
 from passes.gradient.tape import GradientOptions, Tape

@@ -16,12 +16,12 @@ import networkx as nx
 import numpy as np
 import onnx
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError, UnsupportedError
-from onnxslim.graph import DType, Graph, Node, Role, Value
-from onnxslim.onnx_io import from_proto, to_bytes
-from onnxslim.ops import is_training
-from onnxslim.quant_math import qrange
+from onnxslim.ir.graph import DType, Graph, Node, Role, Value
+from onnxslim.ir.onnx_io import from_proto, to_bytes
+from onnxslim.ir.ops import is_training
+from onnxslim.ir.quant_math import qrange
+from onnxslim.ir.shapes import infer_shapes
 
 __all__ = ["differentiate_with_ort"]
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph, Node, Value
+from onnxslim.ir.graph import DType, Graph, Node, Value
 
 __all__ = ["GradientOptions", "Rule", "Tape"]
 

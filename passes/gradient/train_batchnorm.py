@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.graph import Graph, Node, Role, Value
-from onnxslim.ops import is_training
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph, Node, Role, Value
+from onnxslim.ir.ops import is_training
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 
 __all__ = ["TrainBatchnorm"]
 

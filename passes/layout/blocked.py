@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxslim.graph import DType, Graph, Node, Value
-from onnxslim.ops import window
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.graph import DType, Graph, Node, Value
+from onnxslim.ir.ops import window
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 from passes.layout.geometry import Geometry, geometry_attributes
 from passes.layout.words import Words, is_static
 

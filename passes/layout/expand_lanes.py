@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Array, DType, Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Array, DType, Graph, Node, Value
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.layout.geometry import Geometry
 from passes.layout.winograd import Winograd
 from passes.layout.words import Words

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph, Node
-from onnxslim.ops import window
+from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.ops import window
 
 __all__ = ["Geometry", "geometry_attributes"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.graph import Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph, Node, Value
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 
 __all__ = ["ShapePorts"]
 

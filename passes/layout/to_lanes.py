@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.graph import DType, Graph, Node, Value
-from onnxslim.ops import axes_of, axis_of
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.graph import DType, Graph, Node, Value
+from onnxslim.ir.ops import axes_of, axis_of
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 from passes.layout.geometry import geometry_attributes
 from passes.layout.words import Words
 

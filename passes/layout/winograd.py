@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.graph import Array, Value
+from onnxslim.ir.graph import Array, Value
 from passes.layout.geometry import Geometry
 from passes.layout.words import Words
 

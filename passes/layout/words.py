@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.graph import Array, DType, Graph, Value
+from onnxslim.ir.graph import Array, DType, Graph, Value
 
 __all__ = ["Words", "is_static"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxslim.analysis.shape_values import evaluate, known_constant
-from onnxslim.graph import Array, DType, Graph, Node, Use, Value
-from onnxslim.ops import attention_widths, padding, sliced, target_axes, target_slot
+from onnxslim.ir.graph import Array, DType, Graph, Node, Use, Value
+from onnxslim.ir.ops import attention_widths, padding, sliced, target_axes, target_slot
+from onnxslim.ir.shape_values import evaluate, known_constant
 from passes.prune.selection import Survivors, known_size
 
 __all__ = ["Count", "counts_of", "fit_targets", "keep_shapes"]

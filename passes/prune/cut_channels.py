@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from onnxslim.analysis.channels import find_groups
-from onnxslim.graph import Array, Graph
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.spill import Spill
 from passes.prune.counts import counts_of, fit_targets, keep_shapes
 from passes.prune.selection import Survivors, chosen_units

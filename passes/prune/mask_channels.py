@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxslim.analysis.channels import Axis, Group, find_groups
 from onnxslim.analysis.channels.couplings import Reader
-from onnxslim.graph import Array, Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.prune.selection import chosen_units, known_size
 
 __all__ = ["MaskChannels"]

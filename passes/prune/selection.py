@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim.analysis.channels import Axis, Group, Groups
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, Graph, Value
+from onnxslim.ir.graph import Array, Graph, Value
 
 __all__ = ["Survivors", "chosen_units", "known_size"]
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Graph, Node, Role, Value
-from onnxslim.quant_math import qrange, storage
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph, Node, Role, Value
+from onnxslim.ir.quant_math import qrange, storage
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 
 __all__ = ["ExpandFakeQuant"]
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Graph, Node
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.rewrite import Context, LocalPass
 
 __all__ = ["FlattenToReshape"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnxslim.analysis.regions import hands_on
 from onnxslim.errors import ModelError
-from onnxslim.graph import Array, Graph, Node, Value
+from onnxslim.ir.graph import Array, Graph, Node, Value
 from onnxslim.targets import Target
 
 __all__ = ["Grid", "Grids", "fake_quants"]

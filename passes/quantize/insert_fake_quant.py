@@ -11,9 +11,9 @@ import numpy as np
 from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
 from onnxslim.analysis.scope import Names, label, matched, place
 from onnxslim.errors import DataError, ModelError, RecipeError, UnsupportedError
-from onnxslim.graph import DType, Graph, Node, Role, Value
-from onnxslim.quant_math import affine_from_range, weight_scale
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
+from onnxslim.ir.graph import DType, Graph, Node, Role, Value
+from onnxslim.ir.quant_math import affine_from_range, weight_scale
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
 from onnxslim.targets import Target, load_target
 
 __all__ = ["InsertFakeQuant", "require_finite"]

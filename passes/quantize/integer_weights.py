@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxslim.errors import ModelError
-from onnxslim.graph import Array, DType, Graph, Node, Value
-from onnxslim.quant_math import quantize
-from onnxslim.rewrite import Refusal
+from onnxslim.ir.graph import Array, DType, Graph, Node, Value
+from onnxslim.ir.quant_math import quantize
+from onnxslim.ir.rewrite import Refusal
 from onnxslim.targets import Target
 from passes.quantize.grids import Grid, Grids, fake_quants
 from passes.quantize.layers import Layer, bias_scale, fitting_scale, quantized_layers

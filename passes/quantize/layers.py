@@ -12,9 +12,9 @@ import numpy as np
 
 from onnxslim.analysis.regions import bias_fits, weight_axis
 from onnxslim.analysis.scope import place
-from onnxslim.graph import Array, Graph, Node
-from onnxslim.quant_math import fitting_weight_scale
-from onnxslim.rewrite import Refusal
+from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.quant_math import fitting_weight_scale
+from onnxslim.ir.rewrite import Refusal
 from onnxslim.targets import Target
 from passes.quantize.grids import Grid, Grids
 

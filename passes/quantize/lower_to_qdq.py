@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.analysis.regions import hands_on
-from onnxslim.graph import Array, Graph, Node, Value
-from onnxslim.quant_math import qrange, storage
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.graph import Array, Graph, Node, Value
+from onnxslim.ir.quant_math import qrange, storage
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.targets import Target, load_target
 from passes.quantize.grids import Grid, Grids, fake_quants
 from passes.quantize.integer_weights import lower_weights

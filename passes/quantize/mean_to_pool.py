@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import DType, Graph, Node
-from onnxslim.ops import axes_of
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import DType, Graph, Node
+from onnxslim.ir.ops import axes_of
+from onnxslim.ir.rewrite import Context, LocalPass
 
 __all__ = ["MeanToPool"]
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Graph
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.targets import load_target
 from passes.quantize.grids import Grid, Grids, fake_quants
 from passes.quantize.layers import bias_scale, fitting_scale, quantized_layers

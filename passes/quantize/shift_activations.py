@@ -11,8 +11,8 @@ import numpy as np
 from onnxslim.analysis.precision import quantized_type
 from onnxslim.analysis.scope import place
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import DType, Graph, Node, Value
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 
 __all__ = ["ShiftActivations"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.analysis.scope import Names, label, matched
-from onnxslim.graph import Graph
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.targets import load_target
 
 __all__ = ["SplitHardSwish"]

@@ -1,6 +1,6 @@
 """Passes that change what a graph is made of, not what it computes."""
 
-from onnxslim.rewrite import Pass, Pipeline
+from onnxslim.ir.rewrite import Pass, Pipeline
 from passes.simplify.convert_opset import ConvertOpset
 from passes.simplify.eliminate_common import EliminateCommon
 from passes.simplify.eliminate_dead import EliminateDead

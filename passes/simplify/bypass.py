@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxslim.graph import Graph, Node
+from onnxslim.ir.graph import Graph, Node
 
 __all__ = ["bypass"]
 

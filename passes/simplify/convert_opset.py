@@ -11,11 +11,11 @@ from onnx import defs, helper
 
 from onnxslim.analysis.bodies import close_bodies, open_bodies
 from onnxslim.analysis.scope import place
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph, Node
-from onnxslim.onnx_io import add_node_proto, node_proto, type_proto
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import DType, Graph, Node
+from onnxslim.ir.onnx_io import add_node_proto, node_proto, type_proto
+from onnxslim.ir.rewrite import Context, Outcome, Pass
+from onnxslim.ir.shapes import infer_shapes
 from passes.simplify.function_calls import expanded, opsets_of
 from passes.simplify.opset_rules import RULES
 

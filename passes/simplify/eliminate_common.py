@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph, Node, Value
-from onnxslim.onnx_io.tensors import raw_bytes
-from onnxslim.ops import is_pure
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Array, Graph, Node, Value
+from onnxslim.ir.onnx_io.tensors import raw_bytes
+from onnxslim.ir.ops import is_pure
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 
 __all__ = ["EliminateCommon"]
 

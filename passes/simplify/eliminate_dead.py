@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.analysis.shapes import TYPES
-from onnxslim.graph import Graph
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context, Outcome, Pass
+from onnxslim.ir.shapes import TYPES
 
 __all__ = ["EliminateDead"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.graph import Graph, Node
-from onnxslim.ops import is_training
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.ops import is_training
+from onnxslim.ir.rewrite import Context, LocalPass
 from passes.simplify.bypass import bypass
 
 __all__ = ["EliminateDropout"]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.graph import DType, Graph, Node
-from onnxslim.ops import given_numbers
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import DType, Graph, Node
+from onnxslim.ir.ops import given_numbers
+from onnxslim.ir.rewrite import Context, LocalPass
 from passes.simplify.bypass import bypass
 
 __all__ = ["EliminateIdentity"]

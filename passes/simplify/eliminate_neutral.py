@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.graph import Graph, Node, Value
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Graph, Node, Value
+from onnxslim.ir.rewrite import Context, LocalPass
 from passes.simplify.bypass import bypass
 
 __all__ = ["EliminateNeutral"]

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph, Node
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.rewrite import Context, LocalPass
 from onnxslim.spill import Spill
 from passes.simplify.linear_layers import Linear, linear_layer, scaled_weight, set_bias
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph, Node, Role
-from onnxslim.ops import is_training
-from onnxslim.quant_math import dequantize, quantize
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Array, Graph, Node, Role
+from onnxslim.ir.ops import is_training
+from onnxslim.ir.quant_math import dequantize, quantize
+from onnxslim.ir.rewrite import Context, LocalPass
 from onnxslim.spill import Spill
 from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer, per_channel, scaled_weight, set_bias
 

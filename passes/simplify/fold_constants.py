@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxslim.analysis.cost import node_macs
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.budget import FOLDED_BYTES, Folding
 from onnxslim.errors import ModelError, OnnxSlimError
-from onnxslim.graph import Array, Graph, Node, Value
-from onnxslim.onnx_io.tensors import ExternalFiles, array_of
-from onnxslim.ops import is_pure
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.graph import Array, Graph, Node, Value
+from onnxslim.ir.onnx_io.tensors import ExternalFiles, array_of
+from onnxslim.ir.ops import is_pure
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from onnxslim.spill import Spill
 from passes.simplify.for_runtime import for_runtime

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxslim.analysis.shape_values import evaluate
-from onnxslim.graph import Array, DType, Graph, Node, Value
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Array, DType, Graph, Node, Value
+from onnxslim.ir.rewrite import Context, Outcome, Pass
+from onnxslim.ir.shape_values import evaluate
 
 __all__ = ["FoldShapes"]
 

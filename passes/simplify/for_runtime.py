@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.runtime.probe import newest_read
 from passes.simplify.convert_opset import ConvertOpset
 from passes.simplify.inline_functions import InlineFunctions

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.rewrite import Context, Outcome, Pass
-from onnxslim.text import type_text
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.rewrite import Context, Outcome, Pass
+from onnxslim.ir.text import type_text
 
 __all__ = ["FreezeInputs"]
 

@@ -16,7 +16,7 @@ import onnx
 from onnx import helper
 
 from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.onnx_io.bodies import bodies_of, captured_names, local_names, renamed
+from onnxslim.ir.onnx_io.bodies import bodies_of, captured_names, local_names, renamed
 
 __all__ = ["Functions", "Key", "Written", "expanded", "function_key", "node_label", "written_out"]
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.graph import Graph, Node, Value
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Graph, Node, Value
+from onnxslim.ir.rewrite import Context, LocalPass
 from passes.simplify.matching import Region, is_float, near
 
 __all__ = ["FuseGelu"]

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Graph, Node, Shape, Value
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Graph, Node, Shape, Value
+from onnxslim.ir.rewrite import Context, LocalPass
 
 __all__ = ["FuseGemm"]
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph, Node, Role, Value
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Array, Graph, Node, Role, Value
+from onnxslim.ir.rewrite import Context, LocalPass
 from passes.simplify.matching import Region, is_float, scalar
 
 __all__ = ["FuseNormalization"]

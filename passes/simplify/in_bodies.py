@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxslim.analysis.bodies import Body, close_bodies, has_bodies, open_bodies
-from onnxslim.graph import Array, Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
+from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Pipeline
 from passes.simplify.with_proven_shapes import forget_hints, restore_hints
 
 __all__ = ["InBodies"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.analysis.bodies import open_bodies
-from onnxslim.graph import Graph, Node
-from onnxslim.rewrite import Context, LocalPass
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.rewrite import Context, LocalPass
 
 __all__ = ["InlineBranches"]
 

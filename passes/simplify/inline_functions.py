@@ -9,10 +9,10 @@ from typing import ClassVar
 import onnx
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Graph, Node
-from onnxslim.onnx_io import add_node_proto, node_proto
-from onnxslim.onnx_io.bodies import bodies_of
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.onnx_io import add_node_proto, node_proto
+from onnxslim.ir.onnx_io.bodies import bodies_of
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.simplify.convert_opset import convert_node
 from passes.simplify.function_calls import Functions, function_key, node_label, opsets_of, written_out
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxslim.graph import Array, DType, Graph, Node, Role, Value
+from onnxslim.ir.graph import Array, DType, Graph, Node, Role, Value
 from onnxslim.spill import Spill
 
 __all__ = ["Linear", "grid_obstacle", "linear_layer", "per_channel", "scaled_weight", "set_bias"]

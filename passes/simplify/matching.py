@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.graph import DType, Graph, Node, Value
+from onnxslim.ir.graph import DType, Graph, Node, Value
 
 __all__ = ["Region", "is_float", "near", "scalar"]
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.graph import DType, Graph, Node, Value
+from onnxslim.ir.graph import DType, Graph, Node, Value
 
 __all__ = ["RULES", "Rule"]
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxslim.graph import Graph, Node, Role
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
+from onnxslim.ir.graph import Graph, Node, Role
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
 from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer
 
 __all__ = ["RestoreBatchnorm"]

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from onnxslim.analysis.batch import fixed_batch, set_batch
 from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.graph import Graph
-from onnxslim.rewrite import Context, Outcome, Pass
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.runtime.independence import require_independent
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.simplify.for_runtime import for_runtime

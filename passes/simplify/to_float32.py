@@ -10,8 +10,8 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnxslim.analysis.bodies import close_bodies, open_bodies, walk
-from onnxslim.graph import DType, Graph, Node
-from onnxslim.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.graph import DType, Graph, Node
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 
 __all__ = ["ToFloat32"]
 

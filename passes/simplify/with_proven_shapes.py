@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
-from onnxslim.analysis.shapes import has_rule, infer_shapes
-from onnxslim.graph import Dim, Graph, Shape, Value
-from onnxslim.rewrite import Context, Outcome, Pass, Pipeline
-from onnxslim.verify import verify_types
+from onnxslim.ir.graph import Dim, Graph, Shape, Value
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Pipeline
+from onnxslim.ir.shapes import has_rule, infer_shapes
+from onnxslim.ir.verify import verify_types
 
 __all__ = ["WithProvenShapes", "forget_hints", "restore_hints"]
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxslim.analysis.bodies import count_nodes, walk
 from onnxslim.analysis.cost import cost, parameters
 from onnxslim.analysis.inspection import inspect_model
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import from_proto
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import from_proto
 from onnxslim.pruning.footprint import Footprint
 
 F, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

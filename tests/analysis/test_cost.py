@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.analysis.cost import cost
-from onnxslim.graph import DType, Graph, Role
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import DType, Graph, Role
+from onnxslim.ir.onnx_io import read
 
 # Networks by their published structure: (kernel, in, out, size of the output, depthwise)
 

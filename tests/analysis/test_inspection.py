@@ -9,9 +9,9 @@ import pytest
 
 from onnxslim.analysis.inspection import Reason, Tensor, inspect_model
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph, Node
-from onnxslim.onnx_io import read, to_bytes
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import DType, Graph, Node
+from onnxslim.ir.onnx_io import read, to_bytes
+from onnxslim.ir.rewrite import Context
 from onnxslim.stages.quantize import ready_to_quantize
 from onnxslim.targets import load_target
 

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 from onnxslim.analysis.precision import TARGET_KEY, precision_of, require_not_quantized
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import from_proto
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.onnx_io import from_proto
 
 
 def one_op(op: str, domain: str = "") -> Graph:

@@ -7,7 +7,7 @@ import pytest
 
 from onnxslim.analysis.regions import find_regions, fused_tail, hands_on, weight_axis
 from onnxslim.builders import mobilenet_v1, mobilenet_v2, resnet, vgg
-from onnxslim.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.targets import load_target
 
 X64 = load_target("x64")

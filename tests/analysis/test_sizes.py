@@ -7,7 +7,7 @@ import pytest
 
 from onnxslim.analysis.sizes import free_axes, set_input_shapes, sized, with_sizes
 from onnxslim.errors import DataError
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 
 
 def network() -> Graph:

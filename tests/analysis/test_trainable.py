@@ -11,11 +11,11 @@ import pytest
 
 from onnxslim.analysis import trainable
 from onnxslim.analysis.inspection import inspect_model
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.analysis.trainable import find_trainable
 from onnxslim.errors import TrainingError
-from onnxslim.graph import DType, Graph, Value
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.stages.base import prepared
 from onnxslim.training.parameters import mark_parameters
 from passes.gradient import differentiable_ops, refusal

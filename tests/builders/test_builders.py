@@ -26,8 +26,8 @@ from onnxslim.builders import (
     vgg,
 )
 from onnxslim.errors import ModelError
-from onnxslim.graph import Graph, Role
-from onnxslim.onnx_io import to_proto
+from onnxslim.ir.graph import Graph, Role
+from onnxslim.ir.onnx_io import to_proto
 
 Builder = Callable[..., Graph]
 

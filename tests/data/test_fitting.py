@@ -11,7 +11,7 @@ import pytest
 from onnxslim.data import ArrayDataset, Layout, Preprocess, Subset, check_fits, fitted, open_dataset
 from onnxslim.data.dataset import Unlabelled, input_array
 from onnxslim.errors import DataError
-from onnxslim.graph import Array, DType, Shape
+from onnxslim.ir.graph import Array, DType, Shape
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from onnxslim.data import load_all, open_dataset
 from onnxslim.data.folders import _Decoder, open_folder
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 from tests.data.conftest import picture
 
 RGB = (4, 5, 3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from onnxslim.data import ArrayDataset, Augment, Batch, Loader, Preprocess, evaluation_batches, prefetch
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)

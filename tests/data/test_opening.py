@@ -10,7 +10,7 @@ import pytest
 
 from onnxslim.data import ArrayDataset, Preprocess, Subset, check_fits, open_dataset
 from onnxslim.errors import DataError
-from onnxslim.graph import DType, Shape
+from onnxslim.ir.graph import DType, Shape
 
 IMAGES = np.zeros((6, 4, 5, 3), np.uint8)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxslim.data import Augment, Layout, Preprocess, counter
 from onnxslim.errors import DataError
-from onnxslim.graph import Array
+from onnxslim.ir.graph import Array
 
 RNG = np.random.default_rng(0)
 PREPROCESS = Preprocess((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))

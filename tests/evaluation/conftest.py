@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxslim.data import ArrayDataset
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 
 CLASSES = 8
 

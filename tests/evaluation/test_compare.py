@@ -10,7 +10,7 @@ import pytest
 from onnxslim.data import ArrayDataset
 from onnxslim.errors import DataError
 from onnxslim.evaluation import compare, size_of
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 
 Make = Callable[..., Graph]
 

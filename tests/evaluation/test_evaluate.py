@@ -11,8 +11,8 @@ import pytest
 from onnxslim.data import ArrayDataset, Preprocess, open_dataset
 from onnxslim.errors import DataError, ModelError, ModelFormatError
 from onnxslim.evaluation import Evaluation, evaluate
-from onnxslim.graph import DType, Graph, Role
-from onnxslim.onnx_io import to_bytes, write
+from onnxslim.ir.graph import DType, Graph, Role
+from onnxslim.ir.onnx_io import to_bytes, write
 
 Make = Callable[..., Graph]
 EYE = np.eye(8)

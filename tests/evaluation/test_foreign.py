@@ -11,7 +11,7 @@ from onnxslim.builders import small_cnn
 from onnxslim.data.dataset import ArrayDataset
 from onnxslim.evaluation import compare, evaluate
 from onnxslim.evaluation.foreign import foreign_target, open_runner
-from onnxslim.onnx_io import write
+from onnxslim.ir.onnx_io import write
 from onnxslim.report import model_rows, rows_table
 from onnxslim.report.tables import foreign_note, render
 from onnxslim.run import export, quantize

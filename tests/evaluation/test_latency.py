@@ -10,7 +10,7 @@ import pytest
 from onnxslim.errors import DataError, ModelError
 from onnxslim.evaluation import Model, measure_latency
 from onnxslim.evaluation.latency import _summary
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 
 Make = Callable[..., Graph]
 

@@ -13,7 +13,7 @@ import pytest
 
 from onnxslim.errors import DataError, OutputError
 from onnxslim.evaluation import evaluate_many
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 
 Make = Callable[..., Graph]
 

@@ -11,8 +11,8 @@ import pytest
 
 from onnxslim.errors import ModelFormatError
 from onnxslim.evaluation import digest_of, open_session, size_of
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import to_bytes, to_proto, write
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import to_bytes, to_proto, write
 
 Make = Callable[..., Graph]
 

@@ -12,8 +12,8 @@ from onnxslim.builders import small_cnn
 from onnxslim.cli import app
 from onnxslim.errors import ModelError
 from onnxslim.evaluation.trial import require_runs
-from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import to_bytes, write
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.onnx_io import to_bytes, write
 from onnxslim.stages import export
 from onnxslim.stages.export import export_model
 

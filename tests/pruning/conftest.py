@@ -9,7 +9,7 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Preprocess
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.stages.base import prepared
 
 PREPROCESS = Preprocess((100.0,), (50.0,))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnxslim.analysis.channels import Group, find_groups
 from onnxslim.builders import small_cnn
 from onnxslim.errors import RecipeError, UnsupportedError
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.pruning.allocation import (
     LatencyTarget,
     Limit,

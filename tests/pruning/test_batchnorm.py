@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import DataError
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.pruning.batchnorm import reestimate
 from onnxslim.runtime.session import Session
 

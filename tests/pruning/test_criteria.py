@@ -9,7 +9,7 @@ import pytest
 
 from onnxslim.analysis.channels import find_groups
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.pruning.criteria import CRITERIA, scores
 from onnxslim.pruning.taylor import gradient_products
 from onnxslim.runtime.session import Session

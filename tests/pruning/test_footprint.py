@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnxslim.analysis.channels import find_groups
 from onnxslim.analysis.cost import cost
 from onnxslim.builders import small_cnn
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import read
 from onnxslim.pruning.footprint import Footprint, Size
 from onnxslim.stages.base import prepared
 from passes.prune import CutChannels

@@ -12,7 +12,7 @@ import pytest
 from onnxslim.builders import small_cnn
 from onnxslim.errors import DataError, OutputError
 from onnxslim.files import held
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
 
 PLAN = Sensitivities({"model": "m", "data": "d"}, 0.0, {}, {"a": 4, "b": 8}, {"head": "an output"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxslim.builders import small_cnn
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.pruning.taylor import gradient_products
 from onnxslim.stages.base import prepared
 

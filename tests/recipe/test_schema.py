@@ -10,7 +10,7 @@ import pytest
 
 from onnxslim.builders import mlp
 from onnxslim.errors import RecipeError
-from onnxslim.onnx_io import write
+from onnxslim.ir.onnx_io import write
 from onnxslim.recipe import describe, json_schema, load_recipe
 from onnxslim.stages import STAGES, Train
 

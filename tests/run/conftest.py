@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxslim.builders import small_cnn
-from onnxslim.onnx_io import write
+from onnxslim.ir.onnx_io import write
 
 RECIPE = """\
 model: student.onnx

@@ -14,8 +14,8 @@ import onnxslim
 from onnxslim.analysis.memory import activation_bytes, samples_within
 from onnxslim.data import open_dataset
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.rewrite import StatisticRequest
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.rewrite import StatisticRequest
 from onnxslim.runtime.batches import in_batches_of
 from onnxslim.runtime.statistics import gather
 

@@ -8,7 +8,7 @@ import pytest
 
 from onnxslim.builders import mlp
 from onnxslim.errors import CheckpointError, OutputError, RecipeError
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.report import Accuracy, StageRow
 from onnxslim.run import RunFolder
 from onnxslim.run.folder import files_of

@@ -12,8 +12,8 @@ import pytest
 import onnxslim
 from onnxslim.cli import app
 from onnxslim.errors import DataError, RecipeError
-from onnxslim.graph import Dim, DType, Graph
-from onnxslim.onnx_io import write
+from onnxslim.ir.graph import Dim, DType, Graph
+from onnxslim.ir.onnx_io import write
 
 CLASSES = 4
 

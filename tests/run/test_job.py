@@ -24,8 +24,8 @@ from onnxslim.errors import (
     UnsupportedError,
 )
 from onnxslim.evaluation import compare, digest_of, size_of
-from onnxslim.graph import DType
-from onnxslim.onnx_io import read, to_bytes, write
+from onnxslim.ir.graph import DType
+from onnxslim.ir.onnx_io import read, to_bytes, write
 from onnxslim.recipe import parse_recipe
 from onnxslim.report import Report
 from onnxslim.run import compress

@@ -16,8 +16,8 @@ from onnxslim.analysis.cost import cost
 from onnxslim.data import Preprocess
 from onnxslim.errors import ModelError, RecipeError, UnsupportedError
 from onnxslim.evaluation import open_session
-from onnxslim.graph import DType, Graph, Role
-from onnxslim.onnx_io import from_proto, read, to_bytes, write
+from onnxslim.ir.graph import DType, Graph, Role
+from onnxslim.ir.onnx_io import from_proto, read, to_bytes, write
 from onnxslim.stages import Prune
 from onnxslim.stages.preprocessing import noted_preprocess
 

@@ -12,8 +12,8 @@ from onnxslim.analysis.precision import TARGET_KEY, precision_of
 from onnxslim.data import Preprocess
 from onnxslim.errors import OutputError, RecipeError, UnsupportedError
 from onnxslim.evaluation import open_session
-from onnxslim.graph import DType
-from onnxslim.onnx_io import read, to_bytes, write
+from onnxslim.ir.graph import DType
+from onnxslim.ir.onnx_io import read, to_bytes, write
 from onnxslim.run import compress, export, quantize
 from onnxslim.runtime.integer import run_integer
 from onnxslim.stages import Quantize

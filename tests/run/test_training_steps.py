@@ -14,8 +14,8 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.errors import DataError
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import write
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import write
 from onnxslim.run import compress
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.stages import Train

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import DataError, VerifyError
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.rewrite import Context, Outcome, Pass, Pipeline, Refusal
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Pipeline, Refusal
 from onnxslim.runtime.checker import RunChecker, random_feeds, relative_error
 
 

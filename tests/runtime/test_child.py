@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxslim.errors import CrashError, DataError, ModelError, ModelFormatError
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.session import Session
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.data import open_dataset
 from onnxslim.errors import ModelError
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.onnx_io import read
-from onnxslim.rewrite import Context, StatisticRequest
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.rewrite import Context, StatisticRequest
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.contract import Int8Contract, compare_int8
 from onnxslim.runtime.session import Session

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.runtime import denormals
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.denormals import flush_denormals

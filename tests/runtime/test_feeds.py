@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import DataError, ModelError
-from onnxslim.graph import Dim, DType, Graph, Value
+from onnxslim.ir.graph import Dim, DType, Graph, Value
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import find_feeds
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import DataError, UnsupportedError
-from onnxslim.graph import Array, DType, Graph, Value
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.integer import IntegerEvaluator, run_integer
 from onnxslim.runtime.integer_ops import Ints, conv

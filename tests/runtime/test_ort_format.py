@@ -10,9 +10,9 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.errors import ModelFormatError, OutputError, UnsupportedError
-from onnxslim.graph import Array
-from onnxslim.onnx_io import to_bytes, write
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array
+from onnxslim.ir.onnx_io import to_bytes, write
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.ort_format import write_ort
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target

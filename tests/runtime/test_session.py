@@ -11,8 +11,8 @@ import pytest
 from onnx import helper
 
 from onnxslim.errors import DataError, ModelError, ModelFormatError, OnnxSlimError, UnsupportedError
-from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import from_proto, read, to_bytes, to_proto, write
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.onnx_io import from_proto, read, to_bytes, to_proto, write
 from onnxslim.runtime import session as room
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.session import Session, run_batches

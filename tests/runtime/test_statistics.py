@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import DataError
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.onnx_io import read, to_bytes
-from onnxslim.rewrite import StatisticRequest
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.onnx_io import read, to_bytes
+from onnxslim.ir.rewrite import StatisticRequest
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime import statistics as room
 from onnxslim.runtime.session import Session
 from onnxslim.runtime.statistics import gather

@@ -13,7 +13,7 @@ from onnxslim.builders import mlp
 from onnxslim.data import Dataset
 from onnxslim.data.dataset import ArrayDataset
 from onnxslim.errors import DataError, RecipeError
-from onnxslim.graph import DType
+from onnxslim.ir.graph import DType
 from onnxslim.stages import STAGES, Data, Quantize
 from onnxslim.stages.base import Log, only_data_input
 

@@ -12,8 +12,8 @@ from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess
 from onnxslim.data.dataset import ArrayDataset
 from onnxslim.evaluation import evaluate, open_session
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import read
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.stages import Data, Export, Quantize, RunContext
 from onnxslim.stages.export import export_model

@@ -10,7 +10,7 @@ import pytest
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.stages import Train
 from onnxslim.stages.base import Data, RunContext, prepared
 from onnxslim.stages.outputs import output_notes, require_scores

@@ -9,7 +9,7 @@ import pytest
 from onnxslim.builders import mlp
 from onnxslim.data import Preprocess
 from onnxslim.errors import ModelError
-from onnxslim.onnx_io import to_bytes, write
+from onnxslim.ir.onnx_io import to_bytes, write
 from onnxslim.runtime.ort_format import write_ort
 from onnxslim.stages.preprocessing import KEY, note_preprocess, noted_preprocess
 

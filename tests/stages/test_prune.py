@@ -14,8 +14,8 @@ from onnxslim.data import Preprocess
 from onnxslim.data.dataset import ArrayDataset
 from onnxslim.errors import DataError, RecipeError, UnsupportedError
 from onnxslim.evaluation import evaluate, open_session
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.stages import Data, Prune, Quantize, RunContext, Train
 

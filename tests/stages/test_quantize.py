@@ -14,9 +14,9 @@ from onnxslim.data import Preprocess
 from onnxslim.data.dataset import ArrayDataset
 from onnxslim.errors import DataError, ModelError, RecipeError
 from onnxslim.evaluation import open_session
-from onnxslim.graph import Dim, Graph
-from onnxslim.onnx_io import to_bytes
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Dim, Graph
+from onnxslim.ir.onnx_io import to_bytes
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.stages import Data, Export, Quantize, RunContext
 from onnxslim.stages.export import target_of

@@ -12,7 +12,7 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.stages.base import prepared
 from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import mark_roles

@@ -11,8 +11,8 @@ import pytest
 
 import onnxslim.training.workers as workers
 from onnxslim.data import Preprocess
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.quant_math import weight_scale
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.quant_math import weight_scale
 from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared
 from onnxslim.stages.quantize import Quantize

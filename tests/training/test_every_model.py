@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxslim.graph import Array, Graph, Role
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import Array, Graph, Role
+from onnxslim.ir.onnx_io import read
 from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared
 from onnxslim.stages.train import mark_roles

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import ModelError
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.onnx_io import read
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.runtime.statistics import gather

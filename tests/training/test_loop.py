@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
 from onnxslim.errors import CheckpointError, DataError, RecipeError, TrainingError
-from onnxslim.graph import Array, Graph, Role
+from onnxslim.ir.graph import Array, Graph, Role
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
 from onnxslim.errors import CheckpointError, RecipeError, TrainingError
-from onnxslim.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.pruning.taylor import gradient_products
 from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import mark_roles

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import UnsupportedError, VerifyError
-from onnxslim.graph import DType, Graph, Role
+from onnxslim.ir.graph import DType, Graph, Role
+from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.verify import verify
 from onnxslim.training import step as module
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.step import LAYOUTS, Layout, StepOptions, build_step
-from onnxslim.verify import verify
 from passes.distill import CrossEntropy
 from passes.layout import ShapePorts
 

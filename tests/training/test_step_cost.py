@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.training.step_cost import RATES, Rates, Work, foresee, work_of
 
 BLOCKED, TRAINING = "com.microsoft.nchwc", "com.microsoft"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim.graph import Array
-from onnxslim.quant_math import affine_from_range, weight_scale
+from onnxslim.ir.graph import Array
+from onnxslim.ir.quant_math import affine_from_range, weight_scale
 from onnxslim.runtime.session import Session
 from onnxslim.training.optimizers import AdamW, Sgd
 from onnxslim.training.update import (

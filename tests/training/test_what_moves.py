@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import onnxslim
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
-from onnxslim.graph import DType, Graph, Value
-from onnxslim.onnx_io import read, write
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.onnx_io import read, write
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from onnxslim.training.loop import Interrupted, Trainer
 from onnxslim.training.optimizers import AdamW, Sgd

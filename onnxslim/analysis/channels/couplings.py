@@ -14,8 +14,8 @@ import networkx as nx
 import numpy as np
 
 from onnxslim.analysis.scope import place
-from onnxslim.analysis.shape_values import known_values
-from onnxslim.graph import Array, Graph, Node, Value
+from onnxslim.ir.graph import Array, Graph, Node, Value
+from onnxslim.ir.shape_values import known_values
 
 __all__ = ["LONGEST", "Axis", "Couplings", "Edge", "End", "Pin", "Reader"]
 

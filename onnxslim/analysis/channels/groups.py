@@ -16,7 +16,7 @@ from onnxslim.analysis.scope import label
 from onnxslim.brief import Brief
 from onnxslim.collector import paused
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, Graph, Node, Value
+from onnxslim.ir.graph import Array, Graph, Node, Value
 
 __all__ = ["Group", "Groups", "Member", "find_groups"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from passes.gradient.decompose.table import Outputs, Table
 from passes.gradient.tape import Tape
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
-from onnxslim.ops import attention_widths, fused_order
+from onnxslim.ir.graph import Value
+from onnxslim.ir.ops import attention_widths, fused_order
 from passes.gradient.decompose.table import Outputs, Table
 from passes.gradient.tape import Tape
 

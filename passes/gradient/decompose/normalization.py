@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
-from onnxslim.ops import axis_of
+from onnxslim.ir.graph import Value
+from onnxslim.ir.ops import axis_of
 from passes.gradient.decompose.table import Outputs, Table
 from passes.gradient.tape import Tape
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from passes.gradient.decompose.table import Outputs, Table
 from passes.gradient.tape import Tape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from passes.gradient.tape import Tape
 
 __all__ = ["Outputs", "Table"]

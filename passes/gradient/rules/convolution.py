@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
-from onnxslim.ops import Window, window
+from onnxslim.ir.graph import Value
+from onnxslim.ir.ops import Window, window
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxslim.analysis.trainable import FLAT
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Value
+from onnxslim.ir.graph import DType, Value
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]

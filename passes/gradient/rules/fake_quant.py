@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxslim.analysis.regions import cuts_at_zero
-from onnxslim.graph import DType, Value
-from onnxslim.quant_math import qrange
+from onnxslim.ir.graph import DType, Value
+from onnxslim.ir.quant_math import qrange
 from passes.gradient.tape import Tape
 
 __all__ = ["fake_quant"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]

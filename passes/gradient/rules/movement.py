@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.ops import axis_of
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.ops import axis_of
 from onnxslim.runtime.session import Session
 from passes.gradient.tape import Rule, Tape
 

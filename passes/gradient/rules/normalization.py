@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
-from onnxslim.ops import is_training
+from onnxslim.ir.graph import Value
+from onnxslim.ir.ops import is_training
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]

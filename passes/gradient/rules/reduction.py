@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import Value
-from onnxslim.ops import axes_of, axis_of
+from onnxslim.ir.graph import Value
+from onnxslim.ir.ops import axes_of, axis_of
 from passes.gradient.tape import Rule, Tape
 
 __all__ = ["RULES"]

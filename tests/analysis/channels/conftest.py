@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxslim.analysis.channels import Group, Groups, find_groups
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from tests.passes.prune.conftest import Net, check_cuts
 
 __all__ = ["Net", "each", "groups_of", "index"]

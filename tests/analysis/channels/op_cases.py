@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from tests.passes.prune.conftest import Net
 
 RANKS, SPATIAL = (2, 3, 4, 5), (3, 4, 5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim.graph import Graph, Role, Value
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Graph, Role, Value
+from onnxslim.ir.rewrite import Context
 from passes.quantize import InsertFakeQuant
 from tests.analysis.channels.conftest import Net, each, groups_of, index
 from tests.passes.quantize.conftest import ranges

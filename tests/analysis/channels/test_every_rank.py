@@ -11,9 +11,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxslim.analysis.channels import Group, find_groups
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import from_proto, to_proto
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import from_proto, to_proto
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.stages.base import prepared
 from tests.analysis.channels.conftest import Net
 from tests.analysis.channels.op_cases import RANKS, SIZES, Branch, Case, axis_names, cases

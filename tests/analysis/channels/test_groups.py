@@ -10,8 +10,8 @@ from onnx import helper
 from onnxslim.analysis.channels import Axis, find_groups
 from onnxslim.builders import mobilenet_v1, mobilenet_v2, small_cnn, vgg
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph
-from onnxslim.text import to_text
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.text import to_text
 from tests.analysis.channels.conftest import Net, each, groups_of, index
 
 

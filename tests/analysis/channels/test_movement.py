@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from tests.analysis.channels.conftest import Net, each, groups_of, index
 
 

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim.analysis.channels import find_groups
-from onnxslim.graph import DType
-from onnxslim.onnx_io import from_proto
+from onnxslim.ir.graph import DType
+from onnxslim.ir.onnx_io import from_proto
 from onnxslim.runtime.checker import random_feeds, relative_error
 from passes.simplify import canonicalize
 from tests.passes.prune.conftest import Net, session

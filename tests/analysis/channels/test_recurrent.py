@@ -8,7 +8,7 @@ import pytest
 import onnxslim
 from onnxslim.analysis.channels import find_groups
 from onnxslim.analysis.cost import cost
-from onnxslim.graph import Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.pruning.footprint import Footprint
 from passes.prune import CutChannels
 from tests.analysis.channels.conftest import Net, each, groups_of, index

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxslim.analysis.channels import find_groups
-from onnxslim.graph import DType
+from onnxslim.ir.graph import DType
 from tests.analysis.channels.conftest import Net, each, groups_of, index
 
 

@@ -7,7 +7,7 @@ import onnx
 import onnx.parser
 from onnx import helper, numpy_helper
 
-from onnxslim.onnx_io import from_proto, to_bytes, to_proto
+from onnxslim.ir.onnx_io import from_proto, to_bytes, to_proto
 from onnxslim.run import set_batch, simplify
 from onnxslim.runtime.ort_format import write_ort
 from onnxslim.runtime.session import Session

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx.parser
 
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import from_proto, to_bytes
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.onnx_io import from_proto, to_bytes
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from passes.deploy import ShortenNames
 

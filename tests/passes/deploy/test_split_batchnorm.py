@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.run import simplify
 from onnxslim.runtime.session import Session
 from onnxslim.stages.export import lower

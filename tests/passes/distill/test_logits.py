@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.builders import small_cnn
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.onnx_io import write
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.onnx_io import write
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from passes.distill import (
     CrossEntropy,

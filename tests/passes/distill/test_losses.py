@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import RecipeError
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.onnx_io import write
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.onnx_io import write
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel, Taps, attach_losses
 from passes.gradient import differentiate

@@ -15,10 +15,10 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxslim.analysis.batch import with_batch
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.onnx_io import read
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.rewrite import Context
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from onnxslim.runtime.statistics import gather
 from onnxslim.targets import load_target

@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError, UnsupportedError
-from onnxslim.graph import Array, DType
-from onnxslim.onnx_io import from_proto
+from onnxslim.ir.graph import Array, DType
+from onnxslim.ir.onnx_io import from_proto
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from passes.gradient import differentiable_ops, differentiate

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph
-from onnxslim.text import to_text
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.text import to_text
 from passes.gradient import differentiate, refusal
 from passes.gradient.decompose import DECOMPOSITIONS
 

@@ -9,14 +9,14 @@ import pytest
 from onnx import helper
 
 from onnxslim.analysis.inspection import Reason, inspect_model
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph, Role, Value
-from onnxslim.onnx_io import from_proto
-from onnxslim.quant_math import qrange
+from onnxslim.ir.graph import DType, Graph, Role, Value
+from onnxslim.ir.onnx_io import from_proto
+from onnxslim.ir.quant_math import qrange
+from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.text import to_text
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
-from onnxslim.text import to_text
 from passes.gradient import GradientOptions, differentiable_ops, differentiate, refusal
 from passes.gradient.decompose import DECOMPOSITIONS
 from passes.gradient.rules import CONSTANT_INPUTS, RULES

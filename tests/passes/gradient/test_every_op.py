@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxslim.text import to_text
+from onnxslim.ir.text import to_text
 from passes.gradient import differentiable_ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))

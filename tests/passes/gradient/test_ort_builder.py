@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from passes.gradient import GradientOptions, differentiate

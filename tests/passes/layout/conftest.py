@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pytest
 
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.rewrite import Outcome
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.rewrite import Outcome
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from passes.gradient import GradientOptions, differentiate
 from passes.layout import ExpandBlocked, ExpandLanes

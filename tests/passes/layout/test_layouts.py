@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.text import to_text
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
-from onnxslim.text import to_text
 from passes.gradient import differentiate
 from passes.layout import ExpandBlocked, ExpandLanes, ToBlocked, ToLanes
 

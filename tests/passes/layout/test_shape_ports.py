@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.runtime.session import Session
 from passes.layout import ShapePorts
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.graph import Array, DType, Graph
+from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.runtime.session import Session
 from passes.gradient import differentiate
 from passes.layout import ExpandLanes, ToLanes

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnxslim.analysis.channels import Axis, Groups, find_groups
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Array, DType, Graph, Node, Role, Value
+from onnxslim.ir.graph import Array, DType, Graph, Node, Role, Value
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.checker import random_feeds, relative_error
 from onnxslim.runtime.session import Session
 from passes.prune import CutChannels, MaskChannels

@@ -11,10 +11,10 @@ from onnxslim.analysis.cost import cost
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Preprocess
 from onnxslim.evaluation import evaluate
-from onnxslim.onnx_io import read, write
+from onnxslim.ir.onnx_io import read, write
+from onnxslim.ir.text import to_text
+from onnxslim.ir.verify import verify
 from onnxslim.stages import Data, Export, Quantize, RunContext, Train
-from onnxslim.text import to_text
-from onnxslim.verify import verify
 from passes.prune import CutChannels
 from tests.passes.prune.conftest import some_units
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from onnxslim.analysis.channels import find_groups
-from onnxslim.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.checker import random_feeds
 from onnxslim.runtime.session import Session
-from onnxslim.verify import verify
 from passes.prune import CutChannels
 from tests.passes.prune.conftest import Net, cut_errors
 

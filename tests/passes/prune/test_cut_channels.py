@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from onnxslim.analysis.channels import find_groups
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import read, to_bytes
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import read, to_bytes
+from onnxslim.ir.rewrite import Context
+from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.text import to_text
 from onnxslim.runtime.checker import relative_error
-from onnxslim.text import to_text
 from passes.prune import CutChannels, MaskChannels
 from passes.quantize import InsertFakeQuant
 from passes.simplify import canonicalize, simplify

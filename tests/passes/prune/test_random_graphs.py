@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.analysis.channels import find_groups
-from onnxslim.graph import Value
+from onnxslim.ir.graph import Value
 from onnxslim.runtime.checker import random_feeds
 from tests.passes.prune.conftest import Net, cut_errors, some_units
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import Array, DType, Graph, Role, Value
-from onnxslim.rewrite import Context, Pass, StatisticRequest
+from onnxslim.ir.graph import Array, DType, Graph, Role, Value
+from onnxslim.ir.rewrite import Context, Pass, StatisticRequest
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 

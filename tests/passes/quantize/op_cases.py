@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxslim.graph import Array, Graph
-from onnxslim.onnx_io import from_proto
-from onnxslim.rewrite import Context, Refusal
+from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.onnx_io import from_proto
+from onnxslim.ir.rewrite import Context, Refusal
 from onnxslim.runtime.statistics import gather
 from onnxslim.stages.export import lower
 from onnxslim.stages.quantize import ready_to_quantize

@@ -18,8 +18,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import from_proto, to_bytes
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import from_proto, to_bytes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.integer import run_integer
 from onnxslim.runtime.session import Session

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, DType, Graph, Role
-from onnxslim.quant_math import fake_quant, qrange
+from onnxslim.ir.graph import Array, DType, Graph, Role
+from onnxslim.ir.quant_math import fake_quant, qrange
 from onnxslim.runtime.session import Session
 from passes.quantize import ExpandFakeQuant
 

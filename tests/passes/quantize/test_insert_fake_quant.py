@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import DataError, RecipeError
-from onnxslim.graph import Array, DType, Graph, Node, Role
-from onnxslim.quant_math import affine_from_range, weight_scale
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, DType, Graph, Node, Role
+from onnxslim.ir.quant_math import affine_from_range, weight_scale
+from onnxslim.ir.rewrite import Context
+from onnxslim.ir.verify import verify
 from onnxslim.targets import load_target
-from onnxslim.verify import verify
 from passes.quantize import InsertFakeQuant
 
 UNCALIBRATED = InsertFakeQuant(default_range=(-1.0, 3.0))

@@ -12,10 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxslim.graph import Array, DType, Graph, Node
-from onnxslim.onnx_io import to_bytes
-from onnxslim.quant_math import quantize, weight_scale
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, DType, Graph, Node
+from onnxslim.ir.onnx_io import to_bytes
+from onnxslim.ir.quant_math import quantize, weight_scale
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxslim.graph import Graph
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context
 from onnxslim.targets import load_target
 from passes.quantize import InsertFakeQuant, LowerToQdq, RoundBiases
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import RecipeError
-from onnxslim.graph import DType, Graph
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.integer import run_integer
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.quant_math import fitting_weight_scale
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.quant_math import fitting_weight_scale
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.integer import run_integer
 from onnxslim.runtime.session import Session

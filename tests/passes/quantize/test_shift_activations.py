@@ -10,8 +10,8 @@ import pytest
 
 from onnxslim.analysis.precision import precision_of
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Array, DType, Graph, Value
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array, DType, Graph, Value
+from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.session import Session
 from onnxslim.stages.export import lower
 from onnxslim.targets import load_target

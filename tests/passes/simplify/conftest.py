@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxslim.analysis.shapes import infer_shapes
 from onnxslim.data import Preprocess, open_dataset
-from onnxslim.graph import Array, DType, Graph, Role, Value
-from onnxslim.onnx_io import read
-from onnxslim.rewrite import Outcome, Pass
+from onnxslim.ir.graph import Array, DType, Graph, Role, Value
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.rewrite import Outcome, Pass
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.checker import random_feeds, relative_error
 from onnxslim.runtime.session import Session
 

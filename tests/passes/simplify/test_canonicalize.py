@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import passes.simplify
-from onnxslim.graph import Array
-from onnxslim.onnx_io import read, to_bytes
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import Array
+from onnxslim.ir.onnx_io import read, to_bytes
+from onnxslim.ir.rewrite import Context
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.checker import RunChecker, random_feeds
-from onnxslim.verify import verify
 from passes.simplify import canonicalize
 
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import defs
 
 from onnxslim.errors import OnnxSlimError, UnsupportedError
-from onnxslim.onnx_io import from_proto
-from onnxslim.ops import RANDOM
+from onnxslim.ir.onnx_io import from_proto
+from onnxslim.ir.ops import RANDOM
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.checker import relative_error
 from onnxslim.runtime.session import Session

@@ -10,10 +10,10 @@ import pytest
 from onnx import defs, helper
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import from_proto, read
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.onnx_io import from_proto, read
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.session import Session
-from onnxslim.verify import verify
 from passes.simplify import ConvertOpset
 from passes.simplify.convert_opset import _difference
 from passes.simplify.opset_rules import RULES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxslim.graph import DType
+from onnxslim.ir.graph import DType
 from passes.simplify import EliminateDead
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from passes.simplify import EliminateDropout
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType
+from onnxslim.ir.graph import DType
 from passes.simplify import EliminateIdentity
 
 

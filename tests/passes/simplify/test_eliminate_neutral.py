@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from passes.simplify import EliminateNeutral, simplify
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim.graph import DType, Graph, Role, Value
-from onnxslim.quant_math import quantize
-from onnxslim.rewrite import Context
+from onnxslim.ir.graph import DType, Graph, Role, Value
+from onnxslim.ir.quant_math import quantize
+from onnxslim.ir.rewrite import Context
+from onnxslim.ir.text import to_text
 from onnxslim.runtime.checker import random_feeds, relative_error
 from onnxslim.runtime.session import Session
-from onnxslim.text import to_text
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import FoldBatchnorm, canonicalize
 from tests.passes.simplify.conftest import Builder, largest_error

@@ -10,9 +10,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxslim.budget import Budget, Folding
-from onnxslim.graph import DType, Graph, Value
-from onnxslim.rewrite import Context
-from onnxslim.text import to_text
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.rewrite import Context
+from onnxslim.ir.text import to_text
 from passes.simplify import EliminateDead, FoldConstants, fold_constants
 from tests.passes.simplify.conftest import Builder
 

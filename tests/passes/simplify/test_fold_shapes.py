@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxslim.rewrite import Pipeline
+from onnxslim.ir.rewrite import Pipeline
 from onnxslim.runtime.checker import random_feeds
 from passes.simplify import EliminateDead, FoldConstants, FoldShapes, InferShapes
 

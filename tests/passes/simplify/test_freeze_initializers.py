@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxslim.graph import DType
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import DType
+from onnxslim.ir.onnx_io import read
 from passes.simplify import FreezeInitializers, simplify
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"

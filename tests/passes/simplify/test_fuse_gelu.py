@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph, Value
 from passes.simplify import FuseGelu, simplify
 
 SLOPE = math.sqrt(2 / math.pi)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxslim.graph import DType, Graph, Value
-from onnxslim.text import to_text
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.text import to_text
 from passes.simplify import EliminateDead, FuseHardSwish, simplify
 
 Spelling = Callable[["Words", Value], Value]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnxslim.graph import DType, Graph, Value
-from onnxslim.onnx_io import to_proto
+from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.onnx_io import to_proto
 from passes.simplify import FuseNormalization, simplify
 
 

@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxslim import simplify as simplify_model
 from onnxslim.analysis.bodies import close_bodies, count_nodes, open_bodies, walk
 from onnxslim.errors import RecipeError, UnsupportedError
-from onnxslim.graph import Array, DType, Graph
-from onnxslim.onnx_io import from_proto, to_bytes
+from onnxslim.ir.graph import Array, DType, Graph
+from onnxslim.ir.onnx_io import from_proto, to_bytes
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.session import Session
-from onnxslim.verify import verify
 from passes.simplify import ConvertOpset, FreezeInputs, InlineBranches, ToFloat32, canonicalize
 
 F, INT, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

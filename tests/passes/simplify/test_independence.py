@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 
 from onnxslim import set_batch
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import from_proto
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import from_proto
 from onnxslim.runtime.checker import relative_error
 from onnxslim.runtime.session import Session
 from passes.simplify import takes_any_batch

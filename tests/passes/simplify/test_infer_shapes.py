@@ -1,10 +1,10 @@
-"""InferShapes: the pass around the analysis (tested in tests/analysis/test_shapes.py)."""
+"""InferShapes: the pass around the analysis (tested in tests/ir/test_shapes.py)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from onnxslim.onnx_io import read
+from onnxslim.ir.onnx_io import read
 from passes.simplify import InferShapes
 
 

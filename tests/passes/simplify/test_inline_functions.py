@@ -10,10 +10,10 @@ import pytest
 from onnx import helper
 
 from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import from_proto, to_bytes
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import from_proto, to_bytes
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.session import Session
-from onnxslim.verify import verify
 from passes.simplify import InlineFunctions, canonicalize
 
 OWN = "pkg.nn"

@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxslim.graph import DType
-from onnxslim.onnx_io import to_bytes
+from onnxslim.ir.graph import DType
+from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.runtime.session import Session
 from passes.simplify import PlainOps, canonicalize
 

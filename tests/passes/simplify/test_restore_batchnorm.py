@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxslim.graph import Array, Graph, Role
-from onnxslim.onnx_io import read, to_proto
-from onnxslim.quant_math import quantize
-from onnxslim.rewrite import Context, Outcome, StatisticRequest
+from onnxslim.ir.graph import Array, Graph, Role
+from onnxslim.ir.onnx_io import read, to_proto
+from onnxslim.ir.quant_math import quantize
+from onnxslim.ir.rewrite import Context, Outcome, StatisticRequest
 from onnxslim.runtime.checker import random_feeds
 from onnxslim.runtime.session import Session
 from onnxslim.runtime.statistics import gather

@@ -10,11 +10,11 @@ from onnx import helper
 
 from onnxslim import set_batch
 from onnxslim.errors import ModelError, UnsupportedError
-from onnxslim.graph import Graph
-from onnxslim.onnx_io import read, to_bytes
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.onnx_io import read, to_bytes
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.checker import relative_error
 from onnxslim.runtime.session import Session
-from onnxslim.verify import verify
 from passes.simplify import SetBatch, simplify
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from onnxslim import simplify as simplify_model
 from onnxslim.analysis import shapes
-from onnxslim.graph import Array
-from onnxslim.onnx_io import from_proto, to_bytes, to_proto
+from onnxslim.ir.graph import Array
+from onnxslim.ir.onnx_io import from_proto, to_bytes, to_proto
 from onnxslim.runtime.session import Session
 from passes.simplify import simplify
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxslim.graph import DType, Graph
-from onnxslim.onnx_io import read
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.onnx_io import read
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.session import Session
-from onnxslim.verify import verify
 from passes.simplify import ToFloat32, canonicalize
 
 

@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import simplify as simplify_model
 from onnxslim.errors import VerifyError
-from onnxslim.graph import Dim, Graph
-from onnxslim.onnx_io import from_proto, to_proto
+from onnxslim.ir.graph import Dim, Graph
+from onnxslim.ir.onnx_io import from_proto, to_proto
 from onnxslim.runtime.session import Session
 from passes.simplify import canonicalize
 

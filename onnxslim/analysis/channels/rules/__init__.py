@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from onnxslim.analysis.channels.couplings import Couplings
 from onnxslim.analysis.channels.rules import contraction, elementwise, movement, normalization, selection
-from onnxslim.graph import Node
-from onnxslim.ops import target_axes, target_slot
+from onnxslim.ir.graph import Node
+from onnxslim.ir.ops import target_axes, target_slot
 
 __all__ = ["ENDING", "PINNING", "RULES", "SILENT", "couple"]
 

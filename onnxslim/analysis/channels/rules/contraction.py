@@ -12,8 +12,8 @@ import numpy as np
 
 from onnxslim.analysis.channels.couplings import LONGEST, Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
-from onnxslim.graph import Node, Value
-from onnxslim.ops import attention_widths, axes_of, fused_order
+from onnxslim.ir.graph import Node, Value
+from onnxslim.ir.ops import attention_widths, axes_of, fused_order
 
 __all__ = ["ENDING", "PINNING", "RULES"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from onnxslim.analysis.channels.couplings import Couplings, End
-from onnxslim.graph import Node, Value
+from onnxslim.ir.graph import Node, Value
 
 __all__ = ["RULES", "broadcast", "join_axes"]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import broadcast, join_axes
-from onnxslim.graph import Array, Dim, Node, Shape, Value
-from onnxslim.ops import axes_of
+from onnxslim.ir.graph import Array, Dim, Node, Shape, Value
+from onnxslim.ir.ops import axes_of
 
 __all__ = ["RULES"]
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import join_axes
-from onnxslim.graph import Node
-from onnxslim.ops import is_training
+from onnxslim.ir.graph import Node
+from onnxslim.ir.ops import is_training
 
 __all__ = ["PINNING", "RULES", "SILENT"]
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.analysis.channels.rules.elementwise import join_axes
-from onnxslim.graph import Array, Node, Value
-from onnxslim.ops import padding, sliced
+from onnxslim.ir.graph import Array, Node, Value
+from onnxslim.ir.ops import padding, sliced
 
 __all__ = ["RULES"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.runtime.capabilities import capabilities
 from passes.gradient import differentiate
 from passes.gradient.rules import convolution

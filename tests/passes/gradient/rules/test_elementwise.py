@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import BroadcastableShapes, array_shapes, mutually_broadcastable_shapes
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from passes.gradient import differentiate
 from passes.gradient.rules import elementwise
 

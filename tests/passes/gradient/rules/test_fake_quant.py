@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.analysis.shapes import infer_shapes
-from onnxslim.graph import DType, Graph
-from onnxslim.quant_math import qrange, weight_scale
+from onnxslim.ir.graph import DType, Graph
+from onnxslim.ir.quant_math import qrange, weight_scale
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from passes.gradient import differentiate
 from passes.quantize import ExpandFakeQuant

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.runtime.session import Session
 from passes.gradient import differentiate
 from passes.gradient.rules import movement

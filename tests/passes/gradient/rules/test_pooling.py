@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.errors import GradientError
-from onnxslim.graph import DType, Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from passes.gradient import GradientOptions, differentiate

@@ -1,6 +1,0 @@
-"""A model as one bipartite networkx graph: what it consists of, and the only place that edits it."""
-
-from onnxslim.graph.graph import Graph
-from onnxslim.graph.items import CAPTURE, Array, Dim, DType, Node, Role, Shape, Use, Value
-
-__all__ = ["CAPTURE", "Array", "DType", "Dim", "Graph", "Node", "Role", "Shape", "Use", "Value"]

@@ -1,0 +1,146 @@
+"""Ops that ONNX's inference does not know, as ops that it does: what stands in for a node makes outputs of the same
+types and shapes, and nothing more is asked of it.
+
+One table, by domain and op. A rule that needs a rank that is not known yet gives nothing, and is asked again later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from onnx import NodeProto, helper
+
+from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.ops import fused_order
+
+__all__ = ["has_stand_in", "stand_in"]
+
+_SPLIT_BY_INPUT, _SPLIT_BY_COUNT, _AXES_BY_INPUT = 13, 18, 18
+"""The opsets from which Split's sizes are an input, the number of equal parts is an attribute, and the axes of ReduceL2
+are an input."""
+
+
+@dataclass
+class _Words:
+    """A node, and the nodes that stand in for it."""
+
+    graph: Graph
+    node: Node
+    made: list[NodeProto] = field(default_factory=list)
+
+    def has(self, slot: int) -> bool:
+        inputs = self.graph.node_inputs(self.node)
+        return slot < len(inputs) and inputs[slot] is not None
+
+    def x(self, slot: int = 0) -> str:
+        """An input's name; "" where it is left out."""
+        return self.graph.operand(self.node, slot).name if self.has(slot) else ""
+
+    def rank(self, slot: int) -> int | None:
+        shape = self.graph.operand(self.node, slot).shape
+        return None if shape is None else len(shape)
+
+    def op(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
+        """Adds a node with outputs that nothing else is called."""
+        base = next(v.name for v in self.graph.node_outputs(self.node) if v is not None)
+        names = [f"{base}\n{len(self.made)}.{i}" for i in range(outputs)]
+        self.made.append(helper.make_node(op, inputs, names, **attributes))
+        return names
+
+    def give(self, slot: int, value: str) -> None:
+        """An output of the node has the type of a value."""
+        outputs = self.graph.node_outputs(self.node)
+        target = outputs[slot] if slot < len(outputs) else None
+        if target is not None:
+            self.made.append(helper.make_node("Identity", [value], [target.name]))
+
+    def kept(self, *names: str) -> dict[str, Any]:
+        """Those attributes of the node that it has."""
+        return {name: self.node.attr(name) for name in names if name in self.node.attributes}
+
+
+def _like_first(w: _Words) -> None:
+    w.give(0, w.x())
+
+
+def _skip_norm(w: _Words) -> None:
+    """A norm of a sum; the sum is the fourth output. The statistics between them have one number a row."""
+    row = w.op("ReduceL2", w.x(), keepdims=1, axes=[-1])[0] if w.graph.opset < _AXES_BY_INPUT else ""
+    row = row or w.op("ReduceL2", w.x(), *w.op("Constant", value_ints=[-1]), keepdims=1)[0]
+    for slot in (1, 2):
+        w.give(slot, row)
+    w.give(0, w.x())
+    w.give(3, w.x())
+
+
+def _biased(w: _Words) -> None:
+    w.give(0, w.op("Add", w.x(), w.x(1))[0] if w.has(1) else w.x())
+
+
+def _fused_conv(w: _Words) -> None:
+    attributes = w.kept("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+    w.give(0, w.op("Conv", w.x(), w.x(1), **attributes)[0])
+
+
+def _fused_gemm(w: _Words) -> None:
+    w.give(0, w.op("Gemm", w.x(), w.x(1), w.x(2), **w.kept("alpha", "beta", "transA", "transB"))[0])
+
+
+def _fused_matmul(w: _Words) -> None:
+    sides = []
+    for slot in range(2):
+        rank = w.rank(slot)
+        if rank is None:
+            return
+        order = fused_order(w.node, slot, rank)
+        sides.append(w.x(slot) if order == list(range(rank)) else w.op("Transpose", w.x(slot), perm=order)[0])
+    w.give(0, w.op("MatMul", *sides)[0])
+
+
+def _attention(w: _Words) -> None:
+    """[B, S, I] times merged weights; a third of that, or as many as `qkv_hidden_sizes` says of V."""
+    merged = w.op("MatMul", w.x(), w.x(1))[0]
+    sizes = [int(size) for size in w.node.attr("qkv_hidden_sizes") or []]
+    if sizes and w.graph.opset < _SPLIT_BY_INPUT:
+        parts = w.op("Split", merged, outputs=3, axis=2, split=sizes)
+    elif sizes:
+        parts = w.op("Split", merged, *w.op("Constant", value_ints=sizes), outputs=3, axis=2)
+    elif w.graph.opset < _SPLIT_BY_COUNT:
+        parts = w.op("Split", merged, outputs=3, axis=2)
+    else:
+        parts = w.op("Split", merged, outputs=3, axis=2, num_outputs=3)
+    w.give(0, parts[2])
+
+
+Rule: TypeAlias = Callable[[_Words], None]
+
+_RULES: Mapping[tuple[str, str], Rule] = {
+    ("", "GroupNormalization"): _like_first,
+    ("", "MeanVarianceNormalization"): _like_first,
+    ("", "SimplifiedLayerNormalization"): _like_first,
+    ("com.microsoft", "Attention"): _attention,
+    ("com.microsoft", "BiasGelu"): _biased,
+    ("com.microsoft", "FastGelu"): _biased,
+    ("com.microsoft", "FusedConv"): _fused_conv,
+    ("com.microsoft", "FusedGemm"): _fused_gemm,
+    ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "Gelu"): _like_first,
+    ("com.microsoft", "QuickGelu"): _like_first,
+    ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
+    ("onnxslim", "FakeQuant"): _like_first,
+}
+"""What onnx infers nothing for, or by a definition that it does not follow to its end (ai.onnx's two norms)."""
+
+
+def has_stand_in(domain: str, op: str) -> bool:
+    return (domain, op) in _RULES
+
+
+def stand_in(graph: Graph, node: Node) -> Sequence[NodeProto]:
+    """The nodes that stand in for one of the table; none where it cannot be known yet what it makes."""
+    words = _Words(graph, node)
+    _RULES[node.domain, node.op](words)
+    return words.made
