@@ -20,7 +20,7 @@ from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import from_proto, read, to_proto, write
 from onnxslim.ir.verify import verify
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 try:
     from fuzz import Child
