@@ -34,7 +34,7 @@ def child() -> Iterator[Child]:
 
 def kill(child: Child) -> None:
     """As a fault in native code would end it."""
-    process = child._process
+    process = child._peer.process
     assert process is not None
     os.kill(process.pid, signal.SIGSEGV)
 
