@@ -37,7 +37,6 @@ _BOUNDS: Mapping[str, Bounds] = {
     "ceil_mode": _SWITCH,
     "count_include_pad": _SWITCH,
     "dilations": _POSITIVE,
-    "epsilon": (0, math.inf),
     "exclusive": _SWITCH,
     "group": _POSITIVE,
     "groups": _POSITIVE,
@@ -205,6 +204,8 @@ def _window_fault(op: str, attributes: Attributes, shape: Shapes) -> str | None:
         numbers = _numbers(attributes, name)
         if numbers and len(numbers) != count * spatial:
             return f"expected its attribute '{name}' to have {count * spatial} numbers ({source}), got {numbers}"
+    if w is not None and any(isinstance(d, int) and d < 1 for d in w[2:]):
+        return f"expected its filters to have at least one number along each spatial axis, got shape {list(w)}"
     if kernel and w is not None and any(isinstance(d, int) and d != k for d, k in zip(w[2:], kernel)):
         return f"expected its attribute 'kernel_shape' to be {list(w[2:])} as its filters are, got {kernel}"
     if op in _POOLS:
@@ -268,16 +269,37 @@ _GATES: Mapping[str, int] = {"GRU": 3, "LSTM": 4, "RNN": 1}
 
 
 def _recurrent_fault(op: str) -> Callable[[Attributes, Shapes], str | None]:
-    """W [directions, gates·hidden, input] and R [directions, gates·hidden, hidden]."""
+    """Of its inputs, by their names in ONNX's definition: how many axes, and their sizes where those follow from
+    `hidden_size` (or the last axis of R), `direction` and the gates."""
 
     def fault(attributes: Attributes, shape: Shapes) -> str | None:
-        size = _integer(attributes, "hidden_size", 0)
-        gates = _GATES[op] * size
-        for slot, name, axis, wanted in ((1, "W", 1, gates), (2, "R", 1, gates), (2, "R", 2, size)):
+        recurrence, x, gates = shape(2), shape(0), _GATES[op]
+        last = recurrence[2] if recurrence is not None and len(recurrence) == 3 else None
+        hidden = _integer(attributes, "hidden_size", 0) or (last if isinstance(last, int) else 0)
+        directions = 2 if "direction" in attributes and attributes["direction"].s == b"bidirectional" else 1
+        features = x[2] if x is not None and len(x) == 3 else None
+        state = (None, directions, hidden) if _integer(attributes, "layout", 0) else (directions, None, hidden)
+        inputs: Sequence[tuple[str, Shape]] = (
+            ("X", (None, None, None)),
+            ("W", (directions, gates * hidden, features)),
+            ("R", (directions, gates * hidden, hidden)),
+            ("B", (directions, 2 * gates * hidden)),
+            ("sequence_lens", (None,)),
+            ("initial_h", state),
+            ("initial_c", state),
+            ("P", (directions, 3 * hidden)),
+        )
+        for slot, (name, wanted) in enumerate(inputs):
             found = shape(slot)
-            got = found[axis] if found is not None and len(found) == 3 else None
-            if size and isinstance(got, int) and got != wanted:
-                return f"expected axis {axis} of its input {name} to be {wanted} for hidden_size {size}, got {got}"
+            if found is None:
+                continue
+            if len(found) != len(wanted):
+                return f"expected its input {name} to have {len(wanted)} axes, got shape {list(found)}"
+            for axis, (size, got) in enumerate(zip(wanted, found)):
+                if isinstance(size, int) and size and isinstance(got, int) and got != size:
+                    how = f"hidden_size {hidden}, {directions} direction{'s' * (directions > 1)}"
+                    how += f" and {features} features of X" * (name == "W" and axis == 2)
+                    return f"expected axis {axis} of its input {name} to be {size} for {how}, got {got}"
         return None
 
     return fault

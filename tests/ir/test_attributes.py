@@ -19,6 +19,15 @@ TRANSPOSED = ("ConvTranspose", [2, 4, 9, 9], {"w": [4, 6, 3, 3]})
 GROUPED = ("Conv", [2, 4, 9, 9], {"w": [6, 2, 3, 3]})
 POOL = ("MaxPool", [2, 4, 9, 9], {})
 LSTM = ("LSTM", [5, 1, 3], {"w": [1, 16, 3], "r": [1, 16, 4]})
+INSTANCE_NORM = ("InstanceNormalization", [1, 2, 3], {"s": [2], "b": [2]})
+
+
+def recurrent(op: str, **changed: list[int]) -> tuple[str, list[int], dict[str, list[int]]]:
+    """Of 3 features and 4 hidden numbers; weights by name, some of them of other shapes."""
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[op]
+    shapes = {"w": [1, 4 * gates, 3], "r": [1, 4 * gates, 4], "b": [1, 8 * gates]}
+    return op, changed.pop("x", [5, 2, 3]), {**shapes, **changed}
+
 
 WRONG: list[tuple[tuple[str, list[int], dict[str, list[int]]], dict[str, Any], str]] = [
     (CONV, {"pads": [-1, 0, 0, 0]}, r"'pads' to be at least 0, got \[-1, 0, 0, 0\]"),
@@ -49,10 +58,16 @@ WRONG: list[tuple[tuple[str, list[int], dict[str, list[int]]], dict[str, Any], s
     (("DepthToSpace", [1, 8, 2, 2], {}), {"blocksize": 0}, "'blocksize' to be at least 1"),
     (("DepthToSpace", [1, 8, 2, 2], {}), {"blocksize": 3}, "square of its attribute 'blocksize' to divide 8"),
     (("LRN", [1, 8, 2, 2], {}), {"size": 0}, "'size' to be at least 1"),
-    (("InstanceNormalization", [1, 2, 3], {"s": [2], "b": [2]}), {"epsilon": -1.0}, "'epsilon' to be at least 0"),
-    (("InstanceNormalization", [1, 2, 3], {"s": [2], "b": [2]}), {"epsilon": float("nan")}, "'epsilon'"),
     (LSTM, {"hidden_size": 0}, "'hidden_size' to be at least 1"),
-    (LSTM, {"hidden_size": 5}, "axis 1 of its input W to be 20 for hidden_size 5, got 16"),
+    (LSTM, {"hidden_size": 5}, "axis 1 of its input W to be 20 for hidden_size 5, 1 direction, got 16"),
+    (LSTM, {"hidden_size": 4, "direction": "bidirectional"}, "axis 0 of its input W to be 2 for .*2 directions, got 1"),
+    (recurrent("LSTM", r=[64]), {"hidden_size": 4}, r"its input R to have 3 axes, got shape \[64\]"),
+    (recurrent("GRU", w=[12, 3]), {"hidden_size": 4}, r"its input W to have 3 axes, got shape \[12, 3\]"),
+    (recurrent("GRU", x=[5, 3]), {"hidden_size": 4}, r"its input X to have 3 axes, got shape \[5, 3\]"),
+    (recurrent("RNN", b=[1, 4]), {"hidden_size": 4}, "axis 1 of its input B to be 8 for hidden_size 4"),
+    (recurrent("GRU", w=[1, 12, 7]), {"hidden_size": 4}, "axis 2 of its input W to be 3 for .*3 features of X, got 7"),
+    (("Conv", [2, 4, 9, 9], {"w": [6, 4, 3, 0]}), {}, r"at least one number along each spatial axis, got .*3, 0\]"),
+    (("ConvTranspose", [2, 4, 9], {"w": [4, 6, 0]}), {}, "at least one number along each spatial axis"),
     (("RandomNormal", [1], {}), {"shape": [-1]}, "'shape' to be at least 0"),
 ]
 
@@ -66,6 +81,9 @@ RIGHT: list[tuple[tuple[str, list[int], dict[str, list[int]]], dict[str, Any]]] 
     (("Flatten", [2, 3], {}), {"axis": 2}),
     (("Transpose", [2, 3], {}), {"perm": [1, 0]}),
     (LSTM, {"hidden_size": 4}),
+    *((recurrent(op), {"hidden_size": 4}) for op in ("RNN", "GRU", "LSTM")),
+    (("GRU", [5, 2, 3], {"w": [2, 12, 3], "r": [2, 12, 4]}), {"hidden_size": 4, "direction": "bidirectional"}),
+    (INSTANCE_NORM, {"epsilon": -1.0}),  # ONNX sets no bound
 ]
 
 
