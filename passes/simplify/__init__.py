@@ -80,7 +80,7 @@ _CLEANING = (
 )
 
 
-def canonicalize(*, float32: bool = False) -> Pipeline:
+def canonicalize(*, float32: bool = False) -> Pass:
     """The opening of every pipeline: no local functions, one opset, known shapes, nothing constant left to compute,
     nothing dead.
 
@@ -90,7 +90,7 @@ def canonicalize(*, float32: bool = False) -> Pipeline:
     return _proven(*opening, _everywhere((*_CLEANING, FuseHardSwish())))
 
 
-def simplify(opset: int = 18) -> Pipeline:
+def simplify(opset: int = 18) -> Pass:
     """Everything that makes a model smaller and leaves its function, for models that are shipped; its opset stays.
 
     Of opsets before 7, whose operands broadcast as attributes say, only what reads no meaning into ops.
@@ -105,9 +105,9 @@ def simplify(opset: int = 18) -> Pipeline:
     return _proven(FreezeInitializers(), _everywhere(steps), verified=True)
 
 
-def _proven(*steps: Pass, verified: bool = False) -> Pipeline:
+def _proven(*steps: Pass, verified: bool = False) -> Pass:
     """The steps, on what is known of shapes."""
-    return Pipeline((FoldConstants(compute=False), WithProvenShapes(Pipeline(steps), verified)))
+    return WithProvenShapes(Pipeline(steps), verified, FoldConstants(compute=False))
 
 
 def _everywhere(steps: tuple[Pass, ...]) -> Pipeline:

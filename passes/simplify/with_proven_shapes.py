@@ -30,12 +30,15 @@ class WithProvenShapes(Pass):
     Afterwards inputs read as before, symbols have the file's names, and outputs keep what was not contradicted. What
     the file says of other values is not written again: runtimes would compute with it.
 
+    opening: what runs before anything is inferred, when nothing is held to what the file says any more.
+
     Notes a shape of the file that inference contradicts. `verified` also raises VerifyError where an op
     cannot take its inputs, or a value has another element type than its node makes.
     """
 
     steps: Pass = field(default_factory=Pipeline)
     verified: bool = False
+    opening: Pass = field(default_factory=Pipeline)
     name: ClassVar[str] = "with_proven_shapes"
 
     def __call__(self, graph: Graph, context: Context | None = None) -> Outcome:
@@ -44,6 +47,7 @@ class WithProvenShapes(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         hints = forget_hints(graph)
+        opened = self.opening(graph, context)
         if self.verified:
             verify_types(graph)
         infer_shapes(graph)
@@ -52,7 +56,7 @@ class WithProvenShapes(Pass):
         if self.verified:
             verify_types(graph)  # by types that were not known before
         restore_hints(graph, hints)
-        return outcome + Outcome(notes=notes)
+        return opened + outcome + Outcome(notes=notes)
 
 
 def forget_hints(graph: Graph, outer: Collection[int] | None = None) -> Hints:

@@ -135,6 +135,26 @@ def test_a_shape_left_from_other_inputs(shape: list[Dim], hint: list[Dim], fed: 
     assert all(note.startswith("the file says that 'c' is [") for note in found)
 
 
+STALE = [
+    (N("ReduceSum", ["x", "c"], ["h"]), np.array([1]), (5, 1)),
+    (N("Reshape", ["x", "c"], ["h"]), np.array([-1, 2]), (10, 2)),
+    (N("Pow", ["x", "c"], ["h"]), np.float32(2), (5, 4)),
+    (N("Tile", ["x", "c"], ["h"]), np.array([1, 2]), (5, 8)),
+    (N("Pad", ["x", "c"], ["h"]), np.array([0, 1, 0, 1]), (5, 6)),
+]
+
+
+@pytest.mark.parametrize("node, constant, shape", STALE, ids=[node.op_type for node, *_ in STALE])
+def test_a_shape_left_behind_a_constant_node(node, constant, shape: tuple[int, ...]) -> None:
+    """The first thing that is rewritten is the Constant: what reads it is not held to the file's word."""
+    constants = N("Constant", [], ["c"], value=numpy_helper.from_array(np.asarray(constant), "c"))
+    hint = (3, *shape[1:])
+    graph = model([constants, node, N("Relu", ["h"], ["y"])], [("x", (5, 4))], hints=[("h", hint)], output=hint)
+    notes = simplify_model(graph.copy()).outcome.notes
+    assert [note for note in notes if "'h'" in note and f"is [{', '.join(map(str, shape))}]" in note]
+    assert tuple(same(graph, x=(5, 4)).outputs[0].shape or ()) == shape
+
+
 @pytest.mark.parametrize("output", [("N", 4), ("N", 1, 4), (7, 4, 1)])
 def test_an_output_of_another_rank_or_size(output: tuple[Dim, ...]) -> None:
     """ONNX Runtime warns, and runs it."""
