@@ -110,10 +110,12 @@ def evaluate(
     classifier = _Classifier(open_runner(model), input_name, output_name)
     dataset = fitted(dataset, classifier.input, preprocess.layout)
     check_fits(dataset, classifier.input, None, preprocess)
-    probe = preprocess(input_array(dataset.read(np.zeros(1, np.int64)), classifier.input.name))
+    sample = preprocess(input_array(dataset.read(np.zeros(1, np.int64)), classifier.input.name))
+    step = classifier.batch or batch or _fitting(model, sample, threads)
+    # two where the batches have more than one: a Squeeze without axes takes away what happens to be 1
+    probe = np.repeat(sample, min(2, step, len(dataset)), axis=0)
     classes = classifier.scores(probe).shape[1]
     check_fits(dataset, classifier.input, classes, preprocess)
-    step = classifier.batch or batch or _fitting(model, probe, threads)
 
     def score(start: int) -> tuple[Array, Array, Array]:
         indices = np.arange(start, min(start + step, len(dataset)), dtype=np.int64)

@@ -17,6 +17,7 @@ from onnxslim.files import looked_from, open_regular, read_regular
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.onnx_io import model_file, read, to_bytes
 from onnxslim.ir.rewrite import Context
+from onnxslim.ir.verify import require_sound_at
 from onnxslim.runtime.session import Session
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.simplify import for_runtime
@@ -55,6 +56,7 @@ def open_session(model: Model, *, threads: int = 1) -> Session:
     if isinstance(model, bytes):
         return Session(model, threads=threads)
     model = for_runtime(model)
+    require_sound_at(model)  # by shapes that the file need not tell
     if precision_of(model).kind != "fake-quant":
         return Session(model, threads=threads)
     expanded = model.copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,9 +14,9 @@ from onnxslim.errors import ModelError, VerifyError
 from onnxslim.ir.attributes import attribute_fault, nodes_faults
 from onnxslim.ir.graph import DType, Graph, Node, Shape, Value
 from onnxslim.ir.operands import misfit
-from onnxslim.ir.shapes import TYPES, inferred_types, known_types
+from onnxslim.ir.shapes import TYPES, infer_shapes, inferred_types, known_types
 
-__all__ = ["require_sound", "require_sound_attributes", "verify", "verify_types"]
+__all__ = ["require_sound", "require_sound_at", "require_sound_attributes", "verify", "verify_types"]
 
 _KIND_NAMES = {code: name for name, code in onnx.AttributeProto.AttributeType.items()}
 
@@ -154,6 +155,18 @@ def require_sound_attributes(graph: Graph) -> None:
         fault = next(nodes_faults(function.node), None)
         if fault is not None:
             raise VerifyError(f"Function '{function.name}' of graph '{graph.name}': {fault}")
+
+
+def require_sound_at(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> None:
+    """`require_sound_attributes`, against what follows from the inputs' shapes as well: as they are declared, or those
+    given, by name. The graph stays as it is. What inference cannot take is not looked at."""
+    sized = graph.copy()
+    for name, shape in (shapes or {}).items():
+        value = sized.value(name)
+        sized.set_type(value, value.dtype, shape)
+    with contextlib.suppress(ModelError):
+        infer_shapes(sized)
+    require_sound_attributes(sized)
 
 
 def _check_numbers(graph: Graph, node: Node) -> None:

@@ -11,6 +11,7 @@ from onnxslim.analysis.batch import fixed_batch
 from onnxslim.analysis.sizes import data_inputs
 from onnxslim.errors import OnnxSlimError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.verify import require_sound_at
 from onnxslim.runtime.checker import relative_error
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import find_feeds, random_feeds
@@ -38,7 +39,12 @@ def require_independent(before: Graph, after: Graph) -> None:
     feeds = _feeds(before)
     others = [_like(feeds, seed) for seed in (1, 2)]
     run = Session(before, fuse_qdq=False).run
-    changed = Session(after, fuse_qdq=False).run
+    session = Session(after, fuse_qdq=False)
+
+    def changed(feeds: Feeds) -> Mapping[str, Array]:
+        require_sound_at(after, {name: array.shape for name, array in feeds.items()})
+        return session.run(feeds)
+
     first, second = run(feeds), run(others[0])
     axes = _Axes.of(before, first, second)
     order = np.roll(np.arange(batch), 1)

@@ -55,6 +55,25 @@ def test_fixed_batch_is_filled_up(make_model: Make, data: ArrayDataset) -> None:
     assert same(evaluate(make_model(EYE), data), evaluate(make_model(EYE, batch=1), data))
 
 
+def test_a_model_that_runs_in_batches_need_not_take_one_sample() -> None:
+    """Of one sample the Squeeze takes the batch away, too, and the GRU gets two axes: 1.19.2 ends the process."""
+    graph, rng = Graph("net"), np.random.default_rng(0)
+    x = graph.add_input("image", DType.FLOAT, ["N", 1, 3, 8])
+    steps = graph.op("Transpose", x, name="t", perm=[2, 1, 0, 3])
+    weights = [
+        graph.add_constant(name, rng.standard_normal(shape).astype(np.float32))
+        for name, shape in {"w": (1, 15, 8), "r": (1, 15, 5)}.items()
+    ]
+    squeezed = graph.op("Squeeze", steps, name="s")
+    last = graph.node_outputs(graph.add_node("GRU", [squeezed, *weights], [None, "last"], {"hidden_size": 5}))[1]
+    assert last is not None
+    graph.add_output(graph.op("Squeeze", last, graph.add_constant("first", np.array([0])), name="y"))
+    images = rng.standard_normal((16, 1, 3, 8)).astype(np.float32)
+    samples = ArrayDataset({"image": images, "label": np.arange(16) % 5}, layout="NCHW")
+    assert evaluate(graph, samples, batch=8).n == 16
+    assert evaluate(graph, samples).n == 16
+
+
 def test_few_classes_have_no_top5(make_model: Make) -> None:
     data = ArrayDataset({"image": np.zeros((4, 2, 2, 2), np.uint8), "label": np.array([0, 1, 0, 1])}, layout="NHWC")
     found = evaluate(make_model(EYE[:, :2]), data)
@@ -123,7 +142,7 @@ def test_errors(make_model: Make, data: ArrayDataset, tmp_path: Path) -> None:
         evaluate(graph, data, batch=0)
     spatial = make_model(EYE)
     spatial.add_output(spatial.op("Relu", spatial.value("image"), name="relu"))
-    with pytest.raises(ModelError, match=r"expected to hold scores \[1, classes\], got \[1, 2, 2, 2\]"):
+    with pytest.raises(ModelError, match=r"expected to hold scores \[2, classes\], got \[2, 2, 2, 2\]"):
         evaluate(spatial, data, output_name="relu")
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxslim.errors import ModelFormatError
+from onnxslim.errors import ModelFormatError, VerifyError
 from onnxslim.evaluation import digest_of, open_session, size_of
-from onnxslim.ir.graph import Graph
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.onnx_io import to_bytes, to_proto, write
 
 Make = Callable[..., Graph]
@@ -52,6 +52,25 @@ def test_damaged_ort_files(tmp_path: Path) -> None:
     (tmp_path / "m.ort").write_bytes(b"\x10\0\0\0ORTM" + b"\xff" * 64)
     with pytest.raises(ModelFormatError, match=r"Cannot read '.*m.ort'"):
         open_session(tmp_path / "m.ort")
+
+
+@pytest.mark.parametrize(
+    "shape, sizes, why",
+    [
+        ((1, 3, 8), [4, 3, 3, 3], "as many spatial axes everywhere"),
+        ((1, 3, 8, 8), [4, 3, 3, 0], "at least one number along each spatial axis"),
+    ],
+)
+def test_filters_whose_shape_is_computed_are_looked_at(shape: tuple[int, ...], sizes: list[int], why: str) -> None:
+    """ONNX Runtime 1.19.2 ends the process of these while it loads them."""
+    graph = Graph("net")
+    x = graph.add_input("x", DType.FLOAT, shape)
+    one = graph.add_constant("one", np.ones((4, 3, 1, 1), np.float32))
+    filters = graph.op("Expand", one, graph.add_constant("sizes", np.array(sizes, np.int64)), name="filters")
+    graph.add_output(graph.op("Conv", x, filters, name="y"))
+    with pytest.raises(VerifyError, match=why):
+        open_session(graph)
+    assert filters.shape is None  # what was inferred stays out of the graph that was given
 
 
 def test_not_a_model(tmp_path: Path) -> None:

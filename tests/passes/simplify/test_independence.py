@@ -136,6 +136,29 @@ def test_independent_samples_are_taken_however_the_batch_is_written_in(model: Mo
     assert takes_any_batch(before)
 
 
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_batch_that_ends_the_process_is_not_tried(batch: int) -> None:
+    """Of one sample the Squeeze takes the batch away, too, and the GRU gets two axes: 1.19.2 aborts."""
+    constants = {
+        "axis": np.array([2]), "first": np.array([0]),
+        "w": np.ones((1, 9, D), np.float32), "r": np.ones((1, 9, 3), np.float32),
+    }  # fmt: skip
+    nodes = [
+        N("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        N("Unsqueeze", ["t", "axis"], ["u"]),
+        N("Squeeze", ["u"], ["s"]),
+        N("GRU", ["s", "w", "r"], ["", "h"], hidden_size=3),
+        N("Squeeze", ["h", "first"], ["y"]),
+    ]
+    graph = graph_of(lambda batch: (nodes, constants), batch)
+    with pytest.raises(
+        UnsupportedError, match=r"With batch 1 .*'h': expected its input X to have 3 axes, got .*\[5, 8\]"
+    ):
+        set_batch(graph, "batch")
+    assert not takes_any_batch(graph)
+    assert set_batch(graph, 4).inputs[0].shape == (4, T, D)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("name", REFUSED)
 def test_samples_that_meet_are_refused(name: str, batch: int) -> None:
