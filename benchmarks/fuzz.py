@@ -91,8 +91,8 @@ class Child:
         self._said: Any = None  # a file of what the process prints
 
     def ask(self, number: int) -> tuple[str, Ended]:
-        """What the case was, and how it ended. Where ONNX Runtime itself dies of the original, that is no finding,
-        and the case goes on without it."""
+        """What the case was, and how it ended. Where ONNX Runtime itself dies of the original, or does not end, that is
+        no finding, and the case goes on without it."""
         what, ended, step = self._ask(number, reference=True)
         if ended.how == "died" and step == "reference":
             what, ended, _ = self._ask(number, reference=False)

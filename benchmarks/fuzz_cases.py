@@ -3,13 +3,16 @@
 damaged    files with bent bits and broken structure: read, verified, simplified, written, read again
 changed    networks and the models of ONNX's node tests with another meaning (benchmarks/semantics.py): read,
            inspected, simplified; where ONNX Runtime runs the original, the outputs are compared with its
-trained    networks with another meaning: quantised, pruned, evaluated, and trained for two steps
+trained    networks with another meaning: quantised, pruned, evaluated, and trained for two steps; where ONNX Runtime
+           itself dies of one, the commands must end in a message
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,6 +54,8 @@ _NODE_TESTS = 0.4
 """Part of the changed cases that is made from ONNX's node tests, the rest from networks."""
 _RERUNS = 5
 _SAMPLES, _BATCH = 16, 8  # two steps an epoch
+_COMMAND_S = 60.0
+"""By the clock, for a command."""
 
 Say = Callable[[str], None]
 """Told which step begins: where the process dies, that is what is known."""
@@ -182,7 +187,7 @@ def run_case(kind: str, case: Case, path: Path, say: Say, *, reference: bool = T
         return _run_damaged(path, say)
     if kind == "changed":
         return _run_changed(case, path, say, reference)
-    return _run_trained(case, path, say)
+    return _run_trained(case, path, say) if reference else _run_commands(case, path, say)
 
 
 def _run_damaged(path: Path, say: Say) -> Ended:
@@ -244,11 +249,17 @@ def _run_changed(case: Case, path: Path, say: Say, reference: bool) -> Ended:
     return Ended("simplified, with the original's outputs")
 
 
-def _run_trained(case: Case, path: Path, say: Say) -> Ended:
+def _samples(case: Case) -> dict[str, Array]:
     sizes = next(iter(case.sizes.values()))
-    chance = np.random.default_rng(0)
-    images = chance.standard_normal((_SAMPLES, *sizes[1:])).astype(np.float32)
-    data = ArrayDataset({"x": images, "label": np.arange(_SAMPLES) % CLASSES}, layout="NCHW")
+    images = np.random.default_rng(0).standard_normal((_SAMPLES, *sizes[1:])).astype(np.float32)
+    return {"x": images, "label": np.arange(_SAMPLES) % CLASSES}
+
+
+def _run_trained(case: Case, path: Path, say: Say) -> Ended:
+    arrays = _samples(case)
+    say("reference")
+    _run_batches(case.data, arrays["x"])
+    data = ArrayDataset(arrays, layout="NCHW")
     folder = path.with_name("runs")
     recipe = {
         "model": str(path),
@@ -276,7 +287,46 @@ def _run_trained(case: Case, path: Path, say: Say) -> Ended:
     return Ended(", ".join(ends))
 
 
+def _run_commands(case: Case, path: Path, say: Say) -> Ended:
+    """Each command must end in 0, or in a message and 2, and soon."""
+    data, out = path.with_name("data.npz"), path.with_name("out.onnx")
+    np.savez(data, **_samples(case))
+    rest = ["--data", str(data), "--layout", "NCHW"]
+    samples = ["--samples", str(_SAMPLES), "--out", str(out), "--force"]
+    commands: Mapping[str, Sequence[str]] = {
+        "evaluate": [*rest, "--batch", str(_BATCH), "--repeats", "0"],
+        "prune": [*rest, *samples, "--macs", "0.7", "--multiple", "1"],
+        "quantize": [*rest, *samples],
+    }
+    ends = []
+    for name, options in commands.items():
+        say(f"onnxslim {name}")
+        command = [sys.executable, "-m", "onnxslim", name, str(path), *options]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S)
+        except subprocess.TimeoutExpired:
+            return Ended("a command hangs", f"onnxslim {name} took more than {_COMMAND_S:g} s")
+        if done.returncode not in (0, 2) or (done.returncode and "Error: " not in done.stderr):
+            return Ended("a command died", f"onnxslim {name} ended with {done.returncode}: {done.stderr[-300:]}")
+        ends.append(f"{name} {done.returncode}")
+    return Ended(f"commands: {', '.join(ends)}")
+
+
 # ---------------------------------------------------------------- ONNX Runtime's word
+
+
+def _run_batches(data: bytes, images: Array) -> None:
+    """Runs the original at the batches that the commands take, as written and optimised: it may end the process."""
+    graph = onnx.ModelProto.FromString(data).graph
+    given = {t.name for t in graph.initializer}
+    source = next((v for v in graph.input if v.name not in given), None)
+    if source is None:
+        return
+    dims = source.type.tensor_type.shape.dim
+    fixed = dims[0].dim_value if dims and dims[0].HasField("dim_value") else 0
+    for batch in (fixed,) if 0 < fixed <= 1 << 10 else (_BATCH, _SAMPLES):
+        for optimize in (False, True):
+            _outputs(data, {source.name: np.resize(images, (batch, *images.shape[1:]))}, optimize=optimize)
 
 
 def _feeds(case: Case) -> dict[str, Array]:
@@ -314,11 +364,12 @@ def _reference(data: bytes, feeds: Mapping[str, Array]) -> list[dict[str, Array]
     return [first, *(o for o in others if o is not None)]
 
 
-def _outputs(data: bytes, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
-    """By name, node by node as written; None where ONNX Runtime refuses."""
+def _outputs(data: bytes, feeds: Mapping[str, Array], *, optimize: bool = False) -> dict[str, Array] | None:
+    """By name, node by node as written or optimised; None where ONNX Runtime refuses."""
     runtime = load_runtime()
     options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = runtime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     try:

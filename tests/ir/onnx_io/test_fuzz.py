@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 try:
     from fuzz import Child
-    from fuzz_cases import SECRET, lay_out
+    from fuzz_cases import SECRET, Case, lay_out, run_case
     from fuzz_networks import networks
     from mutations import STRUCTURAL
     from nesting import nested_bodies, nested_functions
@@ -106,6 +106,27 @@ def test_models_of_another_meaning_compute_what_they_did(tmp_path: Path) -> None
     assert [(what, ended) for what, ended in ends if ended.finding] == []
     equal = sum("with the original's outputs" in ended.how for _, ended in ends)
     assert equal > 15, ends  # a third, most of them cases that ONNX Runtime runs
+
+
+def test_commands_end_in_a_message_where_the_runtime_would_die(folder: Path) -> None:
+    """Filters of no width: ONNX Runtime 1.19.2 divides by zero as it loads them, or never ends."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["N", 3, 8, 8]), ("y", None))]
+    weight = numpy_helper.from_array(np.ones((5, 3, 3, 0), np.float32), "w")
+    model = helper.make_model(
+        helper.make_graph(nodes, "net", info[:1], info[1:], [weight]),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=9,
+    )  # fmt: skip
+    case = Case(model.SerializeToString(), "no width", {"x": [3, 3, 8, 8]})
+    (folder / "model.onnx").write_bytes(case.data)
+    steps: list[str] = []
+    ended = run_case("trained", case, folder / "model.onnx", steps.append, reference=False)
+    assert (ended.how, ended.finding) == ("commands: evaluate 2, prune 2, quantize 2", "")
+    assert steps == ["onnxslim evaluate", "onnxslim prune", "onnxslim quantize"]
 
 
 # ---------------------------------------------------------------- each kind of damage, by name
