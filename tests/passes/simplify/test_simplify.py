@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxslim import simplify as simplify_model
-from onnxslim.analysis import shapes
+from onnxslim.ir import shapes
 from onnxslim.ir.graph import Array
 from onnxslim.ir.onnx_io import from_proto, to_bytes, to_proto
 from onnxslim.runtime.session import Session
