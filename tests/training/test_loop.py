@@ -332,6 +332,24 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(trainer: Callable, 
     assert_same(trained.graph, again.graph)
 
 
+def test_a_loss_that_is_not_finite_is_traced_to_where_it_began(trainer: Callable) -> None:
+    made = trainer(quantize=False)
+    student = made.student.copy()
+    logits = student.outputs[0]
+    factor = student.add_constant("factor_of_ten", np.float32(1e30))
+    large = student.op("Mul", logits, factor, name="large")
+    overflown = student.op("Mul", large, factor, name="overflown")
+    undefined = student.op("Sub", overflown, overflown, name="undefined")
+    student.remove_output(logits)
+    for value in (large, overflown, undefined):
+        student.set_type(value, logits.dtype, logits.shape)
+    student.add_output(undefined)
+    with pytest.raises(
+        TrainingError, match=r"It began with 'overflown', the output of node 'overflown' \(Mul\), is inf"
+    ):
+        replace(made, student=student).run()
+
+
 class RateAt:
     """A schedule that is infinite in the last step of an epoch."""
 
