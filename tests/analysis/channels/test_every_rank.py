@@ -12,43 +12,23 @@ from onnx import helper, numpy_helper
 
 from onnxslim.analysis.channels import Group, find_groups
 from onnxslim.ir.graph import Graph
-from onnxslim.ir.onnx_io import from_proto, to_proto
+from onnxslim.ir.onnx_io import from_proto
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.stages.base import prepared
-from tests.analysis.channels.conftest import Net
-from tests.analysis.channels.op_cases import RANKS, SIZES, Branch, Case, axis_names, cases
+from tests.analysis.channels.op_cases import RANKS, SIZES, axis_names
+from tests.analysis.channels.op_networks import CASES, Part, network
 from tests.passes.prune.conftest import cut_errors, some_units
 
-CASES = list(cases())
-"""Those that are alike at every rank are tried at all of them without shapes in the file, and with them at one each."""
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "ops.md"
 
 
-def network(rank: int, free: str, opset: int) -> tuple[Graph, list[tuple[Case, Branch]]]:
-    """The graph as it is read from a file, and the branch of each case in it. The file gives shapes where the batch
-    alone is free, and none where all sizes are."""
-    net = Net(*(name if free == "all" or name == "N" else SIZES[name] for name in axis_names(rank)), 3)
-    net.graph.opsets.update({"": opset, "com.microsoft": 1, "onnxslim": 1})
-    branches, outputs = [], []
-    for place, case in enumerate(CASES):
-        left_out = case.merges if free == "all" else case.alike and rank != RANKS[place % len(RANKS)]
-        if rank in case.ranks and case.opset == opset and not left_out:
-            branch = Branch(net, f"{case.op}.{place}", case.op, rank, place)
-            outputs += case.build(branch)
-            branches.append((case, branch))
-    proto = to_proto(net.finish(*outputs))
-    if free == "all":
-        del proto.graph.value_info[:]
-    return from_proto(proto), branches
-
-
-def check(graph: Graph, branches: list[tuple[Case, Branch]], rank: int) -> None:
+def check(graph: Graph, parts: list[Part], rank: int) -> None:
     groups = find_groups(graph)
     made: dict[str, list[Group]] = {}
     for group in groups.groups:
         for node in group.makers:
             made.setdefault(node.name, []).append(group)
-    for case, branch in branches:
+    for case, branch, _ in parts:
         for maker in branch.makers:
             pinned = [group.pinned for group in made[maker]]
             if case.does == "pins":
@@ -75,18 +55,18 @@ def test_every_op_of_the_page_has_cases() -> None:
 @pytest.mark.parametrize("rank", RANKS)
 def test_ops_do_with_channels_what_the_page_says(rank: int, free: str) -> None:
     """One branch a case; half of the units of all groups are cut at once, and compared with a mask."""
-    graph, branches = network(rank, free, 18)
-    check(prepared(graph), branches, rank)
+    graph, parts = network(rank, free, 18)
+    check(prepared(graph), parts, rank)
 
 
 @pytest.mark.parametrize("free", ["batch", "all"])
 @pytest.mark.parametrize("rank", RANKS)
 def test_ops_of_newer_opsets(rank: int, free: str) -> None:
     """As they are, and written out for the opset in which pruning works."""
-    graph, branches = network(rank, free, 20)
+    graph, parts = network(rank, free, 20)
     infer_shapes(graph)
-    check(graph, branches, rank)
-    check(prepared(graph), branches, rank)
+    check(graph, parts, rank)
+    check(prepared(graph), parts, rank)
 
 
 def test_upsample_hands_channels_on_as_what_it_stands_for() -> None:
