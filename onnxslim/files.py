@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import secrets
@@ -23,6 +24,7 @@ from onnxslim.errors import OutputError
 
 __all__ = [
     "Content",
+    "append",
     "held",
     "looked_from",
     "make_folder",
@@ -191,12 +193,45 @@ def write_together(files: Mapping[str | Path, Content]) -> None:
         for folder in dict.fromkeys(target.parent for _, target in staged):
             _sync_folder(folder)
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "check the path and the disk")
-        raise OutputError(f"Cannot write {_shown(path)}: {error.strerror or error}; {advice}") from error
+        raise _refused(path, error) from error
     finally:
         for temporary, _ in staged:
             with contextlib.suppress(OSError):  # renamed already, or never made
                 temporary.unlink()
+
+
+def append(path: str | Path, lines: bytes) -> None:
+    """Adds whole lines to the end of a file, which is made where there is none: in one write, synced. What that costs
+    does not depend on what stands there, and several processes may add at once. A last line that somebody left
+    unfinished is ended first.
+
+    Raises OutputError where the system refuses.
+    """
+    path = Path(path)
+    target = _target(path)
+    try:
+        is_new = not target.exists()
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(descriptor, "rb+", buffering=0) as file:
+            if file.seek(0, os.SEEK_END) and not _ends_with_line(file):
+                lines = b"\n" + lines
+            while lines:  # where the disk is full, a part is written first, and the rest is refused
+                lines = lines[file.write(lines) or 0 :]
+            os.fsync(file.fileno())
+        if is_new:
+            _sync_folder(target.parent)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _ends_with_line(file: io.FileIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _refused(path: Path, error: OSError) -> OutputError:
+    advice = _ADVICE.get(error.errno or 0, "check the path and the disk")
+    return OutputError(f"Cannot write {_shown(path)}: {error.strerror or error}; {advice}")
 
 
 def _target(path: Path) -> Path:

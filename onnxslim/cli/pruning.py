@@ -175,9 +175,9 @@ def prune(
 def sensitivity(
     model: ModelFile,
     data: DataPath,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file to write, or to go on with.")] = Path(
-        "sensitivities.json"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write, or to go on with: a line of JSON a point.")
+    ] = Path("sensitivities.json"),
     split: Calibration = None,
     val_split: ValSplit = None,
     mean: Mean = None,

@@ -3,11 +3,14 @@
 from onnxslim.evaluation.compare import Row, compare
 from onnxslim.evaluation.evaluate import Evaluation, evaluate
 from onnxslim.evaluation.latency import Latency, measure_latency
-from onnxslim.evaluation.many import Point, Result, Variant, evaluate_many
+from onnxslim.evaluation.many import Point, Variant, evaluate_many
 from onnxslim.evaluation.metrics import Interval, McNemar, mcnemar, top_k, wilson_interval
 from onnxslim.evaluation.models import Model, digest_of, open_session, size_of
+from onnxslim.evaluation.store import Entry, Result, Store
+from onnxslim.evaluation.task import Task
 
 __all__ = [
+    "Entry",
     "Evaluation",
     "Interval",
     "Latency",
@@ -16,6 +19,8 @@ __all__ = [
     "Point",
     "Result",
     "Row",
+    "Store",
+    "Task",
     "Variant",
     "compare",
     "digest_of",

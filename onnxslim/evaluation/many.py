@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
 from onnxslim.data.progress import ProgressCallback
-from onnxslim.errors import DataError
+from onnxslim.errors import CrashError, DataError
 from onnxslim.evaluation.models import digest_of
-from onnxslim.files import read_json, write_atomic
+from onnxslim.evaluation.store import Result, Store
+from onnxslim.evaluation.task import Task
 from onnxslim.ir.graph import Graph
 
-__all__ = ["Point", "Result", "Variant", "evaluate_many"]
+__all__ = ["Point", "Variant", "evaluate_many"]
 
 K = TypeVar("K", bound=Hashable)
 
 Variant: TypeAlias = "Graph | Callable[[], Graph]"
-"""A model, or a function that makes it (called on the worker, so that variants need not all exist at once)."""
-
-Result: TypeAlias = "float | int | str | bool | list[Result] | dict[str, Result] | None"
-"""What an evaluation gives: anything that JSON holds."""
-
-_VERSION = 1
+"""A model, or a function that makes it (called when its turn comes, so that variants need not all exist at once)."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +42,36 @@ def evaluate_many(
     variants: Mapping[K, Variant],
     evaluate: Callable[[Graph], Result],
     *,
-    store: Path | None = None,
+    executor: Executor | None = None,
     workers: int = 1,
+    store: Path | None = None,
     context: str = "",
     progress: ProgressCallback | None = None,
     finished: Callable[[K, Point], None] | None = None,
 ) -> dict[K, Point]:
     """evaluate(graph) for every variant, in the order of `variants`, `workers` at a time.
 
-    evaluate: runs on one core each, from several threads at once.
-    store: a JSON file, written atomically after every point and read first; points are found again
-    by the digest of the graph's content, whatever their key. context: what else a result depends on
-    (digest of the data, settings); results under another context are kept and not used.
-    finished: called with each point as it comes, one at a time, for a caller with a file of its own.
+    evaluate: runs on one core each, several at once. Its results are what JSON holds, and come as JSON gives them back.
+    executor: where it runs; default: on threads of this process. One of processes or of other machines is sent each
+    model as bytes, and takes a function of a module, or a `functools.partial` of one with plain arguments (see `Task`);
+    processes are spawned (`multiprocessing.get_context("spawn")`), since ONNX Runtime does not survive a fork.
+    workers: how many variants are made, and wait for the executor, at once.
+    store: a file to which a line is added with every point (see `Store`), read first; points are found again by the
+    digest of the graph's content, whatever their key. context: what else a result depends on (digest of the data,
+    settings); results under another context are kept and not used.
+    finished: called with each point as it comes, one at a time, for a caller with a store of its own.
 
     The first error of a variant, and Ctrl-C, are raised once running variants have ended: what they found is stored,
     and given to `finished`, like all before.
-    Raises DataError where the store is no store of this kind or a result is nothing JSON holds.
+    Raises DataError where the store is none, a result is nothing JSON holds or `evaluate` cannot be sent, CrashError
+    where a process of the executor died.
     """
     if workers < 1:
         raise DataError(f"workers is at least 1: got {workers}")
-    desk = _Desk[K](evaluate, _Store(store, context), finished)
+    evaluation = _Evaluation[K](evaluate, executor, Store(store, context), finished)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="variant")
     try:
-        jobs = {key: pool.submit(desk.work, key, variant) for key, variant in variants.items()}
+        jobs = {key: pool.submit(evaluation.run, key, variant) for key, variant in variants.items()}
         if progress is not None and jobs:
             progress("evaluating variants", 0, len(jobs))
         for done, job in enumerate(as_completed(jobs.values()), 1):
@@ -79,20 +80,24 @@ def evaluate_many(
             if progress is not None:
                 progress("evaluating variants", done, len(jobs))
     finally:
-        desk.close()
+        evaluation.close()
         pool.shutdown(wait=True, cancel_futures=True)
-    if desk.errors:
-        raise desk.errors[0]
+    if evaluation.errors:
+        raise evaluation.errors[0]
     return {key: job.result() for key, job in jobs.items()}
 
 
-class _Desk(Generic[K]):
-    """Where workers take a variant to a result. Nothing is begun after the first error."""
+class _Evaluation(Generic[K]):
+    """Takes variants to points, from several threads at once. Nothing is begun after the first error."""
 
     def __init__(
-        self, evaluate: Callable[[Graph], Result], store: _Store, finished: Callable[[K, Point], None] | None
+        self,
+        evaluate: Callable[[Graph], Result],
+        executor: Executor | None,
+        store: Store,
+        finished: Callable[[K, Point], None] | None,
     ) -> None:
-        self._evaluate, self._store, self._finished = evaluate, store, finished
+        self._evaluate, self._executor, self._store, self._finished = evaluate, executor, store, finished
         self._running: dict[str, Future[Point]] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -101,11 +106,11 @@ class _Desk(Generic[K]):
     def close(self) -> None:
         self._closed = True
 
-    def work(self, key: K, variant: Variant) -> Point:
+    def run(self, key: K, variant: Variant) -> Point:
         if self._closed:
             raise CancelledError
         try:
-            point = self._point(variant)
+            point = self._point(key, variant)
             if self._finished is not None:
                 with self._lock:
                     self._finished(key, point)
@@ -115,68 +120,36 @@ class _Desk(Generic[K]):
             self._closed = True
             raise
 
-    def _point(self, variant: Variant) -> Point:
+    def _point(self, key: K, variant: Variant) -> Point:
         graph = variant if isinstance(variant, Graph) else variant()
         digest = digest_of(graph)
         with self._lock:
-            known = self._store.get(digest)
+            known = self._store.entries.get(digest)
             if known is not None:
-                return known
+                return Point(digest, known.result, known.seconds, True)
             mine = digest not in self._running
             future = self._running.setdefault(digest, Future())
         if not mine:
             return replace(future.result(), cached=True)
         try:
-            start = time.perf_counter()
-            point = Point(digest, self._evaluate(graph), time.perf_counter() - start, False)
+            found = json.loads(self._done(key, Task(graph, self._evaluate)))
+            point = Point(digest, found["result"], found["seconds"], False)
             with self._lock:
-                self._store.add(point)
+                self._store.add(digest, point.result, point.seconds)
         except BaseException as error:
             future.set_exception(error)
             raise
         future.set_result(point)
         return point
 
-
-class _Store:
-    """Results by context and digest, mirrored in a JSON file."""
-
-    def __init__(self, path: Path | None, context: str) -> None:
-        self._path = path
-        self._all: dict[str, dict[str, dict[str, Result]]] = {}
-        if path is not None and path.exists():
-            self._all = _read(path)
-        self._points = self._all.setdefault(context, {})
-
-    def get(self, digest: str) -> Point | None:
-        entry = self._points.get(digest)
-        if entry is None:
-            return None
-        seconds = entry["seconds"]
-        return Point(digest, entry["result"], seconds if isinstance(seconds, float) else 0.0, True)
-
-    def add(self, point: Point) -> None:
-        self._points[point.digest] = {"result": point.result, "seconds": round(point.seconds, 3)}
+    def _done(self, key: K, task: Task) -> bytes:
+        """What the task gives, here or where the executor runs it."""
+        if self._executor is None:
+            return task()
         try:
-            text = json.dumps({"version": _VERSION, "contexts": self._all}, indent=1, sort_keys=True)
-        except (TypeError, ValueError) as error:
-            del self._points[point.digest]
-            kind = type(point.result).__name__
-            raise DataError(f"A result must be what JSON holds, got {kind}: {error}") from error
-        if self._path is not None:
-            write_atomic(self._path, text.encode())
-
-
-def _read(path: Path) -> dict[str, dict[str, dict[str, Result]]]:
-    try:
-        content = read_json(path)
-        if content["version"] != _VERSION:
-            raise DataError(f"{path}: results of version {content['version']}, expected {_VERSION}: move the file away")
-        contexts = content["contexts"]
-        for points in contexts.values():
-            for entry in points.values():
-                entry["result"], entry["seconds"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is not a file of evaluation results ({error}): move it away to start anew") from error
-    found: dict[str, dict[str, dict[str, Result]]] = contexts
-    return found
+            return self._executor.submit(task).result()
+        except BrokenExecutor as error:
+            raise CrashError(
+                f"A process of the executor died while variant {key!r} was evaluated: {error}. A store keeps what was "
+                "found before: evaluate again, on a new executor, to go on"
+            ) from error

@@ -1,7 +1,8 @@
-"""How much a model's metric falls when part of one channel group goes: measured group by group, kept in a file."""
+"""How much a model's metric falls when part of one channel group goes: measured group by group, kept in a store."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,15 +12,16 @@ from typing import Any
 
 from onnxslim.brief import Brief
 from onnxslim.data import ProgressCallback
-from onnxslim.errors import CheckpointError, DataError
-from onnxslim.evaluation import Point, Variant, evaluate_many
-from onnxslim.files import held, read_json
+from onnxslim.errors import DataError
+from onnxslim.evaluation import Point, Result, Store, Variant, evaluate_many
+from onnxslim.files import held
 from onnxslim.ir.graph import Graph
-from onnxslim.records import read_record, write_record
 
 __all__ = ["Sensitivities", "measure_sensitivities"]
 
-_VERSION = 1
+_CONTEXT = "sensitivities"
+_PLAN = "plan"
+"""Of the store: the key of what is not a point. A group's points have keys of their own."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,49 +46,38 @@ class Sensitivities(Brief):
             for group, points in self.metrics.items()
         }
 
-    def save(self, path: Path) -> None:
-        """Written atomically, as JSON with a digest of its own; a file without one is read too."""
-        groups = {
-            name: {"units": self.units[name], "metric": {str(r): m for r, m in sorted(points.items())}}
-            for name, points in self.metrics.items()
-        }
-        content = {
-            "version": _VERSION,
-            "context": dict(self.context),
-            "baseline": self.baseline,
-            "groups": groups,
-            "pinned": dict(self.pinned),
-        }
-        write_record(path, content)
-
     @classmethod
     def load(cls, path: Path) -> Sensitivities:
-        """Raises DataError where the file is missing or is none of this kind."""
+        """Raises DataError where the file is missing, has none or is of another kind."""
+        found = cls._stored(Store(path, _CONTEXT), path)
+        if found is None:
+            raise DataError(f"Sensitivities not found: {path} has none; `onnxslim sensitivity` measures them")
+        return found
+
+    @classmethod
+    def _stored(cls, store: Store, path: Path | None) -> Sensitivities | None:
+        """What a store has, if anything."""
+        if not store.entries:
+            return None
         try:
-            content = read_json(path)
-            if "digest" in content:
-                content = read_record(path)
-            if content["version"] != _VERSION:
-                raise DataError(f"{path}: sensitivities of version {content['version']}, expected {_VERSION}")
-            groups = content["groups"]
-            found = cls(
-                dict(content["context"]),
-                float(content["baseline"]),
-                {name: {float(r): float(m) for r, m in g["metric"].items()} for name, g in groups.items()},
-                {name: int(g["units"]) for name, g in groups.items()},
-                dict(content["pinned"]),
-            )
-            for name, points in found.metrics.items():
-                for ratio, metric in points.items():
-                    if not (0 < ratio < 1 and math.isfinite(metric)):
-                        raise ValueError(f"group '{name}' has the metric {metric} at the ratio {ratio}")
-            return found
-        except FileNotFoundError:
-            raise DataError(f"Sensitivities not found: {path}; `onnxslim sensitivity` measures them") from None
-        except (CheckpointError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            plan: Any = store.entries[_PLAN].result
+            units = {name: int(count) for name, count in plan["units"].items()}
+            metrics: dict[str, dict[float, float]] = {name: {} for name in units}
+            for key, entry in store.entries.items():
+                if key != _PLAN:
+                    point: Any = entry.result
+                    metrics[point["group"]][_ratio(point["ratio"])] = _finite(point["metric"])
+            return cls(dict(plan["context"]), _finite(plan["baseline"]), metrics, units, dict(plan["pinned"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is not a file of sensitivities ({error}): move it away to measure anew") from error
 
-    def check_context(self, context: Mapping[str, Any], path: Path) -> None:
+    def _plan(self) -> Result:
+        """What is stored beside the points."""
+        plan = {"context": self.context, "baseline": self.baseline, "units": self.units, "pinned": self.pinned}
+        stored: Result = json.loads(json.dumps(plan))
+        return stored
+
+    def check_context(self, context: Mapping[str, Any], path: Path | None) -> None:
         """Raises DataError naming the first thing in which the file was measured otherwise."""
         for key, expected in context.items():
             got = self.context.get(key)
@@ -111,42 +102,55 @@ def measure_sensitivities(
     """Evaluates every group at every ratio, `workers` models at a time; what the file has is not measured again.
 
     variant: the model with a ratio of a group gone. metric: larger is better; runs on one core each. baseline: the
-    whole model's. plan: groups (`units`), pinned ones and the context, no points yet. path: the file, written after
-    every point; a file of another context is refused.
+    whole model's. plan: groups (`units`), pinned ones and the context, no points yet. path: a `Store`, to which every
+    point adds a line; a file of another context is refused.
 
     Raises DataError where the baseline is not above 0, which no loss can be relative to.
     """
-    found = _begun(plan, path, baseline)
+    found = _begun(plan, Store(path, _CONTEXT), path, baseline)
     if not found.baseline > 0:
         raise DataError(f"The model's metric is {found.baseline:g}; losses are relative to it, so it must be above 0")
     busy = f"{path} is being measured into by another process: wait for it, or name another file"
     with nullcontext() if path is None else held(path, busy):
-        whole = found.baseline
-        found = _begun(plan, path, lambda: whole)  # with what others have added meanwhile
+        whole, store = found.baseline, Store(path, _CONTEXT)  # with what others have added meanwhile
+        found = _begun(plan, store, path, lambda: whole)
         metrics = {name: dict(found.metrics.get(name, {})) for name in found.units}  # those out of scope stay too
         found = replace(found, metrics=metrics)
-        if path is not None:
-            found.save(path)
+        known = store.entries.get(_PLAN)
+        if known is None or known.result != found._plan():
+            store.add(_PLAN, found._plan())
 
-        def store(key: tuple[str, float], point: Point) -> None:
-            assert isinstance(point.result, float)
-            metrics[key[0]][key[1]] = point.result
-            if path is not None:
-                found.save(path)
+        def keep(key: tuple[str, float], point: Point) -> None:
+            (group, ratio), metric = key, point.result
+            assert isinstance(metric, float)
+            metrics[group][ratio] = metric
+            store.add(json.dumps(key), {"group": group, "ratio": ratio, "metric": metric}, point.seconds)
 
         open_points = [(name, ratio) for name in plan.units for ratio in ratios if ratio not in metrics[name]]
         variants: dict[tuple[str, float], Variant] = {key: _made(variant, *key) for key in open_points}
-        evaluate_many(variants, metric, workers=workers, progress=progress, finished=store)
+        evaluate_many(variants, metric, workers=workers, progress=progress, finished=keep)
     return found
 
 
-def _begun(plan: Sensitivities, path: Path | None, baseline: Callable[[], float]) -> Sensitivities:
-    """What the file has of this plan; without a file, the plan with its baseline."""
-    if path is None or not path.exists():
+def _begun(plan: Sensitivities, store: Store, path: Path | None, baseline: Callable[[], float]) -> Sensitivities:
+    """What the store has of this plan; where it has nothing, the plan with its baseline."""
+    found = Sensitivities._stored(store, path)
+    if found is None:
         return replace(plan, baseline=baseline())
-    found = Sensitivities.load(path)
     found.check_context(plan.context, path)
     return replace(found, units={**found.units, **plan.units}, pinned=plan.pinned)
+
+
+def _ratio(number: Any) -> float:
+    if not 0 < number < 1:
+        raise ValueError(f"a ratio is between 0 and 1, got {number}")
+    return float(number)
+
+
+def _finite(number: Any) -> float:
+    if not math.isfinite(number):
+        raise ValueError(f"a metric is finite, got {number}")
+    return float(number)
 
 
 def _made(variant: Callable[[str, float], Graph], name: str, ratio: float) -> Callable[[], Graph]:

@@ -88,8 +88,8 @@ def sensitivity(
 ) -> Sensitivities:
     """How much top-1 on data["val"] (or `metric`) falls with a part of each channel group gone.
 
-    path: a JSON file, written after every point; what it has is not measured again. options: ratios, criterion,
-    metric, scope, exclude, samples, restore_batchnorm of the stage `prune`.
+    path: a file to which every point adds a line of JSON; what it has is not measured again. options: ratios,
+    criterion, metric, scope, exclude, samples, restore_batchnorm of the stage `prune`.
     """
     for name in options:
         if name not in _MEASURING:

@@ -18,7 +18,7 @@ from onnxslim.analysis.sizes import sizes_at
 from onnxslim.data import Dataset, ModelInput, Preprocess, ProgressCallback, Say, fitted
 from onnxslim.data.dataset import input_array
 from onnxslim.errors import DataError, RecipeError
-from onnxslim.files import read_regular, write_atomic
+from onnxslim.files import append, read_regular
 from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.ir.rewrite import Refusal
 from passes.simplify import canonicalize
@@ -96,18 +96,14 @@ class Data:
 
 
 class Log:
-    """`log.jsonl`: one JSON object a line, the file replaced atomically with each new one."""
+    """`log.jsonl`: one JSON object a line, added to what stands there."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._lines: list[str] = []
-        if path is not None and path.is_file():
-            self._lines = path.read_text("utf-8", errors="replace").splitlines()
 
     def __call__(self, **record: Any) -> None:
-        self._lines.append(json.dumps(record))
         if self._path is not None:
-            write_atomic(self._path, ("\n".join(self._lines) + "\n").encode())
+            append(self._path, json.dumps(record).encode() + b"\n")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.errors import DataError, OutputError
+from onnxslim.evaluation import Store
 from onnxslim.files import held
 from onnxslim.ir.graph import Graph
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
+from onnxslim.records import write_record
 
 PLAN = Sensitivities({"model": "m", "data": "d"}, 0.0, {}, {"a": 4, "b": 8}, {"head": "an output"})
 RATIOS = (0.25, 0.5)
@@ -60,9 +63,13 @@ def test_the_file_reads_back_and_lists_every_group(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     found = Bench().measure(path)
     assert Sensitivities.load(path) == found
-    content = json.loads(path.read_text())
-    assert list(content["groups"]) == ["a", "b"]
-    assert content["pinned"] == {"head": "an output"}
+    assert list(found.metrics) == ["a", "b"]
+    plan, *points = map(json.loads, path.read_text().splitlines())
+    assert plan["result"]["pinned"] == {"head": "an output"}
+    assert [point["result"] for point in points][:2] == [
+        {"group": "a", "ratio": 0.25, "metric": 0.8 - 0.25 * 0.1},
+        {"group": "a", "ratio": 0.5, "metric": 0.8 - 0.5 * 0.1},
+    ]
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3])
@@ -98,7 +105,7 @@ def test_another_model_is_refused_and_the_file_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 9}', '{"version": 1, "context": {}, "baseline": "x"}'])
+@pytest.mark.parametrize("text", ["{}", "[]", "text", '{"version": 1, "context": {}, "baseline": 0.8, "groups": {}}'])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "s.json"
     path.write_text(text)
@@ -134,27 +141,59 @@ def test_a_file_that_another_process_measures_into_is_left(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("context", "x"),
-        ("groups", {"a": {"units": 4, "metric": {"0.5": float("nan")}}}),
-        ("groups", {"a": {"units": 4, "metric": {"1.5": 0.5}}}),
+        ("plan", "x"),
+        ("plan", {"context": "x", "baseline": 0.8, "units": {}, "pinned": {}}),
+        ("plan", {"context": {}, "baseline": None, "units": {}, "pinned": {}}),
+        ("c", {"group": "c", "ratio": 0.5, "metric": 0.5}),
+        ("a", {"group": "a", "ratio": 0.5, "metric": float("nan")}),
+        ("a", {"group": "a", "ratio": 1.5, "metric": 0.5}),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path: Path, key: str, value: object) -> None:
+def test_a_file_with_other_contents_is_refused(tmp_path: Path, key: str, value: Any) -> None:
     path = tmp_path / "s.json"
     Bench().measure(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    Store(path, "sensitivities").add(key, value)
     with pytest.raises(DataError, match="is not a file of sensitivities"):
         Bench().measure(path)
 
 
 def test_a_digit_changed_since_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
-    found = Bench().measure(path)
-    assert Sensitivities.load(path) == found
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "baseline": content["baseline"] + 0.01}))
-    with pytest.raises(DataError, match=r"s\.json is not a file of sensitivities .*does not match its own digest"):
+    Bench().measure(path)
+    path.write_text(path.read_text().replace('"baseline": 0.8', '"baseline": 0.9'))
+    with pytest.raises(DataError, match=r"s\.json is not a file .*line 1 does not match its own digest"):
         Sensitivities.load(path)
-    del content["digest"]  # of an earlier version, or by hand
-    path.write_text(json.dumps(content))
-    assert Sensitivities.load(path) == found
+
+
+def test_a_file_of_an_earlier_version_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    write_record(path, {"version": 1, "context": {}, "baseline": 0.8, "groups": {}, "pinned": {}})
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"s\.json .*as earlier versions of onnxslim wrote it.* move it away"):
+        Bench().measure(path)
+    assert path.read_bytes() == before
+
+
+def test_what_a_kill_leaves_is_measured_again_alone(tmp_path: Path) -> None:
+    """Cut anywhere in its last line: the other points stay, and the file is sound again afterwards."""
+    path = tmp_path / "s.json"
+    expected = Bench().measure(path)
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for cut in (start + 1, (start + len(whole)) // 2, len(whole) - 2):
+        path.write_bytes(whole[:cut])
+        again = Bench()
+        with pytest.warns(UserWarning, match=r"s\.json: line 5 was left unfinished, and is left out"):
+            assert again.measure(path) == expected
+        assert again.asked == [("b", 0.5)]
+        with pytest.warns(UserWarning, match="line 5"):
+            assert Sensitivities.load(path) == expected
+
+
+def test_an_empty_file_has_none_yet(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    for make in (lambda: None, path.touch):
+        make()
+        with pytest.raises(DataError, match=r"Sensitivities not found: .*s\.json has none; `onnxslim sensitivity`"):
+            Sensitivities.load(path)
+    assert Bench().measure(path) == Sensitivities.load(path)
