@@ -109,10 +109,10 @@ def measure(model: Path, options: argparse.Namespace) -> None:
 
 def student(path: Path, quantize: bool) -> Any:
     """The network as training sees it: batch norm restored, fake-quant nodes if asked for."""
+    from onnxslim.calibration import gather
     from onnxslim.data import ArrayDataset, Preprocess
     from onnxslim.ir.onnx_io import read
     from onnxslim.ir.rewrite import Context
-    from onnxslim.runtime.statistics import gather
     from onnxslim.stages.base import prepared
     from onnxslim.stages.quantize import Quantize
     from onnxslim.stages.train import mark_roles

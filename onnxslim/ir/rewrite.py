@@ -2,7 +2,7 @@
 
 A pass is a frozen dataclass whose fields are its options; the same declaration serves Python, the
 recipe and the command line. It fetches nothing: what it needs is in the `Context`, and statistics
-are requested first, gathered in one run for all passes, and then applied.
+are requested first, phase by phase, each gathered in one run for all passes, and then applied.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from onnxslim.brief import Brief
 from onnxslim.budget import Folding
 from onnxslim.collector import paused
 from onnxslim.errors import VerifyError
 from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.statistics import Statistic, Statistics
 from onnxslim.ir.verify import verify
 from onnxslim.spill import Spill
 from onnxslim.targets import Target
@@ -31,7 +32,6 @@ __all__ = [
     "Pass",
     "Pipeline",
     "Refusal",
-    "StatisticRequest",
     "grouped",
     "once_a_place",
 ]
@@ -105,18 +105,6 @@ class Outcome(Brief):
 _NOTHING = Outcome()
 
 
-@dataclass(frozen=True)
-class StatisticRequest:
-    """A statistic of one value, over calibration batches.
-
-    kind: "range" → float32 [2], the minimum and maximum over everything;
-          "channel_moments" → float32 [2, C], mean and biased variance over all axes but 1.
-    """
-
-    value: str
-    kind: str
-
-
 class Checker(Protocol):
     """Compares the model before and after a pass by running both; raises VerifyError on a difference."""
 
@@ -134,7 +122,7 @@ class Context(Brief):
     room: where large arrays that passes make lie.
     """
 
-    statistics: Mapping[StatisticRequest, Array] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=Statistics)
     target: Target | None = None
     graphs: Mapping[str, Graph] = field(default_factory=dict)
     seed: int = 0
@@ -158,8 +146,9 @@ class Pass(ABC):
     def run(self, graph: Graph, context: Context) -> Outcome:
         """Rewrites `graph` in place."""
 
-    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
-        """Statistics that `run` wants to find in the context."""
+    def requests(self, graph: Graph, context: Context) -> Sequence[Statistic[Any]]:
+        """Statistics that `run` wants to find in the context, given those that are there: in each phase of calibration
+        it is asked again, until all that it asks for is known."""
         return ()
 
     @paused()
@@ -254,7 +243,7 @@ class Pipeline(Pass):
             total += Outcome(notes=(what,))
         return replace(total, refused=tuple(dict.fromkeys(r for found in refused.values() for r in found)))
 
-    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
+    def requests(self, graph: Graph, context: Context) -> Sequence[Statistic[Any]]:
         return tuple(dict.fromkeys(r for step in self.steps for r in step.requests(graph, context)))
 
 

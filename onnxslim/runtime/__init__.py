@@ -1,1 +1,1 @@
-"""Running graphs: sessions, what the installation can do, statistics, and comparing numbers."""
+"""Running graphs: sessions, what the installation can do, and comparing numbers."""

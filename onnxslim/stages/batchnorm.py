@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from onnxslim.analysis.batch import freed
-from onnxslim.errors import DataError
+from onnxslim.calibration import collect, gather, invented
 from onnxslim.ir.graph import Array, Graph
-from onnxslim.ir.rewrite import Context, Outcome, StatisticRequest
-from onnxslim.runtime.statistics import gather
+from onnxslim.ir.rewrite import Context, Outcome
+from onnxslim.ir.statistics import Statistic, Statistics
 from onnxslim.stages.base import RunContext
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import RestoreBatchnorm, takes_any_batch
@@ -18,33 +18,26 @@ from passes.simplify import RestoreBatchnorm, takes_any_batch
 __all__ = ["foresee_batchnorm", "restore_batchnorm"]
 
 
-def restore_batchnorm(graph: Graph, batches: Iterable[Mapping[str, Array]], context: RunContext) -> Outcome:
+def restore_batchnorm(
+    graph: Graph, batches: Callable[[], Iterable[Mapping[str, Array]]], context: RunContext
+) -> Outcome:
     """`RestoreBatchnorm` in place, with statistics measured on `batches`, feeds by input name.
 
-    Raises DataError where there is no batch, or one gives NaN or infinity.
+    Raises DataError where there is no batch, or the model makes NaN or infinity of one.
     """
-    step = RestoreBatchnorm()
-    requests = step.requests(graph, Context(seed=context.seed))
     runnable = graph.copy()
     ExpandFakeQuant()(runnable)
     measured = freed(runnable) if takes_any_batch(runnable) else runnable
-    found = gather(measured, requests, batches, context.progress, threads=context.workers)
-    for request, moments in found.items():
-        if not np.isfinite(moments).all():
-            raise DataError(
-                f"Statistics of '{request.value}' on data.train are NaN or infinite: look for such numbers in the data"
-            )
-    return step(graph, Context(statistics=found, seed=context.seed))
+
+    def measure(statistics: Sequence[Statistic[Any]]) -> Statistics:
+        return gather(measured, statistics, batches(), context.progress, threads=context.workers)
+
+    step = RestoreBatchnorm()
+    return step(graph, collect(step, graph, Context(seed=context.seed), measure))
 
 
 def foresee_batchnorm(graph: Graph) -> Outcome:
     """What `restore_batchnorm` makes of a graph, in place, with invented statistics: for who asks of its structure
     before data are looked at."""
     step = RestoreBatchnorm()
-    invented: dict[StatisticRequest, Array] = {}
-    for request in step.requests(graph, Context()):
-        producer = graph.producer(graph.value(request.value))
-        assert producer is not None
-        channels = graph.operand(producer, 1).static_shape[0]
-        invented[request] = np.stack([np.zeros(channels), np.ones(channels)]).astype(np.float32)
-    return step(graph, Context(statistics=invented))
+    return step(graph, collect(step, graph, Context(), partial(invented, graph)))

@@ -271,7 +271,7 @@ class Prune(Stage):
             batch = samples_within(work, _BATCH, sizes_in(work, train, preprocess))
             batches = _Batches(context, only_data_input(work).name, self.samples, batch)
         if batches is not None and not dry:
-            restored = restore_batchnorm(work, batches(), context).rewrites
+            restored = restore_batchnorm(work, batches, context).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
         products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
         sizes, counted_at = self._sizes(work, context, dry)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -16,14 +17,15 @@ from onnxslim.analysis.precision import precision_of, require_not_quantized
 from onnxslim.analysis.regions import Regions
 from onnxslim.analysis.scope import label, place
 from onnxslim.budget import MOST_BATCH, MOST_SAMPLES
+from onnxslim.calibration import collect, gather, invented
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
 from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.rewrite import Context, Pipeline, Refusal, grouped
+from onnxslim.ir.statistics import Statistic, Statistics
 from onnxslim.runtime.capabilities import capabilities, host_target
-from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, sizes_in
 from onnxslim.targets import load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
@@ -105,10 +107,8 @@ class Quantize(Stage):
     def foresee(self, graph: Graph, context: RunContext) -> Graph:
         """With invented ranges."""
         graph, _ = self._prepared(graph, context.seed)
-        insert, target = self._insert(), load_target(self.target)
-        requests = insert.requests(graph, Context(target=target, seed=context.seed))
-        invented = {request: np.array([-1, 1], np.float32) for request in requests}
-        insert(graph, Context(statistics=invented, target=target, seed=context.seed))
+        insert, measured = self._insert(), Context(target=load_target(self.target), seed=context.seed)
+        insert(graph, collect(insert, graph, measured, partial(invented, graph)))
         return graph
 
     def run(self, graph: Graph, context: RunContext) -> StageResult:
@@ -128,12 +128,14 @@ class Quantize(Stage):
         name = only_data_input(graph).name
         sizes = sizes_in(graph, dataset, preprocess)
         share = QuantizedShare.of(graph, regions, sizes)
-        insert, target = self._insert(), load_target(self.target)
-        requests = insert.requests(graph, Context(target=target, seed=seed))
         batch = self.batch or samples_within(graph, _MOST, sizes)
-        batches = calibration_batches(dataset, name, preprocess, self.samples, batch, seed)
-        statistics = gather(graph, requests, batches, progress)
-        inserted = insert(graph, Context(statistics=statistics, target=target, seed=seed))
+
+        def measure(statistics: Sequence[Statistic[Any]]) -> Statistics:
+            batches = calibration_batches(dataset, name, preprocess, self.samples, batch, seed)
+            return gather(graph, statistics, batches, progress)
+
+        insert, context = self._insert(), Context(target=load_target(self.target), seed=seed)
+        inserted = insert(graph, collect(insert, graph, context, measure))
         summary = {
             "target": self.target,
             "fake_quant_nodes": inserted.rewrites,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
-from onnxslim.ir.graph import Graph, Role
+from onnxslim.ir.graph import Array, Graph, Role
 from onnxslim.ir.rewrite import Outcome, Refusal
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
@@ -121,9 +122,7 @@ class Train(Stage):
             context.tell(note)
         if self.restore_batchnorm:
             context.tell("measuring batch norms")
-            steps = -(-_MEASURED // self.batch)
-            with closing(loader.epoch(0, stop_step=steps)) as batches:  # images as they are trained on
-                restored = restore_batchnorm(student, (batch.feeds for batch in batches), context)
+            restored = restore_batchnorm(student, partial(self._some_feeds, loader), context)
         mark_roles(student)
         teacher = self.prepared_teacher(context)
         cache = None
@@ -250,6 +249,11 @@ class Train(Stage):
         context.log(stage=context.label, plan=str(plan), **note)
         context.tell(str(plan))
         return plan
+
+    def _some_feeds(self, loader: Loader) -> Iterator[Mapping[str, Array]]:
+        """Images as they are trained on, enough to measure statistics."""
+        with closing(loader.epoch(0, stop_step=-(-_MEASURED // self.batch))) as batches:
+            yield from (batch.feeds for batch in batches)
 
     def _not_taken(self, plan: Plan) -> tuple[str, ...]:
         """That a layout which was asked for by name could not be had."""

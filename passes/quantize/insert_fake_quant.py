@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
 from onnxslim.analysis.scope import Names, label, matched, place
+from onnxslim.calibration import Calibrator, Extremes, MinMax, not_finite
 from onnxslim.errors import DataError, ModelError, RecipeError, UnsupportedError
 from onnxslim.ir.graph import DType, Graph, Node, Role, Value
 from onnxslim.ir.quant_math import affine_from_range, weight_scale
-from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.statistics import Statistic
 from onnxslim.targets import Target, load_target
 
 __all__ = ["InsertFakeQuant", "require_finite"]
@@ -24,14 +26,14 @@ class InsertFakeQuant(Pass):
     """Conv(x, w) [→ BatchNormalization] [→ Relu] → FQ(… Conv(FQ(x), FQ(w)) …), for every quantised region.
 
     Weights: symmetric, narrow, per output channel (per tensor where the target or the op needs it).
-    Activations: affine, per tensor, scale and zero point from the "range" statistic, which each
+    Activations: affine, per tensor, scale and zero point from the range that `calibrator` finds, which each
     FakeQuant also keeps as its fourth input. A value keeps its grid through pools and reshapes.
 
     `weight_bits`, `activation_bits`: 2 to 8; None takes the target's (7 for weights where it has `reduce_range`).
     `per_channel`: None takes the target's.
     `skip`: nodes to leave in float, each entry a node's name, an op type, a glob, or "re:" and a
     regular expression for the whole name; a node without a name goes by that of its output.
-    `default_range` stands in where a statistic was not gathered; None makes that a DataError.
+    `default_range` stands in where the calibrator's statistics were not gathered; None makes that a DataError.
     The target is the context's, or x64.
 
     Refuses, naming the node: weights that are not constant, other types than float32, ops the target
@@ -44,11 +46,13 @@ class InsertFakeQuant(Pass):
     activation_bits: int | None = None
     per_channel: bool | None = None
     skip: tuple[str, ...] = ()
+    calibrator: Calibrator = field(default_factory=MinMax)
     default_range: tuple[float, float] | None = None
     name: ClassVar[str] = "insert_fake_quant"
 
-    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
-        return [StatisticRequest(site.value.name, "range") for site in self.regions(graph, context).sites]
+    def requests(self, graph: Graph, context: Context) -> Sequence[Statistic[Any]]:
+        sites, known = self.regions(graph, context).sites, context.statistics
+        return [statistic for site in sites for statistic in self.calibrator.requests(site.value.name, known)]
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         present = next((n for n in graph.nodes() if n.domain == "onnxslim" and n.op == "FakeQuant"), None)
@@ -56,7 +60,7 @@ class InsertFakeQuant(Pass):
             return Outcome(refused=(Refusal(str(present), "the graph has fake-quant nodes already"),))
         target = self._target(context)
         regions = self.regions(graph, context)
-        ranges = [self._range(site.value, context) for site in regions.sites]
+        ranges = [self._range(site.value, target.activation_bits, context) for site in regions.sites]
         require_finite(graph, regions)
         for weight in regions.weights:
             _insert_weight(graph, weight, target)
@@ -81,22 +85,22 @@ class InsertFakeQuant(Pass):
         """What `run` quantises, and per node why the rest stays in float."""
         return find_regions(graph, self._target(context), _skipped(graph, self.skip))
 
-    def _range(self, value: Value, context: Context) -> tuple[float, float]:
+    def _range(self, value: Value, bits: int, context: Context) -> tuple[float, float]:
         """(lo, hi), widened to hold 0."""
-        observed = context.statistics.get(StatisticRequest(value.name, "range"))
-        if observed is None:
-            if self.default_range is None:
-                raise DataError(
-                    f"Pass '{self.name}' needs the range of '{value.name}', which was not gathered: "
-                    "calibrate with `requests` first, or give `default_range`"
-                )
-            observed = np.array(self.default_range, np.float32)
-        if not np.isfinite(observed).all():
+        known = context.statistics
+        missing = [s.what for s in self.calibrator.requests(value.name, known) if s not in known]
+        if not missing:
+            found = self.calibrator.range(value.name, bits, known)
+        elif self.default_range is not None:
+            found = Extremes(*self.default_range)
+        else:
             raise DataError(
-                f"The range of '{value.name}' on these data is {observed}, though the data are finite: "
-                "the model itself gives NaN or infinity there"
+                f"Pass '{self.name}' needs the {missing[0]} of '{value.name}', which was not gathered: "
+                "calibrate with `requests` first, or give `default_range`"
             )
-        return min(0.0, float(observed[0])), max(0.0, float(observed[1]))
+        if not found.finite:
+            raise not_finite("range", value.name, found)
+        return min(0.0, found.low), max(0.0, found.high)
 
 
 def require_finite(graph: Graph, regions: Regions) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxslim.calibration import ChannelMoments
 from onnxslim.ir.graph import Graph, Node, Role
-from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal, StatisticRequest
+from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.statistics import Statistic
 from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer
 
 __all__ = ["RestoreBatchnorm"]
@@ -40,10 +42,10 @@ class RestoreBatchnorm(Pass):
     variance_floor: float = 1e-8
     name: ClassVar[str] = "restore_batchnorm"
 
-    def requests(self, graph: Graph, context: Context) -> Sequence[StatisticRequest]:
+    def requests(self, graph: Graph, context: Context) -> Sequence[Statistic[Any]]:
         found = (_candidate(graph, node) for node in graph.nodes() if node.op == "Conv")
         layers = [layer for layer in found if isinstance(layer, Linear)]
-        return [StatisticRequest(graph.result(layer.node).name, "channel_moments") for layer in layers]
+        return [ChannelMoments(graph.result(layer.node).name) for layer in layers]
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         count, refused = 0, []
@@ -60,11 +62,11 @@ class RestoreBatchnorm(Pass):
 
     def _restore(self, graph: Graph, layer: Linear, context: Context) -> str | None:
         old = graph.result(layer.node)
-        moments = context.statistics.get(StatisticRequest(old.name, "channel_moments"))
+        moments = context.statistics.get(ChannelMoments(old.name))
         if moments is None:
             return f"the moments of '{old.name}' were not gathered"
-        mean, var = (np.asarray(m, np.float64) for m in moments)
-        if not np.isfinite(moments).all():
+        mean, var = moments.mean.astype(np.float64), moments.variance.astype(np.float64)
+        if not moments.finite:
             return f"the moments of '{old.name}' are not finite"
         if (var < self.variance_floor).all():
             return "all its channels are dead (no variance)"

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxslim.calibration import Extremes
 from onnxslim.data import open_dataset
 from onnxslim.errors import ModelError
 from onnxslim.ir.graph import Array, DType, Graph, Value
 from onnxslim.ir.onnx_io import read
-from onnxslim.ir.rewrite import Context, StatisticRequest
+from onnxslim.ir.rewrite import Context
 from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.statistics import Statistics
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.contract import Int8Contract, compare_int8
 from onnxslim.runtime.session import Session
@@ -42,10 +44,8 @@ def calibrated(graph: Graph, images: Array, target: str) -> Context:
         if not tapped.is_input(value) and not tapped.is_output(value):
             tapped.add_output(value)
     found = {name: images, **Session(tapped).run({name: images})}
-    ranges: dict[StatisticRequest, Array] = {
-        r: np.array([found[r.value].min(), found[r.value].max()], np.float32) for r in requests
-    }
-    return Context(statistics=ranges, target=context.target)
+    ranges = {r: Extremes(float(found[r.value].min()), float(found[r.value].max())) for r in requests}
+    return Context(statistics=Statistics(ranges), target=context.target)
 
 
 def contract(graph: Graph, images: Array, target: str = "x64") -> tuple[Int8Contract, Graph]:

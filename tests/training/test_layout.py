@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxslim.calibration import gather
 from onnxslim.errors import ModelError
 from onnxslim.ir.graph import Array, DType, Graph, Value
 from onnxslim.ir.onnx_io import read
 from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
-from onnxslim.runtime.statistics import gather
 from onnxslim.stages.base import prepared
 from onnxslim.stages.train import mark_roles
 from onnxslim.training import layout as layout_module

@@ -15,12 +15,12 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxslim.analysis.batch import with_batch
+from onnxslim.calibration import gather
 from onnxslim.ir.graph import Array, DType, Graph, Value
 from onnxslim.ir.onnx_io import read
 from onnxslim.ir.rewrite import Context
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
-from onnxslim.runtime.statistics import gather
 from onnxslim.targets import load_target
 from onnxslim.training.parameters import mark_parameters
 from passes.gradient import GradientOptions, differentiate

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
+from onnxslim.calibration import Extremes
 from onnxslim.ir.graph import Array, DType, Graph, Role, Value
-from onnxslim.ir.rewrite import Context, Pass, StatisticRequest
+from onnxslim.ir.rewrite import Context, Pass
 from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.statistics import Statistic, Statistics
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 
@@ -85,7 +88,7 @@ def residual_net_fixture() -> Callable[..., Graph]:
     return residual_net
 
 
-def ranges(graph: Graph, requests: list[StatisticRequest], x: Array) -> dict[StatisticRequest, Array]:
+def ranges(graph: Graph, requests: Sequence[Statistic[Any]], x: Array) -> Statistics:
     """The range of each requested value on one batch, by running the graph with all of them as outputs."""
     tapped = graph.copy()
     for request in requests:
@@ -94,7 +97,7 @@ def ranges(graph: Graph, requests: list[StatisticRequest], x: Array) -> dict[Sta
             tapped.set_type(value, DType.FLOAT)
             tapped.add_output(value)
     found = {**Session(tapped).run({"x": x}), "x": x}
-    return {r: np.array([found[r.value].min(), found[r.value].max()], np.float32) for r in requests}
+    return Statistics({r: Extremes(float(found[r.value].min()), float(found[r.value].max())) for r in requests})
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def calibrated() -> Callable[..., Context]:
 
     def calibrate(graph: Graph, step: Pass, x: Array, target: str = "x64") -> Context:
         context = Context(target=load_target(target))
-        return Context(statistics=ranges(graph, list(step.requests(graph, context)), x), target=load_target(target))
+        return Context(statistics=ranges(graph, step.requests(graph, context), x), target=load_target(target))
 
     return calibrate
 

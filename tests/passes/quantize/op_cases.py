@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxslim.calibration import gather
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.onnx_io import from_proto
 from onnxslim.ir.rewrite import Context, Refusal
-from onnxslim.runtime.statistics import gather
 from onnxslim.stages.export import lower
 from onnxslim.stages.quantize import ready_to_quantize
 from onnxslim.targets import Target, load_target

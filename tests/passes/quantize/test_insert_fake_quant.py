@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxslim.calibration import Extremes
 from onnxslim.errors import DataError, RecipeError
 from onnxslim.ir.graph import Array, DType, Graph, Node, Role
 from onnxslim.ir.quant_math import affine_from_range, weight_scale
 from onnxslim.ir.rewrite import Context
+from onnxslim.ir.statistics import Statistics
 from onnxslim.ir.verify import verify
 from onnxslim.targets import load_target
 from passes.quantize import InsertFakeQuant
@@ -129,7 +131,7 @@ def test_missing_and_infinite_statistics_are_named(net: Any) -> None:
         InsertFakeQuant()(graph)
     requests = InsertFakeQuant().requests(graph, Context())
     assert [r.value for r in requests] == ["x", "relu", "globalaveragepool"]
-    statistics = {r: np.array([0, np.nan], np.float32) for r in requests}
+    statistics = Statistics({r: Extremes(0, np.nan) for r in requests})
     with pytest.raises(DataError, match="NaN or infinity"):
         InsertFakeQuant()(graph, Context(statistics=statistics))
     assert not fake_quants(graph, "weight")  # nothing was touched

@@ -12,10 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 
+from onnxslim.calibration import Extremes
 from onnxslim.ir.graph import Array, DType, Graph, Node
 from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.ir.quant_math import quantize, weight_scale
 from onnxslim.ir.rewrite import Context
+from onnxslim.ir.statistics import Statistic, Statistics
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
@@ -26,12 +28,12 @@ X64, ARM = Context(target=load_target("x64")), Context(target=load_target("arm")
 def fake_quantised(graph: Graph, **options: Any) -> Graph:
     """FakeQuants with plausible ranges: 0 … 3 after ReLU and pools, −2 … 3 elsewhere."""
     step = InsertFakeQuant(**options)
-    statistics = {}
+    ranges: dict[Statistic[Any], Extremes] = {}
     for request in step.requests(graph, X64):
         source = graph.producer(graph.value(request.value))
         positive = source is not None and source.op in ("Relu", "Clip")
-        statistics[request] = np.array([0 if positive else -2, 3], np.float32)
-    step(graph, Context(target=X64.target, statistics=statistics))
+        ranges[request] = Extremes(0 if positive else -2, 3)
+    step(graph, Context(target=X64.target, statistics=Statistics(ranges)))
     return graph
 
 

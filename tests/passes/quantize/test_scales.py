@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxslim.calibration import gather
 from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.ir.quant_math import fitting_weight_scale
 from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.integer import run_integer
 from onnxslim.runtime.session import Session
-from onnxslim.runtime.statistics import gather
 from onnxslim.stages.export import lower
 from onnxslim.targets import load_target
 from passes.quantize import InsertFakeQuant

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxslim.calibration import ChannelMoments, Moments, gather
 from onnxslim.ir.graph import Array, Graph, Role
 from onnxslim.ir.onnx_io import read, to_proto
 from onnxslim.ir.quant_math import quantize
-from onnxslim.ir.rewrite import Context, Outcome, StatisticRequest
+from onnxslim.ir.rewrite import Context, Outcome
+from onnxslim.ir.statistics import Statistics
 from onnxslim.runtime.checker import random_feeds
 from onnxslim.runtime.session import Session
-from onnxslim.runtime.statistics import gather
 from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant
 from passes.simplify import FoldBatchnorm, RestoreBatchnorm, canonicalize
@@ -211,8 +212,7 @@ def test_missing_and_infinite_statistics_are_refused() -> None:
     b = small()
     graph = b.finish(b.graph.op("Relu", b.graph.value("conv")))
     assert "were not gathered" in RestoreBatchnorm()(graph).refused[0].why
-    request = StatisticRequest("conv", "channel_moments")
-    bad = Context(statistics={request: np.full((2, 5), np.inf, np.float32)})
+    bad = Context(statistics=Statistics({ChannelMoments("conv"): Moments(8, np.full(5, np.inf), np.zeros(5))}))
     assert "not finite" in RestoreBatchnorm()(graph, bad).refused[0].why
 
 

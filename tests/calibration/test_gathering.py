@@ -5,20 +5,20 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxslim.calibration import ChannelMoments, Extremes, Range, gather, gathering
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.ir.onnx_io import read, to_bytes
-from onnxslim.ir.rewrite import StatisticRequest
 from onnxslim.ir.shapes import infer_shapes
-from onnxslim.runtime import statistics as room
+from onnxslim.ir.statistics import Statistic
 from onnxslim.runtime.session import Session
-from onnxslim.runtime.statistics import gather
 
 
 def network() -> Graph:
@@ -47,7 +47,7 @@ def test_equal_to_numpy_over_everything(sizes: list[int], offset: float, seed: i
     graph = network()
     x = (np.random.default_rng(seed).normal(size=(sum(sizes), 3, 5, 5)) + offset).astype(np.float32)
     names = ["x", "conv", "relu"]
-    requests = [StatisticRequest(name, kind) for name in names for kind in ("range", "channel_moments")]
+    requests = [kind(name) for name in names for kind in (Range, ChannelMoments)]
     batches = [{"x": part} for part in np.split(x, np.cumsum(sizes)[:-1])]
     found = gather(graph, requests, batches, threads=1)
     assert list(found) == requests
@@ -55,20 +55,21 @@ def test_equal_to_numpy_over_everything(sizes: list[int], offset: float, seed: i
         if name not in names:
             continue
         exact = array.astype(np.float64)
-        low_high, moments = found[StatisticRequest(name, "range")], found[StatisticRequest(name, "channel_moments")]
-        assert (low_high.dtype, low_high.shape, moments.shape) == (np.float32, (2,), (2, array.shape[1]))
-        np.testing.assert_allclose(low_high, [array.min(), array.max()], rtol=1e-5, atol=1e-4)
+        extremes, moments = found[Range(name)], found[ChannelMoments(name)]
+        assert moments.count == array.size // array.shape[1]
+        assert moments.mean.dtype == moments.variance.dtype == np.float32
+        np.testing.assert_allclose([extremes.low, extremes.high], [array.min(), array.max()], rtol=1e-5, atol=1e-4)
         scale = np.abs(exact).max() + 1e-6
-        np.testing.assert_allclose(moments[0], exact.mean((0, 2, 3)), atol=1e-5 * scale)
-        np.testing.assert_allclose(moments[1], exact.var((0, 2, 3)), rtol=1e-3, atol=1e-5 * scale)
+        np.testing.assert_allclose(moments.mean, exact.mean((0, 2, 3)), atol=1e-5 * scale)
+        np.testing.assert_allclose(moments.variance, exact.var((0, 2, 3)), rtol=1e-3, atol=1e-5 * scale)
 
 
 def test_variance_beside_a_large_mean_is_not_lost() -> None:
     graph = network()
     x = (np.random.default_rng(0).normal(0, 0.1, (64, 3, 5, 5)) + 1000).astype(np.float32)
-    request = StatisticRequest("x", "channel_moments")
+    request = ChannelMoments("x")
     moments = gather(graph, [request], [{"x": part} for part in np.split(x, 8)])[request]
-    np.testing.assert_allclose(moments[1], x.astype(np.float64).var((0, 2, 3)), rtol=1e-2)
+    np.testing.assert_allclose(moments.variance, x.astype(np.float64).var((0, 2, 3)), rtol=1e-2)
 
 
 def test_one_run_for_all_requests_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_one_run_for_all_requests_streams(monkeypatch: pytest.MonkeyPatch) -> No
             opened.append("session")
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(room, "Session", Counting)
+    monkeypatch.setattr(gathering, "Session", Counting)
     alive: list[int] = []
 
     def batches() -> Iterator[dict[str, Array]]:
@@ -88,18 +89,18 @@ def test_one_run_for_all_requests_streams(monkeypatch: pytest.MonkeyPatch) -> No
             yield {"x": np.full((2, 3, 5, 5), number, np.float32)}
 
     seen: list[tuple[str, int, int]] = []
-    requests = [StatisticRequest(n, "range") for n in ("x", "conv", "relu")] * 2
+    requests = [Range(n) for n in ("x", "conv", "relu")] * 2
     found = gather(network(), requests, batches(), lambda *now: seen.append(now), total=5)
     assert len(found) == 3
     assert opened == ["session"]
     assert alive == [0, 1, 2, 3, 4]
     assert seen == [("calibrating", n, 5) for n in range(1, 6)]
-    assert found[StatisticRequest("x", "range")].tolist() == [0, 4]
+    assert found[Range("x")] == Extremes(0, 4)
 
 
 def test_memory_does_not_grow_with_the_data() -> None:
     graph = network()
-    requests = [StatisticRequest("conv", kind) for kind in ("range", "channel_moments")]
+    requests = [Range("conv"), ChannelMoments("conv")]
 
     def peak(count: int) -> int:
         tracemalloc.start()
@@ -112,47 +113,46 @@ def test_memory_does_not_grow_with_the_data() -> None:
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 2, 4, 4), (3, 1, 2, 2)])
-@pytest.mark.parametrize("kind", ["range", "channel_moments"])
-def test_a_nan_anywhere_is_not_hidden(kind: str, place: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("kind", [Range, ChannelMoments])
+def test_a_nan_anywhere_is_not_hidden(kind: type[Range | ChannelMoments], place: tuple[int, ...]) -> None:
     x = np.ones((4, 3, 5, 5), np.float32)
     x[place] = np.nan
-    request = StatisticRequest("x", kind)
+    request = kind("x")
     batches = [{"x": np.ones((2, 3, 5, 5), np.float32)}, {"x": x}, {"x": np.ones((2, 3, 5, 5), np.float32)}]
-    assert np.isnan(gather(network(), [request], batches)[request]).any()
+    assert not gather(network(), [request], batches)[request].finite
 
 
 def test_infinity_is_a_range() -> None:
     x = np.ones((1, 3, 5, 5), np.float32)
     x[0, 0, 0, 0] = np.inf
-    request = StatisticRequest("x", "range")
-    assert gather(network(), [request], [{"x": x}])[request].tolist() == [1, np.inf]
+    request = Range("x")
+    assert gather(network(), [request], [{"x": x}])[request] == Extremes(1, np.inf)
 
 
 def test_the_graph_is_not_changed(mobilenet: Path) -> None:
     graph = read(mobilenet)
     infer_shapes(graph)
     before = to_bytes(graph)
-    requests = [StatisticRequest(graph.outputs[0].name, "range")]
-    requests += [StatisticRequest(graph.result(n).name, "channel_moments") for n in graph.nodes() if n.op == "Conv"]
+    requests = [Range(graph.outputs[0].name)]
+    requests += [ChannelMoments(graph.result(n).name) for n in graph.nodes() if n.op == "Conv"]
     found = gather(graph, requests, [{"image": np.ones((2, 3, 32, 32), np.float32)}])
     assert list(found) == requests
     assert to_bytes(graph) == before
 
 
 def test_nothing_asked_nothing_read() -> None:
-    assert gather(network(), [], iter(())) == {}
+    assert not gather(network(), [], iter(()))
 
 
 @pytest.mark.parametrize(
     "request_, message",
     [
-        (StatisticRequest("nowhere", "range"), "'nowhere' was asked for, but graph 'net' has no such value"),
-        (StatisticRequest("x", "median"), "Unknown statistic 'median' of 'x'; known: channel_moments, range"),
-        (StatisticRequest("vector", "channel_moments"), "'vector' has the shape .*need a channel axis"),
-        (StatisticRequest("indices", "range"), "'indices' was asked for, but it is INT64"),
+        (Range("nowhere"), "'nowhere' was asked for, but graph 'net' has no such value"),
+        (ChannelMoments("vector"), "'vector' has the shape .*need a channel axis"),
+        (Range("indices"), "'indices' was asked for, but it is INT64"),
     ],
 )
-def test_requests_that_cannot_be_met(request_: StatisticRequest, message: str) -> None:
+def test_requests_that_cannot_be_met(request_: Statistic[Any], message: str) -> None:
     graph = network()
     graph.add_input("vector", DType.FLOAT, ["N"])
     graph.add_input("indices", DType.INT64, ["N", 2])
@@ -162,4 +162,4 @@ def test_requests_that_cannot_be_met(request_: StatisticRequest, message: str) -
 
 def test_no_data() -> None:
     with pytest.raises(DataError, match="at least one batch"):
-        gather(network(), [StatisticRequest("x", "range")], [])
+        gather(network(), [Range("x")], [])

@@ -1,0 +1,19 @@
+"""Calibration: statistics of values over data, gathered in streamed runs, and the ranges of grids that follow."""
+
+from onnxslim.calibration.calibrator import Calibrator, MinMax
+from onnxslim.calibration.gathering import Measure, collect, gather, invented, not_finite
+from onnxslim.calibration.statistics import ChannelMoments, Extremes, Moments, Range
+
+__all__ = [
+    "Calibrator",
+    "ChannelMoments",
+    "Extremes",
+    "Measure",
+    "MinMax",
+    "Moments",
+    "Range",
+    "collect",
+    "gather",
+    "invented",
+    "not_finite",
+]
