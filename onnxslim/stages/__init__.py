@@ -1,7 +1,9 @@
 """What a recipe is made of: stages that take a graph and give one back.
 
-`STAGES` is the list of all of them; a new one is a module here and an entry there.
+`STAGES` is the list of all of them; a new one is a module here and a line there.
 """
+
+from importlib import import_module
 
 from onnxslim.stages.base import Data, Options, RunContext, Stage, StageResult
 from onnxslim.stages.export import Export
@@ -11,4 +13,12 @@ from onnxslim.stages.train import Train
 
 __all__ = ["STAGES", "Data", "Export", "Options", "Prune", "Quantize", "RunContext", "Stage", "StageResult", "Train"]
 
-STAGES: tuple[type[Stage], ...] = (Prune, Quantize, Train, Export)
+STAGES: tuple[type[Stage], ...] = tuple(
+    getattr(import_module(f"onnxslim.stages.{module}"), name)
+    for module, name in (
+        ("prune", "Prune"),
+        ("quantize", "Quantize"),
+        ("train", "Train"),
+        ("export", "Export"),
+    )
+)
