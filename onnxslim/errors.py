@@ -9,6 +9,7 @@
     ├── UnsupportedError          a known op, type or version that this operation cannot take
     │   └── GradientError         an op on the gradient's way has no gradient rule (names the node)
     ├── DataError                 a data set or array does not fit (dtype, shape, label range, empty)
+    ├── OptionError               an option is given something wrong (names the option)
     ├── RecipeError               a recipe key, value or referenced file is wrong (names key and line)
     ├── TrainingError             a run cannot go on (NaN or infinite loss, state of another model)
     │   └── CheckpointError       a checkpoint is missing, of another run, or unreadable
@@ -20,6 +21,8 @@ Messages say what, where, expected, got, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "CheckpointError",
     "CrashError",
@@ -30,6 +33,7 @@ __all__ = [
     "ModelError",
     "ModelFormatError",
     "OnnxSlimError",
+    "OptionError",
     "OutputError",
     "RecipeError",
     "TrainingError",
@@ -72,6 +76,29 @@ class GradientError(UnsupportedError):
 
 class DataError(OnnxSlimError):
     """A data set or array does not fit what the model or the recipe asks for."""
+
+
+class OptionError(OnnxSlimError):
+    """What an option was given is wrong.
+
+    faults: of each thing that is wrong, the option and what it is; dots lead to an option of an option
+    ("optimizer.momentum"), and no name stands for what is none's alone. Who takes options from elsewhere than Python
+    says the names in words of his own: a flag of a command, a key of a recipe.
+    """
+
+    def __init__(self, option: str, why: str, *more: tuple[str, str]) -> None:
+        self.faults = ((option, why), *more)
+        super().__init__("\n".join(f"{name}: {what}" if name else what for name, what in self.faults))
+
+    @classmethod
+    def of(cls, faults: Sequence[tuple[str, str]]) -> OptionError:
+        """Of at least one."""
+        first, *rest = faults
+        return cls(*first, *rest)
+
+    def within(self, outer: str) -> OptionError:
+        """The same, of options that are in another."""
+        return self.of([(f"{outer}.{name}" if name else outer, why) for name, why in self.faults])
 
 
 class RecipeError(OnnxSlimError):

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from pydantic import Field
 
+from onnxslim.budget import MOST_PIXELS
 from onnxslim.choices import Layout
 from onnxslim.data import counter
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array
+from onnxslim.options import declared
 
 __all__ = ["Augment", "Layout", "Preprocess"]
 
@@ -65,7 +69,7 @@ class Preprocess:
         return out
 
 
-@dataclass(frozen=True)
+@declared
 class Augment:
     """Random crop after padding by `pad`, horizontal flip, cutout of a `cutout`² square; in this order.
 
@@ -73,14 +77,12 @@ class Augment:
     outside are lost.
     """
 
-    pad: int = 0
-    crop: bool = False
-    flip: bool = False
-    cutout: int = 0
-
-    def __post_init__(self) -> None:
-        if self.pad < 0 or self.cutout < 0:
-            raise DataError(f"Augmentation sizes are pixels ≥ 0: got pad {self.pad}, cutout {self.cutout}")
+    pad: Annotated[int, Field(ge=0, le=MOST_PIXELS, description="Pixels added around before a crop.")] = 0
+    crop: Annotated[bool, Field(description="Random crop of the padded image.")] = False
+    flip: Annotated[bool, Field(description="Random horizontal flip.")] = False
+    cutout: Annotated[
+        int, Field(ge=0, le=MOST_PIXELS, description="Side of a random square set to the mean colour; 0: none.")
+    ] = 0
 
     @property
     def active(self) -> bool:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from onnxslim.errors import RecipeError
 from onnxslim.ir.graph import Graph
-from onnxslim.recipe.schema import Recipe, model_of
+from onnxslim.options import InputPath, as_keys, faults_in, fields_of
+from onnxslim.recipe.schema import Recipe
 from onnxslim.recipe.source import Entry, Given, Loc, Origin, apply_set, from_python, load_tree
-from onnxslim.stages.base import InputPath
 
 __all__ = ["dump_recipe", "input_paths", "load_recipe", "parse_recipe"]
 
 _ROLES = ("train", "val", "test")
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "keys and values",
-    "model_type": "keys and values",
-    "model_attributes_type": "keys and values",
-    "finite_number": "a finite number",
-}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -61,7 +47,7 @@ def parse_recipe(recipe: Mapping[str, object], overrides: Sequence[str] = ()) ->
 
 def dump_recipe(recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> str:
     """The recipe as YAML, every default written out. Data and graphs given from Python are described."""
-    tree = _plain(recipe)
+    tree = as_keys(recipe)
     tree.pop("provenance", None)
     for key in ("model", "teacher"):
         if isinstance(tree.get(key), Graph):
@@ -78,22 +64,6 @@ def dump_recipe(recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> 
 def input_paths(recipe: Recipe) -> tuple[str, ...]:
     """The files and folders that a recipe reads, absolute."""
     return tuple(path for _, path, _ in _paths(recipe, ()))
-
-
-def _plain(model: BaseModel) -> dict[str, Any]:
-    """Keys and values without those that are not given; a list of stages keeps their one key."""
-    out: dict[str, Any] = {}
-    for name, info in type(model).model_fields.items():
-        value = getattr(model, name)
-        if value is None or info.exclude:
-            continue
-        if isinstance(value, BaseModel):
-            out[name] = _plain(value)
-        elif isinstance(value, list):
-            out[name] = [_plain(v) if isinstance(v, BaseModel) else v for v in value]
-        else:
-            out[name] = value
-    return out
 
 
 def _validated(tree: Entry) -> Recipe:
@@ -156,88 +126,24 @@ def _model(tree: Entry) -> Recipe:
     try:
         return Recipe.model_validate(tree.plain())
     except ValidationError as error:
-        found = sorted(error.errors(include_url=False), key=lambda e: tree.at(e["loc"]).origin.line or 0)
-        raise RecipeError("\n".join(dict.fromkeys(_message(tree, e) for e in found))) from None
+        faults = [(tree.at(fault.way).origin, fault) for fault in faults_in(error, Recipe, tree.plain())]
+        faults.sort(key=lambda found: found[0].line or 0)
+        lines = (": ".join(filter(None, (str(origin), fault.option, fault.why))) for origin, fault in faults)
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _message(tree: Entry, error: ErrorDetails) -> str:
-    loc, kind = error["loc"], error["type"]
-    entry = tree.at(loc)
-    where = f"{entry.origin}: "
-    if kind == "extra_forbidden":
-        parent = loc[:-1]
-        inside = f" in {_dotted(parent)}" if parent else ""
-        known = _keys_at(parent)
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-        return f"{where}unknown key '{loc[-1]}'{inside}; {hint}"
-    if kind == "missing":
-        inside = f" in {_dotted(loc[:-1])}" if loc[:-1] else ""
-        return f"{entry.origin}: key '{loc[-1]}' is missing{inside}"
-    expected = _expected(error)
-    got = f", got {_show(entry.plain())}" if kind not in ("value_error",) or not isinstance(entry.value, dict) else ""
-    if kind == "literal_error":
-        options = [str(o) for o in _literals(error)]
-        near = difflib.get_close_matches(str(entry.value), options, n=1)
-        got += f"; did you mean '{near[0]}'?" if near else ""
-    return f"{where}{_dotted(loc)}: expected {expected}{got}"
-
-
-def _expected(error: ErrorDetails) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind in _EXPECTED:
-        return _EXPECTED[kind]
-    match kind:
-        case "literal_error":
-            return " or ".join(f"'{o}'" for o in _literals(error))
-        case "greater_than_equal":
-            return f"at least {context['ge']}"
-        case "greater_than":
-            return f"more than {context['gt']}"
-        case "less_than_equal":
-            return f"at most {context['le']}"
-        case "less_than":
-            return f"less than {context['lt']}"
-        case "too_short":
-            return f"at least {context['min_length']} in the list"
-        case "too_long":
-            return f"at most {context['max_length']} in the list"
-        case "string_pattern_mismatch":
-            return "a plain name without slashes"
-        case "value_error":
-            return str(context["error"])
-    return error["msg"][0].lower() + error["msg"][1:]
-
-
-def _literals(error: ErrorDetails) -> list[str]:
-    text = str(error.get("ctx", {}).get("expected", ""))
-    return [part.strip(" '") for part in text.replace(" or ", ", ").split(",")]
-
-
-def _keys_at(loc: Loc) -> list[str]:
-    model: type[BaseModel] | None = Recipe
-    for key in loc:
-        if isinstance(key, str):
-            info = None if model is None else model.model_fields.get(key)
-            model = None if info is None else model_of(info.annotation)
-    if model is None:
-        return []
-    return [name for name, info in model.model_fields.items() if not info.exclude]
-
-
-def _paths(model: BaseModel, loc: Loc) -> Iterator[tuple[Loc, str, bool]]:
+def _paths(options: object, way: Loc) -> Iterator[tuple[Loc, str, bool]]:
     """Where input files are named: key, path, and whether it must exist."""
-    for name, info in type(model).model_fields.items():
-        value, here = getattr(model, name), (*loc, name)
+    for name, info in fields_of(type(options)).items():
+        value, here = getattr(options, name), (*way, name)
         marks = [mark for mark in info.metadata if isinstance(mark, InputPath)]
         if isinstance(value, str) and marks:
             yield here, value, marks[0].must_exist
-        elif isinstance(value, BaseModel):
-            yield from _paths(value, here)
         elif isinstance(value, list):
             for index, inner in enumerate(value):
-                if isinstance(inner, BaseModel):
-                    yield from _paths(inner, (*here, index))
+                yield from _paths(inner, (*here, index))
+        else:
+            yield from _paths(value, here)
 
 
 def _with(entry: Entry, loc: Loc, value: str) -> Entry:
@@ -251,19 +157,5 @@ def _with(entry: Entry, loc: Loc, value: str) -> Entry:
     return Entry(items, entry.origin)
 
 
-def _dotted(loc: Sequence[str | int]) -> str:
-    return ".".join(map(str, loc)) or "the recipe"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict):
-        return "keys and values"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if value is None:
-        return "nothing"
-    if isinstance(value, str):
-        return f"text '{value}'"
-    if isinstance(value, bool | int | float):
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    return f"an object of type {type(value).__name__}"
+def _dotted(way: Loc) -> str:
+    return ".".join(map(str, way))

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema, create_model, model_validator
-from pydantic_core import PydanticUndefined
+from pydantic import Field, PlainValidator, WithJsonSchema, create_model, model_validator
 
 from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_PIXELS, MOST_SEED, MOST_THREADS
 from onnxslim.data import Layout
 from onnxslim.ir.graph import Graph
+from onnxslim.options import InputPath, OneOf, Options, fields_of, options_in
 from onnxslim.stages import STAGES
-from onnxslim.stages.base import InputPath, Options, Stage
+from onnxslim.stages.base import Stage
 
 __all__ = [
     "DataOptions",
@@ -27,7 +27,6 @@ __all__ = [
     "StageEntry",
     "describe",
     "json_schema",
-    "model_of",
 ]
 
 
@@ -191,37 +190,41 @@ class Key:
     description: str
 
 
-def describe(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[Key]:
+def describe(model: type = Recipe, prefix: str = "") -> Iterator[Key]:
     """Every key of the recipe, top down."""
-    for name, info in model.model_fields.items():
-        if info.exclude:
+    yield from _described(((model,), ()), prefix)
+
+
+def _described(kinds: tuple[tuple[Any, ...], tuple[str, ...]], prefix: str) -> Iterator[Key]:
+    """The keys of one class, or of several that `names` tell apart, each key once."""
+    classes, names = kinds
+    for name in dict.fromkeys(name for cls in classes for name in fields_of(cls)):
+        infos = {number: fields_of(cls)[name] for number, cls in enumerate(classes) if name in fields_of(cls)}
+        info = next(iter(infos.values()))
+        path, text = f"{prefix}{name}", " ".join((info.description or "").split())
+        default = "required" if info.is_required() else ""
+        if len(infos) < len(classes):
+            needed, default = (", required", "—") if default else ("", "")
+            text = f"Of {' and '.join(names[number] for number in infos)}{needed}: {text[0].lower()}{text[1:]}"
+        inner = options_in(info)
+        if not inner:
+            default = default or _show(info.get_default(call_default_factory=True))
+            yield Key(path, _type_name(info.annotation), default, text)
             continue
-        path = f"{prefix}{name}"
-        inner = model_of(info.annotation)
-        default = "required" if info.default is PydanticUndefined and info.default_factory is None else ""
-        if inner is None:
-            if not default:
-                default = _show(info.get_default(call_default_factory=True))
-            yield Key(path, _type_name(info.annotation), default, info.description or "")
+        path += "[…]" if get_origin(info.annotation) is list else ""
+        yield Key(path, "keys", default, text)
+        named = [mark for mark in info.metadata if isinstance(mark, OneOf) and mark.named]
+        if named:
+            inside = tuple(cls.name for cls in named[0].table)
+            yield Key(f"{path}.name", " | ".join(inside), inside[0], "Which one.")
+            yield from _described((inner, inside), f"{path}.")
         else:
-            repeated = "[…]" if get_origin(info.annotation) is list else ""
-            text = info.description or ""
-            yield Key(f"{path}{repeated}", "keys", default, " ".join(text.split()))
-            yield from describe(inner, f"{path}{repeated}.")
+            yield from _described((inner, ()), f"{path}.")
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, for editors."""
     return Recipe.model_json_schema()
-
-
-def model_of(annotation: Any) -> type[BaseModel] | None:
-    """The options model inside an annotation such as `Model | None` or `list[Model]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, list, Annotated):
-        return next((m for m in map(model_of, get_args(annotation)) if m is not None), None)
-    return None
 
 
 _NAMES: Mapping[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "path"}
@@ -233,7 +236,7 @@ def _type_name(annotation: Any) -> str:
         return _type_name(args[0])
     if origin is Literal:
         return " | ".join(map(str, args))
-    if origin is list:
+    if origin in (list, tuple):
         return f"list of {_type_name(args[0])}"
     if origin is dict:
         return "keys and values"
@@ -243,6 +246,8 @@ def _type_name(annotation: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    if value is None or value in ([], ""):
+    if value is None or value in ([], (), ""):
         return "—"
+    if isinstance(value, tuple):
+        return str(list(value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -5,13 +5,13 @@
 
 from importlib import import_module
 
-from onnxslim.stages.base import Data, Options, RunContext, Stage, StageResult
+from onnxslim.stages.base import Data, RunContext, Stage, StageResult
 from onnxslim.stages.export import Export
 from onnxslim.stages.prune import Prune
 from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import Train
 
-__all__ = ["STAGES", "Data", "Export", "Options", "Prune", "Quantize", "RunContext", "Stage", "StageResult", "Train"]
+__all__ = ["STAGES", "Data", "Export", "Prune", "Quantize", "RunContext", "Stage", "StageResult", "Train"]
 
 STAGES: tuple[type[Stage], ...] = tuple(
     getattr(import_module(f"onnxslim.stages.{module}"), name)

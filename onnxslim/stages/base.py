@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from onnxslim.analysis.sizes import sizes_at
 from onnxslim.data import Dataset, ModelInput, Preprocess, ProgressCallback, Say, fitted
@@ -21,13 +20,12 @@ from onnxslim.errors import DataError, RecipeError
 from onnxslim.files import append, read_regular
 from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.ir.rewrite import Refusal
+from onnxslim.options import InputPath, Options, fields_of
 from passes.simplify import canonicalize
 
 __all__ = [
     "Data",
-    "InputPath",
     "Log",
-    "Options",
     "RunContext",
     "Stage",
     "StageResult",
@@ -38,26 +36,6 @@ __all__ = [
     "prepared",
     "sizes_in",
 ]
-
-
-@dataclass(frozen=True)
-class InputPath:
-    """Marks an option that names a file or folder; it is made absolute."""
-
-    must_exist: bool = True
-
-
-class Options(BaseModel):
-    """Strict and frozen: unknown keys and other types are errors, numbers are finite and not read from text."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        allow_inf_nan=False,
-        arbitrary_types_allowed=True,
-        protected_namespaces=(),
-    )
 
 
 class Data:
@@ -187,14 +165,14 @@ class Stage(Options, ABC):
         """The model after this stage; `graph` is not changed."""
 
 
-def _input_paths(options: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+def _input_paths(options: object, prefix: str) -> Iterator[tuple[str, str]]:
     """Key and path of every option that names a file which must be there."""
-    for name, info in type(options).model_fields.items():
+    for name, info in fields_of(type(options)).items():
         value = getattr(options, name)
-        if isinstance(value, BaseModel):
-            yield from _input_paths(value, f"{prefix}.{name}")
-        elif isinstance(value, str) and any(isinstance(m, InputPath) and m.must_exist for m in info.metadata):
+        if isinstance(value, str) and any(isinstance(m, InputPath) and m.must_exist for m in info.metadata):
             yield f"{prefix}.{name}", value
+        elif fields_of(type(value)):
+            yield from _input_paths(value, f"{prefix}.{name}")
 
 
 def only_data_input(graph: Graph) -> Value:

@@ -20,6 +20,7 @@ from onnxslim.errors import DataError, RecipeError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.verify import require_sound, verify
+from onnxslim.options import InputPath
 from onnxslim.pruning.allocation import LatencyTarget
 from onnxslim.pruning.batchnorm import reestimate
 from onnxslim.pruning.criteria import Criterion
@@ -31,7 +32,6 @@ from onnxslim.pruning.taylor import gradient_products
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import find_feeds
 from onnxslim.stages.base import (
-    InputPath,
     RunContext,
     Stage,
     StageResult,

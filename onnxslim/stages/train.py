@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from onnxslim.analysis.batch import fixed_batch, freed
 from onnxslim.analysis.precision import require_not_quantized
@@ -19,26 +19,62 @@ from onnxslim.errors import RecipeError
 from onnxslim.evaluation import evaluate
 from onnxslim.ir.graph import Array, Graph, Role
 from onnxslim.ir.rewrite import Outcome, Refusal
+from onnxslim.options import OneOf, Options
 from onnxslim.runtime.capabilities import require_training
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
 from onnxslim.stages.batchnorm import foresee_batchnorm, restore_batchnorm
 from onnxslim.stages.outputs import output_notes, require_scores
-from onnxslim.stages.train_options import AugmentOptions, Distill, OptimizerOptions, ScheduleOptions, TaskLoss
 from onnxslim.training.layout import Plan, candidates, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
-from onnxslim.training.optimizers import AdamW, Optimizer, Sgd
+from onnxslim.training.optimizers import OPTIMIZERS, Optimizer, Sgd
 from onnxslim.training.parameters import left_alone, mark_parameters
-from onnxslim.training.schedules import Schedule
+from onnxslim.training.schedules import SCHEDULES, Cosine, Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
 from onnxslim.training.teacher_cache import TeacherCache
-from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel
+from passes.distill import TASK_LOSSES, TEACHER_LOSSES, CrossEntropy, Loss, SoftLabel
 from passes.simplify import FoldBatchnorm, SetBatch, takes_any_batch
 
-__all__ = ["Train", "mark_roles"]
+__all__ = ["Distill", "Train", "mark_roles"]
 
 _LOOKED_AT = 16  # images whose outputs show whether they are probabilities
 _MEASURED = 1024  # images on which the statistics of a restored batch norm are measured
+
+
+class Distill(Options):
+    """What is learnt from the teacher: a key for every loss there is. Default: soft_label with its defaults."""
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        given = (getattr(self, cls.name) for cls in TEACHER_LOSSES)
+        return tuple(loss for loss in given if loss is not None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, given: Any) -> Any:
+        return {TEACHER_LOSSES[0].name: {}} if given == {} else given
+
+    @model_validator(mode="after")
+    def _something(self) -> Distill:
+        if not self.losses:
+            raise ValueError(" or ".join(cls.name for cls in TEACHER_LOSSES))
+        return self
+
+
+if TYPE_CHECKING:
+    _Distill = Distill
+else:  # one key for every loss there is
+    _Distill = create_model(
+        "Distill",
+        __base__=Distill,
+        **{
+            cls.name: (
+                Annotated[cls | None, OneOf((cls,), optional=True)],
+                Field(None, description=cls.__doc__.partition("\n\n")[0]),
+            )
+            for cls in TEACHER_LOSSES
+        },
+    )
 
 
 class Train(Stage):
@@ -49,17 +85,21 @@ class Train(Stage):
 
     epochs: int = Field(default=10, ge=1, le=MOST_EPOCHS, description="Passes over the training data.")
     batch: int = Field(default=64, ge=1, le=MOST_BATCH, description="Images a step, split between the workers.")
-    optimizer: OptimizerOptions = Field(default=OptimizerOptions(), description="The optimiser.")
-    schedule: ScheduleOptions = Field(default=ScheduleOptions(), description="The learning rate's course.")
-    augment: AugmentOptions = Field(default=AugmentOptions(), description="Default: none.")
+    optimizer: Annotated[Optimizer, OneOf(OPTIMIZERS)] = Field(default=Sgd(), description="The optimiser.")
+    schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Field(default=Cosine(), description="The learning rate's course.")
+    augment: Annotated[Augment, OneOf((Augment,))] = Field(
+        default=Augment(), description="Random changes to training images. Default: none."
+    )
     views: int | None = Field(
         default=None,
         ge=1,
         le=MOST_EPOCHS,
         description="Only this many augmented views an image; the teacher's outputs are then cached.",
     )
-    task_loss: TaskLoss = Field(default=TaskLoss(), description="The loss against the labels.")
-    distill: Distill | None = Field(default=None, description="What is learnt from the teacher. Default: nothing.")
+    task_loss: Annotated[Loss, OneOf(TASK_LOSSES)] = Field(
+        default=CrossEntropy(), description="The loss against the labels."
+    )
+    distill: _Distill | None = Field(default=None, description="What is learnt from the teacher. Default: nothing.")
     restore_batchnorm: bool = Field(
         default=True, description="Insert batch norm after folded convolutions while training; it is folded back."
     )
@@ -181,17 +221,7 @@ class Train(Stage):
 
     def losses(self) -> tuple[Loss, ...]:
         """The weighted terms; those of weight 0 are left out."""
-        task, distill = self.task_loss, self.distill
-        found: list[Loss] = []
-        if task.path is not None:
-            found.append(OnnxLoss(task.path, task.weight))
-        else:
-            found.append(CrossEntropy(task.weight, task.label_smoothing))
-        if distill is not None and distill.soft_label is not None:
-            soft = distill.soft_label
-            found.append(SoftLabel(soft.weight, soft.student_temperature, soft.teacher_temperature, soft.mode))
-        if distill is not None and distill.mean_square is not None:
-            found.append(MeanSquare(distill.mean_square.weight, "teacher"))
+        found = (self.task_loss, *(() if self.distill is None else self.distill.losses))
         return tuple(loss for loss in found if loss.weight > 0)
 
     def step_options(self, loader: Loader) -> StepOptions:
@@ -213,8 +243,8 @@ class Train(Stage):
             student,
             loader,
             replace(self.step_options(loader), teacher_as_input=self.views is not None and teacher is not None),
-            self.made_optimizer(),
-            self.made_schedule(),
+            self.optimizer,
+            self.schedule,
             self.epochs,
             workers=context.workers,
             teacher=teacher,
@@ -260,33 +290,13 @@ class Train(Stage):
         why = plan.refused.get(self.layout)
         return () if why is None else (f"layout: {self.layout} was asked for, and {plan.layout} is taken: {why}",)
 
-    def made_optimizer(self) -> Optimizer:
-        options = self.optimizer
-        if options.name == "sgd":
-            return Sgd(options.momentum, options.nesterov, options.weight_decay, options.clip_norm)
-        first, second = options.betas
-        return AdamW((first, second), options.epsilon, options.weight_decay, options.clip_norm)
-
-    def made_schedule(self) -> Schedule:
-        options = self.schedule
-        return Schedule(
-            self.optimizer.learning_rate,
-            options.name,
-            options.warmup_epochs,
-            tuple(options.milestones),
-            options.factor,
-            options.final,
-            options.peak,
-        )
-
     def loader(self, student: Graph, context: RunContext) -> Loader:
         """DataError where the data are less than a batch."""
-        options = self.augment
         return Loader(
             context.data.get("train"),
             only_data_input(student).name,
             context.data.preprocess,
-            Augment(options.pad, options.crop, options.flip, options.cutout),
+            self.augment,
             self.batch,
             context.seed,
             views=self.views,

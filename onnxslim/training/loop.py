@@ -196,7 +196,8 @@ class Trainer:
         try:
             for batch in batches:
                 feeds = self._feeds(batch)
-                rate = self.schedule.rate(epoch * total + done, total, self.epochs)
+                largest = self.optimizer.learning_rate
+                rate = self.schedule.rate(largest, epoch * total + done, total, self.epochs)
                 metrics = engine.compute(feeds)
                 if not math.isfinite(metrics["loss"]):
                     raise TrainingError(self._nan(engine, steps, feeds, epoch, done, checkpoints))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol, TypeAlias
 
 import numpy as np
+from pydantic import Field
 
 from onnxslim.ir.graph import Graph, Value
+from onnxslim.options import LARGEST, declared
 
-__all__ = ["AdamW", "Optimizer", "Rates", "Sgd"]
+__all__ = ["OPTIMIZERS", "AdamW", "Optimizer", "Rates", "Sgd"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,15 @@ class Rates:
 
 
 class Optimizer(Protocol):
-    """moments: names of what is kept a parameter. clip_norm: bound on the gradients' global norm."""
+    """How parameters follow their gradients. moments: names of what is kept a parameter."""
+
+    name: ClassVar[str]
 
     @property
     def moments(self) -> tuple[str, ...]: ...
+
+    @property
+    def learning_rate(self) -> float: ...
 
     @property
     def clip_norm(self) -> float | None: ...
@@ -41,17 +48,29 @@ def _const(graph: Graph, number: float) -> Value:
     return graph.find(name) or graph.add_constant(name, np.float32(number))
 
 
-@dataclass(frozen=True)
+LearningRate: TypeAlias = Annotated[
+    float, Field(gt=0, le=LARGEST, description="The largest one; the schedule scales it.")
+]
+WeightDecay: TypeAlias = Annotated[float, Field(ge=0, le=LARGEST, description="On weights; never on biases and norms.")]
+ClipNorm: TypeAlias = Annotated[
+    float | None, Field(gt=0, le=LARGEST, description="Bound on the gradients' global norm. Default: none.")
+]
+Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+
+
+@declared
 class Sgd:
     """Stochastic gradient descent with momentum, as PyTorch defines it:
 
     g ← g + λ·w;  m ← μ·m + g;  w ← w − lr·(g + μ·m) with Nesterov's form, w − lr·m without.
     """
 
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    clip_norm: float | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1, description="How much of the last direction stays.")] = 0.9
+    nesterov: Annotated[bool, Field(description="Nesterov's form of the momentum.")] = True
+    weight_decay: WeightDecay = 5e-4
+    clip_norm: ClipNorm = None
+    learning_rate: LearningRate = 0.05
+    name: ClassVar[str] = "sgd"
     moments: ClassVar[tuple[str, ...]] = ("momentum",)
 
     def update(
@@ -71,7 +90,7 @@ class Sgd:
         return graph.op("Sub", parameter, change, name=f"{base}/moved"), [momentum]
 
 
-@dataclass(frozen=True)
+@declared
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), as PyTorch defines it:
 
@@ -79,10 +98,15 @@ class AdamW:
     w ← w − lr·m/(1 − β₁ᵗ) / (√(v/(1 − β₂ᵗ)) + ε).
     """
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    weight_decay: float = 1e-2
-    clip_norm: float | None = None
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False, description="How much of the two moments stays.")] = (
+        0.9,
+        0.999,
+    )
+    epsilon: Annotated[float, Field(gt=0, le=1, description="Added to the root of the second moment.")] = 1e-8
+    weight_decay: WeightDecay = 5e-4
+    clip_norm: ClipNorm = None
+    learning_rate: LearningRate = 0.05
+    name: ClassVar[str] = "adamw"
     moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def update(
@@ -119,3 +143,7 @@ class AdamW:
             return known
         power = graph.op("Pow", _const(graph, self.betas[which]), rates.step, name=f"power/{which}")
         return graph.op("Sub", _const(graph, 1.0), power, name=name)
+
+
+OPTIMIZERS: tuple[type[Optimizer], ...] = (Sgd, AdamW)
+"""All there are; the first is taken where none is named."""

@@ -3,54 +3,97 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, TypeAlias
 
-from onnxslim.errors import RecipeError
+from pydantic import Field
 
-__all__ = ["Schedule"]
+from onnxslim.options import LARGEST, declared
+
+__all__ = ["SCHEDULES", "Constant", "Cosine", "OneCycle", "Schedule", "Step"]
+
+WarmupEpochs: TypeAlias = Annotated[float, Field(ge=0, le=LARGEST, description="Epochs of a linear rise before it.")]
+Final: TypeAlias = Annotated[float, Field(ge=0, le=1, description="The last one, as a fraction.")]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate over time.
+class Schedule(ABC):
+    """The learning rate over time: a course, and before it `warmup_epochs` of a linear rise from 0, during which the
+    course itself goes on."""
 
-    base: the largest rate. name: "constant"; "step" (times `factor` at each of `milestones`, in epochs);
-    "cosine" (half a cosine to `final`·base; Loshchilov & Hutter 2017); "one_cycle" (a cosine up from
-    base/25 until `peak` of the time, then down to `final`·base; Smith 2018). warmup_epochs: a linear rise from
-    0 before, during which the course itself goes on.
-    """
+    name: ClassVar[str]
 
-    base: float
-    name: Literal["constant", "step", "cosine", "one_cycle"] = "cosine"
-    warmup_epochs: float = 0.0
-    milestones: tuple[float, ...] = ()
-    factor: float = 0.1
-    final: float = 0.0
-    peak: float = 0.3
+    @property
+    @abstractmethod
+    def warmup_epochs(self) -> float: ...
 
-    def __post_init__(self) -> None:
-        if not self.base > 0:
-            raise RecipeError(f"The learning rate must be above 0, got {self.base}")
+    @abstractmethod
+    def course(self, progress: float, epoch: float) -> float:
+        """The rate as a fraction of the largest one, where a fraction `progress` of all steps, and so many epochs, are
+        done."""
 
-    def rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """The rate of a step, counted from 0 over the whole run."""
+    def rate(self, largest: float, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """The rate of a step, counted from 0 over the whole run. largest: the optimiser's learning rate."""
         total = max(steps_per_epoch * epochs, 1)
-        rate = self.base * self._course((step + 0.5) / total, (step + 0.5) / steps_per_epoch)
+        rate = largest * self.course((step + 0.5) / total, (step + 0.5) / steps_per_epoch)
         warmup = self.warmup_epochs * steps_per_epoch
         return rate * min((step + 1) / warmup, 1.0) if warmup else rate
 
-    def _course(self, progress: float, epoch: float) -> float:
-        if self.name == "constant":
-            return 1.0
-        if self.name == "step":
-            return float(self.factor ** sum(epoch >= m for m in self.milestones))
-        if self.name == "cosine":
-            return _cosine(1.0, self.final, progress)
-        start = 1 / 25
+
+@declared
+class Constant(Schedule):
+    """The largest rate throughout."""
+
+    warmup_epochs: WarmupEpochs = 0.0
+    name: ClassVar[str] = "constant"
+
+    def course(self, progress: float, epoch: float) -> float:
+        return 1.0
+
+
+@declared
+class Step(Schedule):
+    """Times `factor` at each of `milestones`."""
+
+    milestones: Annotated[
+        tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, description="Epochs at which it falls.")
+    ] = ()
+    factor: Annotated[float, Field(gt=0, le=1, description="What it falls by.")] = 0.1
+    warmup_epochs: WarmupEpochs = 0.0
+    name: ClassVar[str] = "step"
+
+    def course(self, progress: float, epoch: float) -> float:
+        return float(self.factor ** sum(epoch >= milestone for milestone in self.milestones))
+
+
+@declared
+class Cosine(Schedule):
+    """Half a cosine down to `final` (Loshchilov & Hutter 2017)."""
+
+    final: Final = 0.0
+    warmup_epochs: WarmupEpochs = 0.0
+    name: ClassVar[str] = "cosine"
+
+    def course(self, progress: float, epoch: float) -> float:
+        return _cosine(1.0, self.final, progress)
+
+
+@declared
+class OneCycle(Schedule):
+    """A cosine up from 1/25 until `peak` of the time, then down to `final` (Smith 2018)."""
+
+    peak: Annotated[float, Field(gt=0, lt=1, description="Where the top is, as a fraction of the time.")] = 0.3
+    final: Final = 0.0
+    warmup_epochs: WarmupEpochs = 0.0
+    name: ClassVar[str] = "one_cycle"
+
+    def course(self, progress: float, epoch: float) -> float:
         if progress < self.peak:
-            return _cosine(start, 1.0, progress / self.peak)
+            return _cosine(1 / 25, 1.0, progress / self.peak)
         return _cosine(1.0, self.final, (progress - self.peak) / (1 - self.peak))
+
+
+SCHEDULES: tuple[type[Schedule], ...] = (Cosine, Constant, Step, OneCycle)
+"""All there are; the first is taken where none is named."""
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

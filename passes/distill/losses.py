@@ -12,16 +12,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+from pydantic import Field
 
 from onnxslim.errors import RecipeError
 from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.ir.onnx_io import read
+from onnxslim.options import LARGEST, InputPath, declared
 from passes.distill.logits import logits_of, require_logits
 
-__all__ = ["CrossEntropy", "Loss", "MeanSquare", "OnnxLoss", "SoftLabel", "Taps", "attach_losses"]
+__all__ = [
+    "TASK_LOSSES",
+    "TEACHER_LOSSES",
+    "CrossEntropy",
+    "Loss",
+    "MeanSquare",
+    "OnnxLoss",
+    "SoftLabel",
+    "Taps",
+    "attach_losses",
+]
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,7 @@ class Taps:
 class Loss(Protocol):
     """A weighted term of the loss."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
 
     @property
     def weight(self) -> float: ...
@@ -60,13 +71,17 @@ class Loss(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+Weight: TypeAlias = Annotated[float, Field(ge=0, le=LARGEST, description="Its share of the loss; 0 leaves it out.")]
+Temperature: TypeAlias = Annotated[float, Field(gt=0, le=LARGEST)]
+
+
+@declared
 class CrossEntropy:
     """Softmax cross-entropy with int64 labels [N] for logits [N, C]; `label_smoothing` ε gives the targets
     (1 − ε)·onehot + ε/C (Szegedy et al. 2016)."""
 
-    weight: float = 1.0
-    label_smoothing: float = 0.0
+    weight: Weight = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Of the targets.")] = 0.0
     name: ClassVar[str] = "cross_entropy"
     reads: ClassVar[tuple[str, ...]] = ("label",)
 
@@ -86,7 +101,7 @@ class CrossEntropy:
         return _cross_entropy(graph, target, logits, samples, self.name)
 
 
-@dataclass(frozen=True)
+@declared
 class MeanSquare:
     """Mean of (student − target)², the target being the teacher's output (`against="teacher"`) or float labels.
 
@@ -94,8 +109,8 @@ class MeanSquare:
     any other output as it is. Float labels are compared with the output as it is.
     """
 
-    weight: float = 1.0
-    against: Literal["teacher", "label"] = "label"
+    weight: Weight = 1.0
+    against: Annotated[Literal["teacher", "label"], Field(exclude=True)] = "teacher"
     name: ClassVar[str] = "mean_square"
 
     @property
@@ -117,7 +132,7 @@ class MeanSquare:
         )
 
 
-@dataclass(frozen=True)
+@declared
 class SoftLabel:
     """The teacher's class probabilities as targets; p = softmax(teacher / T_t), q = softmax(student / T_s).
 
@@ -125,10 +140,13 @@ class SoftLabel:
     al. 2015). "cross_entropy": −Σ p·log q, PaddleSlim's form.
     """
 
-    weight: float = 1.0
-    student_temperature: float = 4.0
-    teacher_temperature: float = 4.0
-    mode: Literal["kl", "cross_entropy"] = "kl"
+    weight: Weight = 0.7
+    student_temperature: Annotated[Temperature, Field(description="That the student's logits are divided by.")] = 4.0
+    teacher_temperature: Annotated[Temperature, Field(description="That the teacher's logits are divided by.")] = 4.0
+    mode: Annotated[
+        Literal["kl", "cross_entropy"],
+        Field(description="KL divergence times both temperatures, or the plain cross-entropy form of PaddleSlim."),
+    ] = "kl"
     name: ClassVar[str] = "soft_label"
     reads: ClassVar[tuple[str, ...]] = ("teacher",)
 
@@ -154,14 +172,18 @@ class SoftLabel:
         return _scaled(graph, divergence, self.student_temperature * self.teacher_temperature, f"{self.name}/kl")
 
 
-@dataclass(frozen=True)
+@declared
 class OnnxLoss:
     """The user's loss: an ONNX file whose inputs are named among `student`, `teacher` and `label`, and
     whose first output is a float32 scalar. It must use the working opset, 18. It reads the outputs as the models give
     them: probabilities, where a model ends in a softmax."""
 
-    path: str
-    weight: float = 1.0
+    path: Annotated[
+        str,
+        InputPath(),
+        Field(description="An ONNX file with the inputs student, label (and teacher) and a scalar output."),
+    ]
+    weight: Weight = 1.0
     name: ClassVar[str] = "onnx"
 
     @property
@@ -179,6 +201,13 @@ class OnnxLoss:
         feeds = {name: taps.student if name == "student" else taps.need(name, self.path) for name in names}
         scalar = graph.merge(loss, "loss/", feeds)[loss.outputs[0].name]
         return scalar if scalar.shape == () else graph.op("ReduceSum", scalar, name=f"{self.name}/scalar", keepdims=0)
+
+
+TASK_LOSSES: tuple[type[Loss], ...] = (CrossEntropy, OnnxLoss)
+"""Against the labels; the first is taken where none is named."""
+
+TEACHER_LOSSES: tuple[type[Loss], ...] = (SoftLabel, MeanSquare)
+"""What can be learnt from a teacher; the first is taken where none is named."""
 
 
 def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Value, Mapping[str, Value]]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.data import Augment, Layout, Preprocess, counter
-from onnxslim.errors import DataError
+from onnxslim.errors import DataError, OptionError
 from onnxslim.ir.graph import Array
 
 RNG = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_wrong_settings() -> None:
         Preprocess(layout="CHW")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="3 channels, the data have 1"):
         PREPROCESS(np.zeros((2, 4, 4, 1), np.uint8))
-    with pytest.raises(DataError, match="pixels ≥ 0"):
+    with pytest.raises(OptionError, match="pad: expected at least 0, got -1"):
         Augment(pad=-1)
     with pytest.raises(DataError, match="images of 3 axes"):
         Augment(flip=True)(np.zeros((2, 7), np.float32), 0, 0, np.arange(2))

@@ -18,7 +18,7 @@ from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import mark_roles
 from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import Sgd
-from onnxslim.training.schedules import Schedule
+from onnxslim.training.schedules import Cosine
 from onnxslim.training.step import StepOptions
 from passes.distill import CrossEntropy
 
@@ -49,7 +49,7 @@ def build_trainer(folder: Path | None = None, *, quantize: bool = True, **change
         loader,
         StepOptions((CrossEntropy(),)),
         Sgd(),
-        Schedule(0.05),
+        Cosine(),
         epochs=4,
         workers=2,
         folder=folder,

@@ -25,7 +25,7 @@ from onnxslim.stages.base import prepared
 from onnxslim.training.loop import Interrupted, _Pace
 from onnxslim.training.nan_hunt import nonfinite_state
 from onnxslim.training.optimizers import AdamW, Sgd
-from onnxslim.training.schedules import Schedule
+from onnxslim.training.schedules import Constant
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
 from onnxslim.training.teacher_cache import TeacherCache
@@ -59,7 +59,9 @@ needs_builder = pytest.mark.skipif(not capabilities().has_gradient_builder, reas
 @pytest.mark.parametrize("gradient", ["own", pytest.param("ort", marks=needs_builder)])
 def test_it_learns(trainer: Callable, quantize: bool, gradient: str) -> None:
     made = trainer(quantize=quantize)
-    result = replace(made, options=replace(made.options, gradient=gradient), epochs=25, schedule=Schedule(0.4)).run()
+    result = replace(
+        made, options=replace(made.options, gradient=gradient), epochs=25, optimizer=Sgd(learning_rate=0.4)
+    ).run()
     first, last = result.history[0], result.history[-1]
     assert last["loss"] < 0.7 * first["loss"]
     assert last["train_top1"] > 0.6  # crops move the bright row, so some images cannot be told apart
@@ -77,14 +79,14 @@ def test_both_gradients_train_the_same(trainer: Callable) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_equal_runs_are_equal_bit_by_bit(trainer: Callable, optimizer: str) -> None:
-    changes: dict[str, Any] = {} if optimizer == "sgd" else {"optimizer": AdamW(), "schedule": Schedule(0.01)}
+    changes: dict[str, Any] = {} if optimizer == "sgd" else {"optimizer": AdamW(learning_rate=0.01)}
     assert_same(trainer(**changes).run().graph, trainer(**changes).run().graph)
 
 
 def test_batch_norm_is_merged_over_workers(trainer: Callable) -> None:
     """The statistics of the first step are those of its whole batch, though each worker saw a part: here in
     the first layer, which sees the same data however the batch is split."""
-    made = trainer(quantize=False, epochs=1, schedule=Schedule(1e-12))
+    made = trainer(quantize=False, epochs=1, optimizer=Sgd(learning_rate=1e-12))
     one, two = (replace(made, workers=n).run().graph for n in (1, 2))
     name = next(n for n in weights(one) if n.endswith("mean"))
     np.testing.assert_allclose(weights(one)[name], weights(two)[name], rtol=1e-4, atol=1e-6)
@@ -161,7 +163,7 @@ def test_the_best_of_an_earlier_training_is_no_candidate(trainer: Callable, tmp_
     trainer(tmp_path, validate=Scores(0.5, 0.9), epochs=1).run()
     assert trainer(tmp_path, epochs=1).run().state.best is None
     validate = Scores(0.1, 0.3)
-    result = trainer(tmp_path, validate=validate, epochs=1, schedule=Schedule(0.2)).run()
+    result = trainer(tmp_path, validate=validate, epochs=1, optimizer=Sgd(learning_rate=0.2)).run()
     assert_same(result.best, validate.seen[1])
 
 
@@ -325,7 +327,7 @@ def test_a_label_out_of_range_names_the_sample(trainer: Callable) -> None:
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(trainer: Callable, tmp_path: Path) -> None:
     made = trainer(tmp_path, quantize=False)
     trained = replace(made, epochs=1).run()
-    broken = replace(made, schedule=Schedule(1e30, "constant"), epochs=3)
+    broken = replace(made, optimizer=Sgd(learning_rate=1e6), schedule=Constant(), epochs=3)
     with pytest.raises(TrainingError, match=r"not finite in epoch 2, step \d.*began with.*the last good checkpoint is"):
         broken.run(resume=True)
     again = replace(made, epochs=1).run(resume=True)
@@ -356,7 +358,7 @@ class RateAt:
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+    def rate(self, largest: float, step: int, steps_per_epoch: int, epochs: int) -> float:
         return float("inf") if step % steps_per_epoch == self.step else 1e-3
 
 

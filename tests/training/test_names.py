@@ -20,7 +20,7 @@ from onnxslim.stages.train import mark_roles
 from onnxslim.training.loop import Trainer
 from onnxslim.training.names import inner_name, move_names, outer_name, outer_names
 from onnxslim.training.optimizers import AdamW, Sgd
-from onnxslim.training.schedules import Schedule
+from onnxslim.training.schedules import Cosine
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions, build_step
 from passes.distill import CrossEntropy, SoftLabel
@@ -75,7 +75,7 @@ def trainer(
     optimizer = AdamW(clip_norm=1.0) if adam else Sgd(clip_norm=1.0)
     loader = Loader(images(), names["x"], Preprocess(), Augment(), 8, seed=1)
     options = StepOptions((CrossEntropy(), SoftLabel(0.5)))
-    return Trainer(student_of(names, quantize), loader, options, optimizer, Schedule(0.05), epochs=1, workers=2,
+    return Trainer(student_of(names, quantize), loader, options, optimizer, Cosine(), epochs=1, workers=2,
                    teacher=network(names), folder=folder)  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from onnxslim.runtime.session import Session
 from onnxslim.training.loop import Interrupted, Trainer
 from onnxslim.training.optimizers import AdamW, Sgd
 from onnxslim.training.parameters import trained_of
-from onnxslim.training.schedules import Schedule
+from onnxslim.training.schedules import Cosine
 from onnxslim.training.step import StepOptions
 from passes.distill import CrossEntropy
 from passes.quantize import ExpandFakeQuant
@@ -61,8 +61,8 @@ def words() -> ArrayDataset:
 
 def trainer(folder: Path | None = None, **changes: object) -> Trainer:
     loader = Loader(words(), "x", Preprocess(), Augment(), 16, seed=1)
-    made = Trainer(sentences(), loader, StepOptions((CrossEntropy(),)), AdamW(), Schedule(0.02), epochs=3, workers=2,
-                   folder=folder)  # fmt: skip
+    made = Trainer(sentences(), loader, StepOptions((CrossEntropy(),)), AdamW(learning_rate=0.02), Cosine(),
+                   epochs=3, workers=2, folder=folder)  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
@@ -85,7 +85,7 @@ def test_decay_alone_moves_what_decays() -> None:
 
 
 def test_everything_moves_and_is_learnt() -> None:
-    before, result = arrays(sentences()), trainer(epochs=25, schedule=Schedule(0.05)).run()
+    before, result = arrays(sentences()), trainer(epochs=25, optimizer=AdamW(learning_rate=0.05)).run()
     after = arrays(result.graph)
     assert set(after) == set(before) == DECAYED | PLAIN
     for name, array in before.items():
