@@ -111,12 +111,13 @@ Shapes: TypeAlias = Callable[[int], "Shape | None"]
 """The shape of the input in a slot, where it is known."""
 
 
-def attribute_fault(graph: Graph, node: Node) -> str | None:
-    """What is wrong with the numbers in a node's attributes, its bodies' included; None where nothing is."""
+def attribute_fault(graph: Graph, node: Node, *, proven: bool) -> str | None:
+    """What is wrong with the numbers in a node's attributes, its bodies' included; None where nothing is. proven:
+    whether inference gave what nodes make its shapes; else those are what a file says, and are not believed."""
 
     def shape(slot: int) -> Shape | None:
         value = graph.input(node, slot) if slot < node.arity[0] else None
-        return None if value is None else value.shape
+        return value.shape if value is not None and (proven or graph.producer(value) is None) else None
 
     fault = _fault(node.op, node.domain, node.attributes, shape)
     if fault is None:

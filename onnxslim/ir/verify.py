@@ -52,7 +52,7 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
     for node in nodes:
         _check_sources(graph, node)
         if (node.domain, node.op) not in local:
-            _check_signature(graph, node)
+            _check_signature(graph, node, types)
         _check_fake_quant(graph, node)
     if types:
         _check_types(graph, nodes)
@@ -62,6 +62,7 @@ def require_sound(graph: Graph) -> None:
     """Raises VerifyError as `verify` does, and where operands of a graph with inferred shapes do not fit one another;
     what is declared of other types and shapes is not looked at."""
     verify(graph, types=False)
+    require_sound_attributes(graph, proven=True)
     for node in graph.nodes():
         why = misfit(graph, node, {})
         if why is not None:
@@ -102,8 +103,8 @@ def _check_sources(graph: Graph, node: Node) -> None:
         raise VerifyError(f"{node} needs an opset of domain '{node.domain}'; the graph has {graph.opsets}")
 
 
-def _check_signature(graph: Graph, node: Node) -> None:
-    """Slots and attributes against the op's definition, where there is one."""
+def _check_signature(graph: Graph, node: Node, proven: bool) -> None:
+    """Slots and attributes against the op's definition, where there is one; proven: as `attribute_fault` has it."""
     signature = _signature(node.op, graph.opsets[node.domain], node.domain)
     if signature is None:
         return
@@ -141,16 +142,16 @@ def _check_signature(graph: Graph, node: Node) -> None:
     for name in signature.required:
         if name not in node.attributes:
             raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")
-    _check_numbers(graph, node)
+    _check_numbers(graph, node, proven)
 
 
-def require_sound_attributes(graph: Graph) -> None:
+def require_sound_attributes(graph: Graph, *, proven: bool = False) -> None:
     """Raises VerifyError where an attribute holds a number that its op cannot take, also in bodies and functions: some
-    of them end the process in which ONNX Runtime meets them."""
+    of them end the process in which ONNX Runtime meets them. proven: as `attribute_fault` has it."""
     local = {(f.domain, f.name) for f in graph.functions}
     for node in graph.nodes():
         if (node.domain, node.op) not in local:
-            _check_numbers(graph, node)
+            _check_numbers(graph, node, proven)
     for function in graph.functions:
         fault = next(nodes_faults(function.node), None)
         if fault is not None:
@@ -166,11 +167,11 @@ def require_sound_at(graph: Graph, shapes: Mapping[str, Shape] | None = None) ->
         sized.set_type(value, value.dtype, shape)
     with contextlib.suppress(ModelError):
         infer_shapes(sized)
-    require_sound_attributes(sized)
+    require_sound_attributes(sized, proven=True)
 
 
-def _check_numbers(graph: Graph, node: Node) -> None:
-    fault = attribute_fault(graph, node)
+def _check_numbers(graph: Graph, node: Node, proven: bool) -> None:
+    fault = attribute_fault(graph, node, proven=proven)
     if fault is not None:
         raise VerifyError(f"{_where(graph, node)}: {fault}")
 

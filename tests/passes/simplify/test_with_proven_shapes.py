@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import simplify as simplify_model
 from onnxslim.errors import VerifyError
+from onnxslim.evaluation import open_session
 from onnxslim.ir.graph import Dim, Graph
 from onnxslim.ir.onnx_io import from_proto, to_proto
 from onnxslim.runtime.session import Session
@@ -153,6 +154,25 @@ def test_a_shape_left_behind_a_constant_node(node, constant, shape: tuple[int, .
     notes = simplify_model(graph.copy()).outcome.notes
     assert [note for note in notes if "'h'" in note and f"is [{', '.join(map(str, shape))}]" in note]
     assert tuple(same(graph, x=(5, 4)).outputs[0].shape or ()) == shape
+
+
+RANKED = [
+    (N("Conv", ["r", "w"], ["y"]), (2, 3, 5, 5), {"w": np.ones((4, 3, 3, 3), np.float32)}),
+    (N("MaxPool", ["r"], ["y"], kernel_shape=[2, 2]), (2, 3, 5, 5), {}),
+    (N("Transpose", ["r"], ["y"], perm=[1, 0, 2]), (2, 3, 5), {}),
+    (N("Concat", ["r", "r"], ["y"], axis=-3), (2, 3, 5), {}),
+    (N("GRU", ["r", "w", "b"], ["y"], hidden_size=4), (5, 2, 3),
+     {"w": np.ones((1, 12, 3), np.float32), "b": np.ones((1, 12, 4), np.float32)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("node, shape, values", RANKED, ids=[node.op_type for node, *_ in RANKED])
+@pytest.mark.parametrize("rank", [-1, 1])
+def test_attributes_are_not_measured_against_a_rank_that_the_file_got_wrong(node, shape, values, rank: int) -> None:
+    hint = (*shape, 1) if rank > 0 else shape[:-1]
+    graph = model([N("Relu", ["x"], ["r"]), node], [("x", shape)], values=values, hints=[("r", hint)])
+    same(graph, x=shape)
+    assert "y" in open_session(graph).run({"x": np.ones(shape, np.float32)})
 
 
 @pytest.mark.parametrize("output", [("N", 4), ("N", 1, 4), (7, 4, 1)])
