@@ -24,7 +24,7 @@ from onnxslim.ir import onnx_io
 from onnxslim.ir.graph import Graph
 from onnxslim.runtime import messages
 
-__all__ = ["Task"]
+__all__ = ["Task", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,34 @@ class Task:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Task:
-        """The task that `to_bytes` made; its function is imported."""
+        """The task that `to_bytes` made; its function is imported. DataError where it is not found here."""
         head, (model,) = messages.from_bytes(data)
-        function = attrgetter(head["name"])(import_module(head["module"]))
+        function = _found(head["module"], head["name"])
+        if function is None:
+            raise DataError(
+                f"{head['name']} of module {head['module']} is not found in the process that is to evaluate with it: "
+                "put it in a module that is installed there, or on its path"
+            )
         if head["args"] or head["kwargs"]:
             function = partial(function, *head["args"], **head["kwargs"])
         return cls(onnx_io.from_proto(onnx.ModelProto.FromString(model)), function)
 
-    def __reduce__(self) -> tuple[Callable[[bytes], Task], tuple[bytes]]:
-        """For executors that send what they are given."""
-        return Task.from_bytes, (self.to_bytes(),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For executors that send what they are given: bytes, and a function of bytes."""
+        return partial, (run_task, self.to_bytes())
+
+
+def run_task(data: bytes) -> bytes:
+    """The result of the task that is sent, as it is sent back."""
+    return Task.from_bytes(data)()
+
+
+def _found(module: str, name: str) -> Any:
+    """What a module has under a name; None where there is no such thing."""
+    try:
+        return attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _reference(evaluate: Callable[[Graph], Result]) -> dict[str, Any]:
@@ -68,12 +86,8 @@ def _reference(evaluate: Callable[[Graph], Result]) -> dict[str, Any]:
     function, args, kwargs = evaluate, (), {}
     if isinstance(evaluate, partial):
         function, args, kwargs = evaluate.func, evaluate.args, evaluate.keywords
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-    try:
-        found = attrgetter(name)(import_module(module or ""))
-    except (ImportError, AttributeError, ValueError):
-        found = None
-    if found is not function:
+    module, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
+    if _found(module, name) is not function:
         raise DataError(
             f"{name or repr(function)} cannot be sent to another process: expected a function of a module, or a "
             "functools.partial of one"

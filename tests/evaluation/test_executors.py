@@ -16,19 +16,20 @@ import pytest
 from onnxslim.builders import small_cnn
 from onnxslim.errors import CrashError, DataError
 from onnxslim.evaluation import Task, digest_of, evaluate_many
+from onnxslim.evaluation.task import run_task
 from onnxslim.ir.graph import Graph
 from onnxslim.runtime.peer import Peer
 
 ELSEWHERE = '''
 import os
 import numpy as np
-from onnxslim.evaluation import Task
+from onnxslim.evaluation.task import run_task
 from onnxslim.runtime.peer import answer_messages
 from onnxslim.runtime.session import Session
 
 def serve():
     """The other end of `Pipe`: a task in, its result out."""
-    answer_messages(lambda head, blobs: ({}, [Task.from_bytes(blobs[0])()]))
+    answer_messages(lambda head, blobs: ({}, [run_task(blobs[0])]))
 
 def score(graph, seed=0, scale=1.0):
     """What a network makes of noise: every bit of it."""
@@ -118,9 +119,13 @@ def test_what_cannot_be_sent_is_said(executor: Executor, elsewhere: Any) -> None
         evaluate_many(variants, variants["a"].find, executor=executor)
 
 
-def test_a_task_crosses_as_bytes(elsewhere: Any) -> None:
+def test_a_task_crosses_as_bytes(elsewhere: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     graph: Graph = small_cnn((3,), classes=4, image=(1, 12, 12))
     there = Task.from_bytes(Task(graph, partial(elsewhere.score, seed=3, scale=2.0)).to_bytes())
     assert digest_of(there.graph) == digest_of(graph)
     assert json.loads(there())["result"] == elsewhere.score(graph, 3, 2.0)
     assert Task.from_bytes(Task(graph, digest_of).to_bytes()).evaluate is digest_of
+    sent = Task(graph, elsewhere.score).to_bytes()
+    monkeypatch.delattr(elsewhere, "score")
+    with pytest.raises(DataError, match="score of module elsewhere_of_executors is not found in the process that is"):
+        run_task(sent)
