@@ -1,6 +1,6 @@
 """In what numbers a model computes: float, fake-quantised (a run's intermediate model), or int8 as it ships.
 
-An int8 model says so by its nodes: QuantizeLinear and DequantizeLinear pairs (QDQ), or ops that take integers by
+A quantised model says so by its nodes: QuantizeLinear and DequantizeLinear pairs (QDQ), or ops that take integers by
 themselves (QLinearConv, MatMulInteger, and the runtime's own of com.microsoft).
 """
 
@@ -16,12 +16,16 @@ import onnx
 from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import DType, Graph, Node
 from onnxslim.ir.onnx_io.bodies import bodies_of
+from onnxslim.ir.quant_math import storage
 from onnxslim.targets import Target, load_target, target_names
 
-__all__ = ["TARGET_KEY", "Precision", "activation_type", "precision_of", "quantized_type", "require_not_quantized"]
+__all__ = [
+    "TARGET_KEY", "Precision", "activation_type", "precision_of", "quantized_for", "quantized_type",
+    "require_not_quantized",
+]  # fmt: skip
 
 TARGET_KEY = "onnxslim.target"
-"""Key in `metadata_props`: the target that an int8 model was written for."""
+"""Key in `metadata_props`: the target that a model was quantised for."""
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear")
 _INTEGER_OPS = frozenset(
@@ -87,10 +91,7 @@ def precision_of(graph: Graph) -> Precision:
     if not counts:
         return Precision("float", floats=floats)
     activations = _activations(graph)
-    noted = graph.metadata.get(TARGET_KEY)
-    fitting = _targets_for(activations)
-    target = noted if noted in fitting else fitting[0] if activations and len(fitting) == 1 else None
-    return Precision("int8", tuple(sorted(counts.items())), activations, target, floats)
+    return Precision("int8", tuple(sorted(counts.items())), activations, _target(graph, activations), floats)
 
 
 def require_not_quantized(graph: Graph, what: str) -> None:
@@ -106,12 +107,36 @@ def require_not_quantized(graph: Graph, what: str) -> None:
 
 def activation_type(target: Target) -> DType:
     """What activations are stored in on a target."""
-    return DType.INT8 if target.activation_signed else DType.UINT8
+    return storage(target.activation_bits, target.activation_signed)
 
 
-def _targets_for(activations: tuple[DType, ...]) -> list[str]:
-    """Targets that keep activations in these types."""
-    return [name for name in target_names() if set(activations) <= {activation_type(load_target(name))}]
+def quantized_for(graph: Graph) -> str | None:
+    """The target that a graph was quantised for, as it notes, or as the types of its activations say; None of a float
+    model, and where neither does."""
+    found = precision_of(graph)
+    return _target(graph, _grids(graph)) if found.kind == "fake-quant" else found.target
+
+
+def _target(graph: Graph, activations: tuple[DType, ...]) -> str | None:
+    """What is noted counts where that target can hold such activations: fewer bits than it takes, too."""
+    targets, held = [load_target(name) for name in target_names()], set(activations)
+    able = [t.name for t in targets if held <= {storage(b, t.activation_signed) for b in (8, t.activation_bits)}]
+    noted = graph.metadata.get(TARGET_KEY)
+    if noted in able:
+        return noted
+    same = [t.name for t in targets if held == {activation_type(t)}]
+    return same[0] if len(same) == 1 else None
+
+
+def _grids(graph: Graph) -> tuple[DType, ...]:
+    """What the activations of a fake-quant graph will be stored in."""
+    nodes = (node for node in graph.nodes() if (node.domain, node.op) == ("onnxslim", "FakeQuant"))
+    found = {
+        storage(node.attr("bits", 8), bool(node.attr("signed", 1)))
+        for node in nodes
+        if node.attr("kind", "activation") == "activation"
+    }
+    return tuple(sorted(found))
 
 
 def _activations(graph: Graph) -> tuple[DType, ...]:

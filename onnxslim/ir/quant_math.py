@@ -18,11 +18,13 @@ import numpy.typing as npt
 from onnxslim.ir.graph import Array, DType
 
 __all__ = [
+    "GRID_BITS",
     "SCALE_FLOOR",
     "affine_from_range",
     "dequantize",
     "fake_quant",
     "fitting_weight_scale",
+    "pair_domain",
     "per_axis",
     "qrange",
     "quantize",
@@ -35,6 +37,9 @@ SCALE_FLOOR = np.float32(2.0**-80)
 small a weight's may be for a bias to fit an int32 is relative to that bias and to the input's scale
 (`fitting_weight_scale`)."""
 
+GRID_BITS = (*range(2, 9), 16)
+"""How many bits a grid may have."""
+
 _BIAS_LIMIT = 2.0**30
 _PRODUCT_FLOOR = 2.0**-110  # of s_x · s_w: the multiplier s_x · s_w / s_y stays a normal float32 number
 
@@ -43,18 +48,26 @@ def qrange(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
     """Smallest and largest integer of a grid; `narrow` drops the most negative one, so that a
     signed grid is symmetric ([-127, 127] for 8 bits).
 
-    Raises ValueError unless 2 ≤ bits ≤ 8.
+    Raises ValueError where there is no grid of so many bits.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"A grid has 2 to 8 bits, not {bits}")
+    if bits not in GRID_BITS:
+        raise ValueError(f"A grid has 2 to 8 bits, or 16, not {bits}")
     if not signed:
         return 0, 2**bits - 1
     return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1
 
 
-def storage(signed: bool) -> DType:
-    """The element type that holds the integers of a grid, whatever its width."""
+def storage(bits: int, signed: bool) -> DType:
+    """The element type that holds the integers of a grid: 8 bits, or 16 where it has more."""
+    if bits > 8:
+        return DType.INT16 if signed else DType.UINT16
     return DType.INT8 if signed else DType.UINT8
+
+
+def pair_domain(integers: DType, opset: int) -> str:
+    """The domain of the QuantizeLinear and DequantizeLinear that take integers of a type: ONNX's own take 16 bits from
+    opset 21 on, ONNX Runtime's in any."""
+    return "com.microsoft" if integers in (DType.INT16, DType.UINT16) and opset < 21 else ""
 
 
 def affine_from_range(lo: npt.ArrayLike, hi: npt.ArrayLike, bits: int, signed: bool) -> tuple[Array, Array]:
@@ -113,11 +126,11 @@ def quantize(
     narrow: bool = False,
     axis: int | None = None,
 ) -> Array:
-    """The integers of `array` (float32, any shape) as int8 or uint8 of the same shape."""
+    """The integers of `array` (float32, any shape) in the grid's storage, of the same shape."""
     qmin, qmax = qrange(bits, signed, narrow)
     steps = np.asarray(array, np.float32) / per_axis(np.asarray(scale, np.float32), axis, np.ndim(array))
     shifted = np.rint(steps) + per_axis(np.asarray(zero_point, np.float32), axis, np.ndim(array))
-    return np.asarray(np.clip(shifted, qmin, qmax).astype(storage(signed).numpy))
+    return np.asarray(np.clip(shifted, qmin, qmax).astype(storage(bits, signed).numpy))
 
 
 def dequantize(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from onnx import NodeProto, helper
 
-from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.graph import DType, Graph, Node
 from onnxslim.ir.ops import fused_order
 
 __all__ = ["has_stand_in", "stand_in"]
@@ -63,6 +63,21 @@ class _Words:
 
 def _like_first(w: _Words) -> None:
     w.give(0, w.x())
+
+
+def _quantized(w: _Words) -> None:
+    """The first input's shape in the type of the zero point, which is uint8 where it is left out."""
+    zero_point = w.graph.input(w.node, 2)
+    dtype = DType.UINT8 if zero_point is None else zero_point.dtype
+    if dtype is not DType.UNDEFINED:
+        w.give(0, *w.op("Cast", w.x(), to=int(dtype)))
+
+
+def _dequantized(w: _Words) -> None:
+    """The first input's shape in the scale's type."""
+    dtype = w.graph.operand(w.node, 1).dtype
+    if dtype is not DType.UNDEFINED:
+        w.give(0, *w.op("Cast", w.x(), to=int(dtype)))
 
 
 def _skip_norm(w: _Words) -> None:
@@ -122,11 +137,13 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("", "SimplifiedLayerNormalization"): _like_first,
     ("com.microsoft", "Attention"): _attention,
     ("com.microsoft", "BiasGelu"): _biased,
+    ("com.microsoft", "DequantizeLinear"): _dequantized,
     ("com.microsoft", "FastGelu"): _biased,
     ("com.microsoft", "FusedConv"): _fused_conv,
     ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "Gelu"): _like_first,
+    ("com.microsoft", "QuantizeLinear"): _quantized,
     ("com.microsoft", "QuickGelu"): _like_first,
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,

@@ -143,7 +143,7 @@ def _cuts(graph: Graph) -> list[_Cut]:
     """Every activation that is dequantised, in order."""
     cuts = []
     for node in graph.nodes():
-        if node.op != "DequantizeLinear" or node.domain or not _is_activation(graph, node):
+        if node.op != "DequantizeLinear" or not _is_activation(graph, node):
             continue
         scale = graph.constant_of(graph.operand(node, 1))
         zero_point = graph.constant_of(graph.input(node, 2)) if node.arity[0] > 2 else None
@@ -161,7 +161,7 @@ def _rounded_from(graph: Graph, integers: Value) -> str | None:
     source = graph.producer(integers)
     if source is not None and source.op == "Clip" and not source.domain:
         source = graph.producer(graph.operand(source, 0))
-    if source is None or source.op != "QuantizeLinear" or source.domain:
+    if source is None or source.op != "QuantizeLinear":
         return None
     return graph.operand(source, 0).name
 
@@ -196,8 +196,9 @@ def _cut(graph: Graph, cuts: list[_Cut], *, requantise: bool) -> Graph:
         if requantise:
             pair = twin.producer(value)
             assert pair is not None
-            grid = twin.node_inputs(pair)[1:]
-            given = twin.op("DequantizeLinear", twin.op("QuantizeLinear", given, *grid), *grid)
+            grid, domain = twin.node_inputs(pair)[1:], pair.domain
+            integers = twin.op("QuantizeLinear", given, *grid, domain=domain)
+            given = twin.op("DequantizeLinear", integers, *grid, domain=domain)
         for use in uses:
             twin.set_input(use.node, use.slot, given)
         twin.add_output(value)

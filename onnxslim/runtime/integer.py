@@ -1,13 +1,14 @@
 """The integer evaluator: what an int8 QDQ model means, in exact arithmetic.
 
 A tensor between QuantizeLinear and DequantizeLinear is integers. Convolutions and matrix products of
-integers accumulate exactly in int32 (bias included); the result is rescaled once, in float32:
+integers accumulate exactly in int32 (bias included), those of 16-bit activations in int64; the result is rescaled once,
+in float32:
 
-    acc = Σ (q_x − z_x) · q_w + q_b                     int32
+    acc = Σ (q_x − z_x) · q_w + q_b                     int32, or int64
     q_y = clip(round_half_even(float32(acc) · m) + z_y),   m = s_x · s_w / s_y in float32, left to right
 
 Add: q_y = round((q_a − z_a) · s_a/s_y + (q_b − z_b) · s_b/s_y) + z_y. Mul: q_y = round((q_a − z_a) · (q_b − z_b) · m)
-+ z_y, m = s_a · s_b / s_y. Means accumulate in int32 too, with m = s_x / n / s_y. Pools, Concat on one grid, and shape
++ z_y, m = s_a · s_b / s_y. Means accumulate alike, with m = s_x / n / s_y. Pools, Concat on one grid, and shape
 ops move integers. Whatever has no integer definition here (Sigmoid, Softmax …) is computed in float32 from
 dequantised values, as runtimes do.
 Weights may have zero points other than 0. (Jacob et al. 2018, arXiv:1712.05877.)
@@ -99,11 +100,12 @@ class IntegerEvaluator:
         return {**{value.name: real(known[value.id]) for value in graph.outputs}, **kept}
 
     def _evaluate(self, node: Node, inputs: list[Tensor | None]) -> list[Tensor]:
-        if not node.domain:
+        if node.domain in ("", "com.microsoft"):  # the runtime's own pairs take 16 bits in any opset
             if node.op == "DequantizeLinear":
                 return [_dequantize(node, inputs)]
             if node.op == "QuantizeLinear":
                 return [_quantize(node, inputs)]
+        if not node.domain:
             rule = _RULES.get(node.op)
             result = rule(node, inputs) if rule is not None else None
             if result is not None:

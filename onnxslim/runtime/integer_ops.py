@@ -38,6 +38,11 @@ class Ints:
         return centred
 
     @property
+    def accumulator(self) -> type[np.signedinteger[Any]]:
+        """What sums of such integers are added up in."""
+        return np.int64 if self.q.dtype.itemsize > 1 else np.int32
+
+    @property
     def reach(self) -> float:
         """The largest |q − zero_point| that the type allows."""
         limits = np.iinfo(self.q.dtype)
@@ -46,7 +51,7 @@ class Ints:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """An int32 tensor; the number it stands for is acc · scale (scale float32, broadcasting against acc)."""
+    """An integer tensor; the number it stands for is acc · scale (scale float32, broadcasting against acc)."""
 
     acc: Array
     scale: Array
@@ -74,8 +79,8 @@ class Product:
     b: Ints
 
     def steps(self, scale: Array) -> Array:
-        """The product in units of `scale`, float32: at most 255 · 255, so the integers are exact."""
-        product = self.a.centred(np.float32) * self.b.centred(np.float32)
+        """The product in units of `scale`, float32: rounded once, where the integers have 16 bits."""
+        product = (self.a.centred(np.float64) * self.b.centred(np.float64)).astype(np.float32)
         return np.asarray(product * (self.a.scale * self.b.scale / scale), np.float32)
 
 
@@ -101,11 +106,12 @@ def conv(node: Node, x: Ints, w: Ints, bias: Ints | None) -> Accumulator:
     group, kernel = int(node.attr("group", 1)), w.q.shape[2:]
     window = _Window.of(node, x.q.shape[2:], kernel)
     centred = w.centred(np.float64)
-    dtype = _exact_type(float(np.abs(centred).sum(axis=tuple(range(1, w.q.ndim))).max(initial=0)) * x.reach)
+    largest = float(np.abs(centred).sum(axis=tuple(range(1, w.q.ndim))).max(initial=0))
+    dtype = _exact_type(largest * x.reach, x.accumulator)
     weight = centred.astype(dtype)
     data = window.pad(x.centred(dtype), 0)
     channels, out = w.q.shape[0], window.out
-    acc = np.empty((len(x.q), channels, *out), np.int32)
+    acc = np.empty((len(x.q), channels, *out), x.accumulator)
     if w.q.shape[1] == 1 and channels == group:
         acc[...] = _depthwise(data, weight, window)
     else:
@@ -113,7 +119,7 @@ def conv(node: Node, x: Ints, w: Ints, bias: Ints | None) -> Accumulator:
         for start in range(0, len(acc), step):
             acc[start : start + step] = _dense(data[start : start + step], weight, window, group)
     if bias is not None:
-        acc += per_axis(bias.q.astype(np.int32), 1, acc.ndim)
+        acc += per_axis(bias.q.astype(acc.dtype), 1, acc.ndim)
     return Accumulator(acc, per_axis(x.scale * w.scale, 1, acc.ndim))
 
 
@@ -158,18 +164,19 @@ def matmul(node: Node, a: Ints, b: Ints, bias: Ints | None) -> Accumulator | Non
         return None
     offset = float(b.zero_point) if b.zero_point.ndim == 0 else 0.0
     weight = right.astype(np.float64) - offset
-    dtype = _exact_type(float(np.abs(weight).sum(axis=-2).max(initial=0)) * a.reach)
-    acc = ((left.astype(dtype) - dtype(a.zero_point)) @ weight.astype(dtype)).astype(np.int32)
+    largest = float(np.abs(weight).sum(axis=-2).max(initial=0))
+    dtype = _exact_type(largest * a.reach, a.accumulator)
+    acc = ((left.astype(dtype) - dtype(a.zero_point)) @ weight.astype(dtype)).astype(a.accumulator)
     if bias is not None:
-        acc = acc + bias.q.astype(np.int32)
-    return Accumulator(np.asarray(acc, np.int32), np.asarray(a.scale * b.scale, np.float32))
+        acc = acc + bias.q.astype(a.accumulator)
+    return Accumulator(np.asarray(acc, a.accumulator), np.asarray(a.scale * b.scale, np.float32))
 
 
 def mean(x: Ints, axes: tuple[int, ...], keepdims: bool) -> Accumulator:
     """The mean over axes."""
     count = prod(x.q.shape[a] for a in axes)
     total = x.q.sum(axis=axes, keepdims=keepdims, dtype=np.int64) - count * int(x.zero_point)
-    return Accumulator(np.asarray(total, np.int32), np.asarray(x.scale / np.float32(count), np.float32))
+    return Accumulator(np.asarray(total, x.accumulator), np.asarray(x.scale / np.float32(count), np.float32))
 
 
 def pool(node: Node, x: Ints) -> Accumulator | Ints:
@@ -182,13 +189,13 @@ def pool(node: Node, x: Ints) -> Accumulator | Ints:
         for place in places[1:]:
             best = np.maximum(best, data[window.tap(place)])
         return Ints(np.ascontiguousarray(best), x.scale, x.zero_point, None)
-    data = window.pad(x.q.astype(np.int32) - np.int32(x.zero_point), 0)
+    data = window.pad(x.q.astype(x.accumulator) - x.accumulator(x.zero_point), 0)
     total = sum((data[window.tap(place)] for place in places[1:]), data[window.tap(places[0])])
     inside = np.ones((1, 1, *x.q.shape[2:]), np.float32)
     # Padding counts where asked for, but never what ceil_mode adds beyond it.
     counted = window.pad(inside, 1.0 if node.attr("count_include_pad", 0) else 0.0, extra=0.0)
     count = sum((counted[window.tap(place)] for place in places[1:]), counted[window.tap(places[0])])
-    return Accumulator(np.asarray(total, np.int32), np.asarray(x.scale / count, np.float32))
+    return Accumulator(np.asarray(total, x.accumulator), np.asarray(x.scale / count, np.float32))
 
 
 def reshape_like(node: Node, q: Array, parameters: list[Array]) -> Array | None:
@@ -207,11 +214,13 @@ def reshape_like(node: Node, q: Array, parameters: list[Array]) -> Array | None:
     return None
 
 
-def _exact_type(bound: float) -> type[np.floating[Any]]:
+def _exact_type(bound: float, accumulator: type[np.signedinteger[Any]]) -> type[np.floating[Any]]:
+    """The float type in which sums of products up to a bound are exact."""
     if bound < 2.0**24:
         return np.float32
-    if bound >= 2.0**31:
-        raise UnsupportedError(f"A sum of products may reach {bound:.3g}, beyond an int32 accumulator")
+    limit, name = (2.0**31, "an int32 accumulator") if accumulator is np.int32 else (2.0**53, "what is exact here")
+    if bound >= limit:
+        raise UnsupportedError(f"A sum of products may reach {bound:.3g}, beyond {name}")
     return np.float64
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from onnxslim.analysis.precision import TARGET_KEY, precision_of
+from onnxslim.analysis.precision import TARGET_KEY, precision_of, quantized_for
 from onnxslim.brief import Brief
 from onnxslim.data import Preprocess
 from onnxslim.errors import UnsupportedError
@@ -87,13 +87,7 @@ class Export(Stage):
 
 def target_of(graph: Graph) -> str:
     """The target that a graph was quantised for; x64 where it is in float, or does not say."""
-    written = precision_of(graph).target
-    if written is not None:
-        return written
-    for node in graph.nodes():
-        if node.op == "FakeQuant" and node.domain == "onnxslim" and node.attr("kind") == "activation":
-            return "arm" if node.attr("signed") else "x64"
-    return "x64"
+    return quantized_for(graph) or "x64"
 
 
 def lower(graph: Graph, target: str, preprocess: Preprocess | None = None) -> tuple[Graph, Outcome]:

@@ -24,7 +24,8 @@ class Target:
     """One deployment target.
 
     aliases: other names that mean this target.
-    activation_signed: int8 or uint8 activations. The grids coincide: zp_u8 = zp_s8 + 128.
+    activation_signed: int8 or uint8 activations (int16 or uint16). The grids coincide: zp_u8 = zp_s8 + 128.
+    activation_bits: 2 to 8, or 16; a target of 16 bits takes activations of 8, too.
     weight_per_channel: one weight scale an output channel; else one a tensor.
     reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose u8·s8 sums saturate in 16 bits.
     quantized_ops: ops with an integer kernel that multiply by weights: inputs and weights quantised.
@@ -71,6 +72,10 @@ class Target:
             if type(loaded[key]) is not expected:
                 got = type(loaded[key]).__name__
                 raise RecipeError(f"Target profile {source}: key '{key}' expects {expected.__name__}, got {got}")
+        for key, more in (("weight_bits", ()), ("activation_bits", (16,))):
+            if not 2 <= loaded[key] <= 8 and loaded[key] not in more:
+                wanted = ", or ".join(["2 to 8", *map(str, more)])
+                raise RecipeError(f"Target profile {source}: key '{key}' expects {wanted}, got {loaded[key]}")
         fields: dict[str, Any] = {k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in loaded.items()}
         return cls(**fields)
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.errors import UnsupportedError
-from onnxslim.ir.graph import Graph, Node, Role, Value
-from onnxslim.ir.quant_math import qrange, storage
+from onnxslim.ir.graph import DType, Graph, Node, Role, Value
+from onnxslim.ir.quant_math import GRID_BITS, pair_domain, qrange, storage
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 
 __all__ = ["ExpandFakeQuant"]
@@ -19,18 +19,18 @@ __all__ = ["ExpandFakeQuant"]
 class ExpandFakeQuant(Pass):
     """FakeQuant(x, s, z) → DequantizeLinear(QuantizeLinear(x, s, z), s, z).
 
-    8 bits saturate by themselves; narrow or smaller grids get a Clip of the integers between. The
-    float zero point becomes an int8/uint8 initialiser where it is known, and a Cast where it is
+    8 and 16 bits saturate by themselves; narrow or smaller grids get a Clip of the integers between. The
+    float zero point becomes an initialiser of the integers' type where it is known, and a Cast where it is
     computed or fed. The observed range is dropped with the node unless it is a graph input.
 
-    Exact: quant_math's formulas, bit for bit. Raises UnsupportedError for grids beyond 2–8 bits.
+    Exact: quant_math's formulas, bit for bit. Raises UnsupportedError for grids that there are none of.
     """
 
     name: ClassVar[str] = "expand_fake_quant"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        zero_points: dict[tuple[int, bool], Value] = {}
-        bounds: dict[tuple[int, bool], Value] = {}
+        zero_points: dict[tuple[int, DType], Value] = {}
+        bounds: dict[tuple[int, DType], Value] = {}
         nodes = [n for n in graph.nodes() if n.op == "FakeQuant" and n.domain == "onnxslim"]
         for node in nodes:
             _expand(graph, node, zero_points, bounds)
@@ -40,16 +40,19 @@ class ExpandFakeQuant(Pass):
 
 
 def _expand(
-    graph: Graph, node: Node, zero_points: dict[tuple[int, bool], Value], bounds: dict[tuple[int, bool], Value]
+    graph: Graph, node: Node, zero_points: dict[tuple[int, DType], Value], bounds: dict[tuple[int, DType], Value]
 ) -> None:
     bits, signed, narrow = node.attr("bits", 8), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0))
-    if not 2 <= bits <= 8:
-        raise UnsupportedError(f"{node} asks for {bits} bits; QuantizeLinear grids have 2 to 8")
+    if bits not in GRID_BITS:
+        raise UnsupportedError(f"{node} asks for {bits} bits; QuantizeLinear grids have 2 to 8, or 16")
+    if bits == 16 and narrow and signed:
+        raise UnsupportedError(f"{node} asks for a narrow grid of 16 bits; ONNX Runtime clips integers of 8")
     x, scale, zero_point = (graph.operand(node, slot) for slot in range(3))
     axis = node.attr("axis") if scale.shape is not None and len(scale.shape) == 1 else None
-    dtype = storage(signed)
+    dtype = storage(bits, signed)
+    domain = pair_domain(dtype, graph.opset)
     name = node.name or "fake_quant"
-    typed = zero_points.get((zero_point.id, signed))
+    typed = zero_points.get((zero_point.id, dtype))
     if typed is None:
         known = graph.constant_of(zero_point)
         if known is not None:
@@ -57,18 +60,18 @@ def _expand(
         else:
             typed = graph.op("Cast", zero_point, name=f"{zero_point.name}.cast", to=int(dtype))
             graph.set_type(typed, dtype, zero_point.shape)
-        zero_points[zero_point.id, signed] = typed
-    integers = graph.op("QuantizeLinear", x, scale, typed, name=f"{name}.q", axis=axis)
+        zero_points[zero_point.id, dtype] = typed
+    integers = graph.op("QuantizeLinear", x, scale, typed, name=f"{name}.q", domain=domain, axis=axis)
     graph.set_type(integers, dtype, x.shape)
     if bits < 8 or narrow:
-        low, high = (_bound(graph, bound, signed, bounds) for bound in qrange(bits, signed, narrow))
+        low, high = (_bound(graph, bound, dtype, bounds) for bound in qrange(bits, signed, narrow))
         integers = graph.op("Clip", integers, low, high, name=f"{name}.clip")
         graph.set_type(integers, dtype, x.shape)
     result = graph.result(node)
     observed = graph.input(node, 3)
     graph.detach(node)
     dequantize = graph.add_node(
-        "DequantizeLinear", [integers, scale, typed], [result], {"axis": axis}, name=f"{name}.dq"
+        "DequantizeLinear", [integers, scale, typed], [result], {"axis": axis}, domain=domain, name=f"{name}.dq"
     )
     graph.set_type(graph.result(dequantize), x.dtype, x.shape)
     for spare in (observed, zero_point):
@@ -76,8 +79,8 @@ def _expand(
             graph.remove_value(spare)
 
 
-def _bound(graph: Graph, bound: int, signed: bool, known: dict[tuple[int, bool], Value]) -> Value:
-    if (bound, signed) not in known:
-        array = np.array(bound, storage(signed).numpy)
-        known[bound, signed] = graph.add_constant(f"q_bound_{bound}", array, role=Role.CONSTANT)
-    return known[bound, signed]
+def _bound(graph: Graph, bound: int, dtype: DType, known: dict[tuple[int, DType], Value]) -> Value:
+    if (bound, dtype) not in known:
+        array = np.array(bound, dtype.numpy)
+        known[bound, dtype] = graph.add_constant(f"q_bound_{bound}", array, role=Role.CONSTANT)
+    return known[bound, dtype]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxslim.analysis.precision import TARGET_KEY
 from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
 from onnxslim.analysis.scope import Names, label, matched, place
 from onnxslim.calibration import Calibrator, Extremes, MinMax, not_finite
@@ -29,7 +30,8 @@ class InsertFakeQuant(Pass):
     Activations: affine, per tensor, scale and zero point from the range that `calibrator` finds, which each
     FakeQuant also keeps as its fourth input. A value keeps its grid through pools and reshapes.
 
-    `weight_bits`, `activation_bits`: 2 to 8; None takes the target's (7 for weights where it has `reduce_range`).
+    `weight_bits`, `activation_bits`: 2 to 8, or as many as the target takes; None takes the target's (7 for weights
+    where it has `reduce_range`).
     `per_channel`: None takes the target's.
     `skip`: nodes to leave in float, each entry a node's name, an op type, a glob, or "re:" and a
     regular expression for the whole name; a node without a name goes by that of its output.
@@ -69,15 +71,19 @@ class InsertFakeQuant(Pass):
         count = len(regions.weights) + len(regions.sites)
         if count:
             graph.opsets["onnxslim"] = 1
+            graph.metadata[TARGET_KEY] = target.name
         return Outcome(count, tuple(Refusal(place(graph, node), why) for node, why in regions.refused))
 
     def _target(self, context: Context) -> Target:
         target = context.target or load_target("x64")
         weight_bits = self.weight_bits or (min(target.weight_bits, 7) if target.reduce_range else target.weight_bits)
         activation_bits = self.activation_bits or target.activation_bits
-        for what, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-            if not 2 <= bits <= 8:
-                raise RecipeError(f"{what}: expected 2 to 8, got {bits}")
+        for what, bits, own in (
+            ("weight_bits", weight_bits, target.weight_bits),
+            ("activation_bits", activation_bits, target.activation_bits),
+        ):
+            if not 2 <= bits <= 8 and bits != own:
+                raise RecipeError(f"{what}: expected 2 to 8{f' or {own}' if own > 8 else ''}, got {bits}")
         per_channel = target.weight_per_channel if self.per_channel is None else self.per_channel
         return replace(target, weight_bits=weight_bits, activation_bits=activation_bits, weight_per_channel=per_channel)
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.analysis.regions import hands_on
+from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Array, Graph, Node, Value
-from onnxslim.ir.quant_math import qrange, storage
+from onnxslim.ir.quant_math import pair_domain, qrange, storage
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 from onnxslim.targets import Target, load_target
 from passes.quantize.grids import Grid, Grids, fake_quants
@@ -32,7 +33,8 @@ class LowerToQdq(Pass):
 
     Refuses, naming the node: compute ops whose input or weight is not fake-quantised, batch norm that
     was not folded, biases that no kernel takes. Those stay in float. Grids below 8 bits keep their
-    integers in int8; activations below 8 bits get an explicit Clip, which has no integer kernel.
+    integers in int8; activations below 8 bits get an explicit Clip, which has no integer kernel. Raises
+    UnsupportedError where activations have more bits than the target takes.
 
     Contract: the integers of every layer, given the same inputs, differ by at most 1 from the
     FakeQuant graph's (float32 accumulation, bias rounded to s_x·s_w).
@@ -47,6 +49,7 @@ class LowerToQdq(Pass):
         target = context.target or load_target("x64")
         grids = Grids(graph, target)
         signed = context.target.activation_signed if context.target else None
+        _require_kernels(graph, found, target)
         handed = _handed_on(graph, grids, target)
         refused = lower_weights(graph, grids, target)
         writer = _PairWriter(graph, signed)
@@ -63,6 +66,16 @@ class LowerToQdq(Pass):
         return Outcome(len(found), tuple(refused))
 
 
+def _require_kernels(graph: Graph, found: list[Node], target: Target) -> None:
+    for node in found:
+        bits = node.attr("bits", 8)
+        if node.attr("kind", "activation") != "weight" and bits > max(8, target.activation_bits):
+            raise UnsupportedError(
+                f"Value '{graph.operand(node, 0).name}' is quantised to {bits} bits, but target '{target.name}' takes "
+                f"activations of {target.activation_bits}: quantise the float model for it"
+            )
+
+
 class _PairWriter:
     """Writes QuantizeLinear → DequantizeLinear pairs; equal zero points are one initialiser."""
 
@@ -75,17 +88,20 @@ class _PairWriter:
         graph = self.graph
         signed = grid.signed if self.signed is None else self.signed
         shift = 0 if signed == grid.signed else (-1 if signed else 1) * 2 ** (grid.bits - 1)
-        dtype = storage(signed)
+        dtype = storage(grid.bits, signed)
         scale = self._shared(grid.scale, "scale")
         zero_point = self._shared((grid.zero_point + np.float32(shift)).astype(dtype.numpy), "zero_point")
-        integers = graph.op("QuantizeLinear", x, scale, zero_point, name=f"{name}.q")
+        domain = pair_domain(dtype, graph.opset)
+        integers = graph.op("QuantizeLinear", x, scale, zero_point, name=f"{name}.q", domain=domain)
         graph.set_type(integers, dtype, x.shape)
         if grid.bits < 8:
             bounds = [self._shared(np.array(b, dtype.numpy), "bound") for b in qrange(grid.bits, signed)]
             integers = graph.op("Clip", integers, *bounds, name=f"{name}.clip")
             graph.set_type(integers, dtype, x.shape)
         outputs = [f"{name}.dq"] if result is None else [result]
-        node = graph.add_node("DequantizeLinear", [integers, scale, zero_point], outputs, name=f"{name}.dq")
+        node = graph.add_node(
+            "DequantizeLinear", [integers, scale, zero_point], outputs, domain=domain, name=f"{name}.dq"
+        )
         graph.set_type(graph.result(node), x.dtype, x.shape)
         return graph.result(node)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -37,7 +38,7 @@ def _rewrite(graph: Graph, node: Node) -> bool:
     alpha, beta = float(node.attr("alpha", 0.2)), float(node.attr("beta", 0.5))
     x, y = graph.operand(node, 0), graph.result(node)
     before, uses = graph.producer(x), graph.uses(y)
-    if before is None or before.op != "DequantizeLinear" or before.domain or graph.is_output(y) or not uses:
+    if before is None or before.op != "DequantizeLinear" or graph.is_output(y) or not uses:
         return False
     scale, zero_point = _grid(graph, before)
     if scale is None or zero_point is None or alpha <= 0 or not beta:
@@ -55,8 +56,9 @@ def _rewrite(graph: Graph, node: Node) -> bool:
     size = graph.add_constant(f"{name}.beta_scale", np.float32(abs(beta)))
     step = graph.add_constant(f"{name}.scale", scaled)
     graph.detach(node)
-    line = graph.op("DequantizeLinear", graph.operand(before, 0), step, graph.operand(before, 2), name=f"{name}.line")
-    shift = graph.op("DequantizeLinear", summand, size, origin, name=f"{name}.shift")
+    dequantize = partial(graph.op, "DequantizeLinear", domain=before.domain)
+    line = dequantize(graph.operand(before, 0), step, graph.operand(before, 2), name=f"{name}.line")
+    shift = dequantize(summand, size, origin, name=f"{name}.shift")
     graph.set_type(line, x.dtype, x.shape)
     graph.set_type(shift, x.dtype, ())
     graph.add_node("Add", [line, shift], [y], name=name)
@@ -75,7 +77,7 @@ def _grid(graph: Graph, node: Node) -> tuple[Array | None, Array | None]:
 
 def _ends_within_limits(graph: Graph, node: Node) -> bool:
     """Whether a QuantizeLinear's least number is 0 and its largest at most 1, by a tenth of a step."""
-    if node.op != "QuantizeLinear" or node.domain:
+    if node.op != "QuantizeLinear":
         return False
     scale, zero_point = _grid(graph, node)
     if scale is None or zero_point is None:

@@ -11,10 +11,12 @@ from onnx import TensorProto, helper
 
 from onnxslim.ir.graph import Array, DType
 from onnxslim.ir.quant_math import (
+    GRID_BITS,
     SCALE_FLOOR,
     affine_from_range,
     dequantize,
     fake_quant,
+    pair_domain,
     qrange,
     quantize,
     storage,
@@ -25,12 +27,13 @@ from onnxslim.ir.quant_math import (
 def quantize_with_ort(x: Array, scale: Array, zero_point: Array, axis: int | None) -> tuple[Array, Array]:
     """(integers, dequantised) by ONNX Runtime."""
     attributes = {} if axis is None else {"axis": axis}
-    kind = TensorProto.INT8 if zero_point.dtype == np.int8 else TensorProto.UINT8
+    kind = helper.np_dtype_to_tensor_dtype(zero_point.dtype)
+    domain = pair_domain(DType.of(zero_point), 18)
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         [
-            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **attributes),
-            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], **attributes),
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], domain=domain, **attributes),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], domain=domain, **attributes),
         ],
         "g",
         [
@@ -40,7 +43,8 @@ def quantize_with_ort(x: Array, scale: Array, zero_point: Array, axis: int | Non
         ],
         [info("q", kind, x.shape), info("y", TensorProto.FLOAT, x.shape)],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     integers, values = session.run(["q", "y"], {"x": x, "s": scale, "z": zero_point})
     return integers, values
@@ -55,20 +59,29 @@ def quantize_with_ort(x: Array, scale: Array, zero_point: Array, axis: int | Non
         (4, True, True, (-7, 7)),
         (4, False, False, (0, 15)),
         (2, True, True, (-1, 1)),
+        (16, True, False, (-32768, 32767)),
+        (16, False, False, (0, 65535)),
     ],
 )
 def test_qrange(bits: int, signed: bool, narrow: bool, expected: tuple[int, int]) -> None:
     assert qrange(bits, signed, narrow) == expected
 
 
-@pytest.mark.parametrize("bits", [1, 9, 32])
+@pytest.mark.parametrize("bits", [1, 9, 15, 32])
 def test_qrange_refuses_other_widths(bits: int) -> None:
     with pytest.raises(ValueError, match=f"not {bits}"):
         qrange(bits, True)
 
 
 def test_storage() -> None:
-    assert (storage(True), storage(False)) == (DType.INT8, DType.UINT8)
+    for bits in range(2, 9):
+        assert (storage(bits, True), storage(bits, False)) == (DType.INT8, DType.UINT8)
+    assert (storage(16, True), storage(16, False)) == (DType.INT16, DType.UINT16)
+
+
+def test_pairs_of_16_bits_are_the_runtimes_own_before_opset_21() -> None:
+    assert pair_domain(DType.UINT16, 20) == pair_domain(DType.INT16, 18) == "com.microsoft"
+    assert pair_domain(DType.UINT16, 21) == pair_domain(DType.UINT8, 18) == pair_domain(DType.INT8, 21) == ""
 
 
 @given(
@@ -89,6 +102,17 @@ def test_per_tensor_is_bit_exact(seed: int, scale: float, signed: bool, zero: in
     np.testing.assert_array_equal(fake_quant(x, step, zero_point, signed=signed), values)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_16_bits_are_bit_exact(signed: bool) -> None:
+    step = np.float32(2e-4)
+    ties = (np.arange(-70_000, 70_000, dtype=np.float32) + np.float32(0.5)) * step
+    x = np.concatenate([ties, np.random.default_rng(0).normal(0, 8, 10_000).astype(np.float32)])
+    zero_point = np.array(31_000 - 32_768 * signed, np.int16 if signed else np.uint16)
+    integers, values = quantize_with_ort(x, np.asarray(step), zero_point, None)
+    np.testing.assert_array_equal(quantize(x, step, zero_point, bits=16, signed=signed), integers)
+    np.testing.assert_array_equal(fake_quant(x, step, zero_point, bits=16, signed=signed), values)
+
+
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_per_channel_is_bit_exact(axis: int) -> None:
     rng = np.random.default_rng(0)
@@ -103,7 +127,7 @@ def test_per_channel_is_bit_exact(axis: int) -> None:
 @given(
     lo=st.floats(-1e6, 1e6, width=32),
     hi=st.floats(-1e6, 1e6, width=32),
-    bits=st.integers(2, 8),
+    bits=st.sampled_from(GRID_BITS),
     signed=st.booleans(),
 )
 @settings(deadline=None, max_examples=200)

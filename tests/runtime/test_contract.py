@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxslim.analysis.precision import quantized_type
 from onnxslim.calibration import Extremes
 from onnxslim.data import open_dataset
 from onnxslim.errors import ModelError
@@ -21,7 +23,7 @@ from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.contract import Int8Contract, compare_int8
 from onnxslim.runtime.session import Session
 from onnxslim.stages.quantize import ready_to_quantize
-from onnxslim.targets import load_target
+from onnxslim.targets import Target, load_target
 from passes.quantize import (
     ExpandFakeQuant,
     InsertFakeQuant,
@@ -34,9 +36,9 @@ from passes.quantize import (
 INSERT = InsertFakeQuant(weight_bits=capabilities().exact_weight_bits)
 
 
-def calibrated(graph: Graph, images: Array, target: str) -> Context:
+def calibrated(graph: Graph, images: Array, target: Target) -> Context:
     """The context with the ranges that InsertFakeQuant asks for, from one batch."""
-    context = Context(target=load_target(target))
+    context = Context(target=target)
     tapped, name = graph.copy(), graph.inputs[0].name
     requests = INSERT.requests(graph, context)
     for request in requests:
@@ -48,10 +50,11 @@ def calibrated(graph: Graph, images: Array, target: str) -> Context:
     return Context(statistics=Statistics(ranges), target=context.target)
 
 
-def contract(graph: Graph, images: Array, target: str = "x64") -> tuple[Int8Contract, Graph]:
+def contract(graph: Graph, images: Array, target: str | Target = "x64") -> tuple[Int8Contract, Graph]:
     """Quantises, then compares on the images; also gives the lowered graph."""
-    SplitHardSwish()(graph, Context(target=load_target(target)))
-    context = calibrated(graph, images[:100], target)
+    profile = load_target(target) if isinstance(target, str) else target
+    SplitHardSwish()(graph, Context(target=profile))
+    context = calibrated(graph, images[:100], profile)
     INSERT(graph, context)
     RoundBiases()(graph, context)
     expanded, lowered = graph.copy(), graph.copy()
@@ -115,6 +118,21 @@ def random_net(seed: int, blocks: list[str]) -> Graph:
 
 
 BLOCKS = ["separable", "residual", "linear bottleneck", "concat", "max pool", "average pool", "swish", "silu", "gate"]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_16_bit_activations_within_one_step_a_layer(signed: bool) -> None:
+    """float32 holds 24 bits: sums end up to a few hundredths of a step of 16 bits away from the exact ones, and where
+    the runtime's Sigmoid does, one step; so differences need not be at ties, as they are with 8 bits."""
+    images = np.random.default_rng(3).normal(size=(32, 3, 12, 12)).astype(np.float32)
+    graph = random_net(3, ["separable", "residual", "concat", "max pool", "average pool", "silu"])
+    wide = replace(load_target("x64"), name="wide", activation_signed=signed, activation_bits=16)
+    result, lowered = contract(graph, images, wide)
+    types = {quantized_type(lowered, n) for n in lowered.nodes() if n.op == "QuantizeLinear"}
+    assert types == {DType.INT16 if signed else DType.UINT16}
+    assert len(result.layers) >= 15
+    assert result.largest == 1
+    assert result.agreement == 1
 
 
 @given(
@@ -190,7 +208,7 @@ def real_images(archive: Path, count: int = 200) -> Array:
 def test_a_broken_layer_is_found() -> None:
     graph = random_net(0, ["residual"])
     images = np.random.default_rng(0).normal(size=(20, 3, 12, 12)).astype(np.float32)
-    context = calibrated(graph, images, "x64")
+    context = calibrated(graph, images, load_target("x64"))
     InsertFakeQuant()(graph, context)
     expanded, lowered = graph.copy(), graph.copy()
     ExpandFakeQuant()(expanded)

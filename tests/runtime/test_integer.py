@@ -14,7 +14,7 @@ from onnxslim.ir.graph import Array, DType, Graph, Value
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.integer import IntegerEvaluator, run_integer
-from onnxslim.runtime.integer_ops import Ints, conv
+from onnxslim.runtime.integer_ops import Ints, Product, conv, matmul, mean
 from onnxslim.runtime.session import Session
 
 LARGEST = 2 ** (capabilities().exact_weight_bits - 1) - 1
@@ -86,6 +86,36 @@ def test_conv_is_the_int8_kernel(
     bias = () if not per_channel else (net.bias(4),)
     y = net.graph.op("Conv", net.x, w, *bias, **geometry)
     net.compare(net.pair(y, 0.05, 128), 0.05)
+
+
+def of_16_bits(rng: np.random.Generator, *shape: int) -> Ints:
+    return Ints(rng.integers(0, 65536, shape).astype(np.uint16), np.float32(1e-4), np.array(9, np.uint16), None)
+
+
+def test_sums_of_16_bit_activations_are_exact_beyond_int32() -> None:
+    """700 products of 16 and 8 bits reach 5.8e9."""
+    graph, rng = Graph(), np.random.default_rng(0)
+    x, w = of_16_bits(rng, 2, 700), Ints(np.full((700, 3), 127, np.int8), np.float32(1), np.zeros((), np.int8), None)
+    source = graph.add_input("x", DType.FLOAT, [1])
+    exact = ((x.q.astype(np.int64) - 9) * 127).sum(axis=1)
+    assert (exact > 2**31).all()
+    product = matmul(graph.add_node("MatMul", [source, source]), x, w, None)
+    assert product is not None
+    assert (product.acc == exact[:, None]).all()
+    kernel = Ints(np.ascontiguousarray(w.q.T[..., None]), w.scale, w.zero_point, None)
+    image = Ints(x.q[..., None], x.scale, x.zero_point, None)
+    assert (conv(graph.add_node("Conv", [source, source]), image, kernel, None).acc[..., 0] == exact[:, None]).all()
+    wide = of_16_bits(rng, 1, 1, 300, 300)
+    assert int(mean(wide, (2, 3), True).acc.squeeze()) == int((wide.q.astype(np.int64) - 9).sum()) > 2**31
+
+
+def test_products_of_16_bits_are_rounded_once() -> None:
+    rng = np.random.default_rng(1)
+    a, b = of_16_bits(rng, 5000), of_16_bits(rng, 5000)
+    exact = (a.q.astype(np.int64) - 9) * (b.q.astype(np.int64) - 9)
+    assert (exact > 2**24).any()
+    steps = Product(a, b).steps(np.float32(1))
+    np.testing.assert_array_equal(steps, exact.astype(np.float32) * (a.scale * b.scale))
 
 
 def test_conv_by_hand() -> None:

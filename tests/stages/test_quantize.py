@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxslim.analysis.cost import cost
+from onnxslim.analysis.precision import TARGET_KEY
 from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess
 from onnxslim.data.dataset import ArrayDataset
@@ -65,6 +66,21 @@ def test_bits_and_skip_reach_the_nodes(dataset: ArrayDataset) -> None:
     assert {(n.attr("kind"), n.attr("bits")) for n in nodes} == {("weight", 4), ("activation", 6)}
     head = result.graph.node_named("head")
     assert all(v is None or not v.name.endswith(".quantized") for v in result.graph.node_inputs(head))
+
+
+def test_the_target_is_noted_and_read_off_the_grids_where_it_is_not(dataset: ArrayDataset) -> None:
+    for target, bits in (("x64", None), ("arm", 5)):
+        graph = (
+            Quantize(target=target, activation_bits=bits, samples=8)
+            .run(small_cnn((4,), classes=6), context(dataset))
+            .graph
+        )
+        assert graph.metadata[TARGET_KEY] == target_of(graph) == target
+        graph.metadata[TARGET_KEY] = "x64" if target == "arm" else "arm"  # which takes no such activations
+        assert target_of(graph) == target
+        del graph.metadata[TARGET_KEY]  # a file of before
+        assert target_of(graph) == target
+    assert target_of(small_cnn((4,))) == "x64"
 
 
 def test_wrong_data_and_wrong_skips_are_found_by_the_check(dataset: ArrayDataset) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from onnxslim.analysis.precision import activation_type
 from onnxslim.errors import RecipeError
+from onnxslim.ir.graph import DType
 from onnxslim.targets import Target, load_target, target_names
 
 GOOD = """
@@ -58,6 +60,11 @@ def test_parse() -> None:
     assert target.quantized_ops == ("Conv",)
 
 
+def test_activations_of_16_bits() -> None:
+    target = Target.parse(GOOD.replace("activation_bits: 8", "activation_bits: 16"), "t.yaml")
+    assert activation_type(target) in (DType.INT16, DType.UINT16)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -66,6 +73,8 @@ def test_parse() -> None:
         (GOOD.replace("weight_bits: 8", "weight_bits: eight"), "'weight_bits' expects int, got str"),
         (GOOD.replace("reduce_range: false", "reduce_range: 0"), "'reduce_range' expects bool, got int"),
         (GOOD.replace("[Conv]", "Conv"), "'quantized_ops' expects list, got str"),
+        (GOOD.replace("weight_bits: 8", "weight_bits: 16"), "'weight_bits' expects 2 to 8, got 16"),
+        (GOOD.replace("activation_bits: 8", "activation_bits: 12"), "'activation_bits' expects 2 to 8, or 16, got 12"),
         ("- Conv", "expected keys and values"),
     ],
 )

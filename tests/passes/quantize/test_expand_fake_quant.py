@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Array, DType, Graph, Role
-from onnxslim.ir.quant_math import fake_quant, qrange
+from onnxslim.ir.quant_math import GRID_BITS, fake_quant, qrange
 from onnxslim.runtime.session import Session
 from passes.quantize import ExpandFakeQuant
 
@@ -31,7 +31,7 @@ def graph_of(x: Array, scale: Array, zero: Array, attributes: dict[str, int], *,
 
 @given(
     seed=st.integers(0, 2**31),
-    bits=st.integers(2, 8),
+    bits=st.sampled_from(GRID_BITS),
     signed=st.booleans(),
     narrow=st.booleans(),
     per_channel=st.booleans(),
@@ -41,6 +41,7 @@ def graph_of(x: Array, scale: Array, zero: Array, attributes: dict[str, int], *,
 def test_is_quant_math_bit_for_bit(
     seed: int, bits: int, signed: bool, narrow: bool, per_channel: bool, fed: bool
 ) -> None:
+    narrow = narrow and bits <= 8
     rng = np.random.default_rng(seed)
     x = rng.normal(0, 3, (4, 5)).astype(np.float32)
     axis = 1 if per_channel else None
@@ -50,7 +51,8 @@ def test_is_quant_math_bit_for_bit(
     attributes = {"bits": bits, "signed": int(signed), "narrow": int(narrow)} | ({"axis": 1} if per_channel else {})
     graph = graph_of(x, np.asarray(scale), np.asarray(zero), attributes, fed=fed)
     assert ExpandFakeQuant()(graph).rewrites == 1
-    assert not any(node.domain for node in graph.nodes())
+    pairs = [node for node in graph.nodes() if node.op.endswith("Linear")]
+    assert [node.domain for node in pairs] == ["com.microsoft" if bits == 16 else ""] * 2
     assert ("Clip" in [n.op for n in graph.nodes()]) == (bits < 8 or (narrow and signed))
     feeds = {"x": x} | ({"s": np.asarray(scale), "z": np.asarray(zero)} if fed else {})
     found = Session(graph, fuse_qdq=False).run(feeds)["y"]
@@ -90,7 +92,26 @@ def test_without_fake_quant_nothing_happens() -> None:
     assert ExpandFakeQuant()(graph).rewrites == 0
 
 
-def test_refuses_wider_grids() -> None:
-    graph = graph_of(np.zeros(2, np.float32), np.float32(1), np.float32(0), {"bits": 16, "signed": 1, "narrow": 0})
-    with pytest.raises(UnsupportedError, match="16 bits"):
+@pytest.mark.parametrize("signed", [0, 1])
+def test_16_bits_are_onnx_ops_from_opset_21_on(signed: int) -> None:
+    x = np.random.default_rng(0).normal(0, 1, 50).astype(np.float32)
+    attributes = {"bits": 16, "signed": signed, "narrow": 0}
+    graph = graph_of(x, np.float32(1e-4), np.float32(-3 if signed else 39_997), attributes)
+    old = graph.copy()
+    graph.opsets[""], graph.ir_version = 21, 10
+    ExpandFakeQuant()(graph)
+    ExpandFakeQuant()(old)
+    assert not any(node.domain for node in graph.nodes())
+    results = [Session(g, fuse_qdq=False).run({"x": x})["y"] for g in (graph, old)]
+    np.testing.assert_array_equal(*results)
+    assert np.abs(results[0] - x)[np.abs(x) < 2].max() <= 0.51e-4
+
+
+@pytest.mark.parametrize(
+    ("bits", "narrow", "message"), [(12, 0, "12 bits; .* 2 to 8, or 16"), (1, 0, "1 bits"), (16, 1, "narrow")]
+)
+def test_refuses_grids_that_there_are_none_of(bits: int, narrow: int, message: str) -> None:
+    attributes = {"bits": bits, "signed": 1, "narrow": narrow}
+    graph = graph_of(np.zeros(2, np.float32), np.float32(1), np.float32(0), attributes)
+    with pytest.raises(UnsupportedError, match=message):
         ExpandFakeQuant()(graph)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import onnxruntime
 import pytest
 
 from onnxslim.calibration import Extremes
+from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Array, DType, Graph, Node
 from onnxslim.ir.onnx_io import to_bytes
 from onnxslim.ir.quant_math import quantize, weight_scale
 from onnxslim.ir.rewrite import Context
 from onnxslim.ir.statistics import Statistic, Statistics
+from onnxslim.ir.text import to_text
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
@@ -35,6 +38,20 @@ def fake_quantised(graph: Graph, **options: Any) -> Graph:
         ranges[request] = Extremes(0 if positive else -2, 3)
     step(graph, Context(target=X64.target, statistics=Statistics(ranges)))
     return graph
+
+
+def test_more_bits_than_the_target_takes_are_refused(net: Any) -> None:
+    wide = replace(load_target("x64"), activation_bits=16)
+    graph = net.finish(net.gemm(net.conv(net.x, 4)))
+    InsertFakeQuant(default_range=(-1, 3))(graph, Context(target=wide))
+    before = to_text(graph)
+    with pytest.raises(UnsupportedError, match=r"'x' is quantised to 16 bits, but target 'arm' takes .* of 8"):
+        LowerToQdq()(graph, ARM)
+    assert to_text(graph) == before
+    LowerToQdq()(graph, Context(target=wide))
+    pairs = [n for n in graph.nodes() if n.op == "QuantizeLinear"]
+    assert pairs
+    assert {(n.domain, graph.operand(n, 2).dtype) for n in pairs} == {("com.microsoft", DType.UINT16)}
 
 
 def kernels(graph: Graph, folder: Path) -> Counter[str]:
