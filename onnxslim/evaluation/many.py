@@ -8,7 +8,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
@@ -63,11 +71,16 @@ def evaluate_many(
 
     The first error of a variant, and Ctrl-C, are raised once running variants have ended: what they found is stored,
     and given to `finished`, like all before.
-    Raises DataError where the store is none, a result is nothing JSON holds or `evaluate` cannot be sent, CrashError
-    where a process of the executor died.
+    Raises DataError where the store is none, a result is nothing JSON holds, `evaluate` cannot be sent or processes are
+    forked, CrashError where a process of the executor died.
     """
     if workers < 1:
         raise DataError(f"workers is at least 1: got {workers}")
+    if isinstance(executor, ProcessPoolExecutor) and _forks(executor):
+        raise DataError(
+            "The executor forks its processes, which ONNX Runtime does not survive: make it with "
+            "ProcessPoolExecutor(…, mp_context=multiprocessing.get_context('spawn'))"
+        )
     evaluation = _Evaluation[K](evaluate, executor, Store(store, context), finished)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="variant")
     try:
@@ -85,6 +98,11 @@ def evaluate_many(
     if evaluation.errors:
         raise evaluation.errors[0]
     return {key: job.result() for key, job in jobs.items()}
+
+
+def _forks(executor: ProcessPoolExecutor) -> bool:
+    context = getattr(executor, "_mp_context", None)  # there is no public word for it
+    return context is not None and context.get_start_method() == "fork"
 
 
 class _Evaluation(Generic[K]):

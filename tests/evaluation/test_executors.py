@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +129,12 @@ def test_a_task_crosses_as_bytes(elsewhere: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr(elsewhere, "score")
     with pytest.raises(DataError, match="score of module elsewhere_of_executors is not found in the process that is"):
         run_task(sent)
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="Nothing forks here")
+def test_processes_that_fork_are_refused() -> None:
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("fork")) as executor,
+        pytest.raises(DataError, match=r"forks its processes, which ONNX Runtime does not survive: .*'spawn'"),
+    ):
+        evaluate_many({"a": small_cnn((3,))}, digest_of, executor=executor)
