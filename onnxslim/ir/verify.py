@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from onnxslim.errors import ModelError, VerifyError
 from onnxslim.ir.attributes import attribute_fault, nodes_faults
 from onnxslim.ir.graph import DType, Graph, Node, Shape, Value
 from onnxslim.ir.operands import misfit
-from onnxslim.ir.shapes import TYPES, infer_shapes, inferred_types, known_types
+from onnxslim.ir.shapes import TYPES, has_rule, infer_shapes, inferred_types, known_types
 
 __all__ = ["require_sound", "require_sound_at", "require_sound_attributes", "verify", "verify_types"]
 
@@ -160,14 +160,25 @@ def require_sound_attributes(graph: Graph, *, proven: bool = False) -> None:
 
 def require_sound_at(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> None:
     """`require_sound_attributes`, against what follows from the inputs' shapes as well: as they are declared, or those
-    given, by name. The graph stays as it is. What inference cannot take is not looked at."""
+    given, by name. What else a file says of shapes is believed of ops without a rule only; what inference cannot take
+    is not looked at. The graph stays as it is."""
     sized = graph.copy()
     for name, shape in (shapes or {}).items():
         value = sized.value(name)
         sized.set_type(value, value.dtype, shape)
+    nodes = sized.nodes()
+    ruled = {(node.domain, node.op): has_rule(sized, node) for node in _one_a_kind(nodes)}
+    for node in nodes:
+        for made in sized.node_outputs(node) if ruled[node.domain, node.op] else ():
+            if made is not None and made.shape is not None:
+                sized.clear_shape(made)
     with contextlib.suppress(ModelError):
         infer_shapes(sized)
     require_sound_attributes(sized, proven=True)
+
+
+def _one_a_kind(nodes: Sequence[Node]) -> Iterable[Node]:
+    return {(node.domain, node.op): node for node in nodes}.values()
 
 
 def _check_numbers(graph: Graph, node: Node, proven: bool) -> None:

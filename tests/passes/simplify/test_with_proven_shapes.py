@@ -175,6 +175,14 @@ def test_attributes_are_not_measured_against_a_rank_that_the_file_got_wrong(node
     assert "y" in open_session(graph).run({"x": np.ones(shape, np.float32)})
 
 
+def test_channels_that_the_file_makes_up_are_not_believed() -> None:
+    nodes = [N("Relu", ["x"], ["r"]), N("Conv", ["r", "w"], ["y"])]
+    weights = {"w": np.ones((4, 3, 1, 1), np.float32)}
+    graph = model(nodes, [("x", ("N", "C", "H", "W"))], values=weights, hints=[("r", ("N", 5, "H", "W"))])
+    same(graph, x=(2, 3, 4, 4))
+    assert open_session(graph).run({"x": np.ones((2, 3, 4, 4), np.float32)})["y"].shape == (2, 4, 4, 4)
+
+
 @pytest.mark.parametrize("output", [("N", 4), ("N", 1, 4), (7, 4, 1)])
 def test_an_output_of_another_rank_or_size(output: tuple[Dim, ...]) -> None:
     """ONNX Runtime warns, and runs it."""
