@@ -86,14 +86,16 @@ class InputPath:
 @dataclasses.dataclass(frozen=True)
 class OneOf:
     """Marks an option that is an object of one of the classes in a table, told by `name`; the first is taken where no
-    name is given. Of a table of one class no name is asked for. optional: None may be given too."""
+    name is given. Of a table of one class no name is asked for, unless others may join it (`growing`). optional: None
+    may be given too."""
 
     table: tuple[Any, ...]
     optional: bool = False
+    growing: bool = False
 
     @property
     def named(self) -> bool:
-        return len(self.table) > 1
+        return self.growing or len(self.table) > 1
 
     def class_in(self, given: Mapping[str, Any]) -> Any:
         """The class that keys and values are meant for; None where no class has their name."""

@@ -1,10 +1,12 @@
 """Calibration: statistics of values over data, gathered in streamed runs, and the ranges of grids that follow."""
 
-from onnxslim.calibration.calibrator import Calibrator, MinMax
+from onnxslim.calibration.calibrators import CALIBRATORS, Calibrator
 from onnxslim.calibration.gathering import Measure, collect, gather, invented, not_finite
+from onnxslim.calibration.min_max import MinMax
 from onnxslim.calibration.statistics import ChannelMoments, Extremes, Moments, Range
 
 __all__ = [
+    "CALIBRATORS",
     "Calibrator",
     "ChannelMoments",
     "Extremes",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from onnxslim.brief import Brief
+from onnxslim.calibration import Calibrator, MinMax
 from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, fitted, open_dataset
 from onnxslim.errors import RecipeError
@@ -32,6 +33,9 @@ from passes.simplify import FreezeInputs, SetBatch, for_runtime
 from passes.simplify import simplify as simplifying
 
 __all__ = ["Quantized", "Simplified", "export", "quantize", "set_batch", "simplify"]
+
+
+_MIN_MAX = MinMax()
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +74,7 @@ def quantize(
     activation_bits: int | None = None,
     per_channel: bool | None = None,
     batch: int | None = None,
+    calibrator: Calibrator = _MIN_MAX,
     skip: Sequence[str] = (),
     samples: int = 512,
     seed: int = 0,
@@ -87,6 +92,7 @@ def quantize(
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "per_channel": per_channel,
+        "calibrator": calibrator,
         "skip": list(skip),
         "samples": samples,
         "batch": batch,

@@ -17,7 +17,7 @@ from onnxslim.analysis.precision import precision_of, require_not_quantized
 from onnxslim.analysis.regions import Regions
 from onnxslim.analysis.scope import label, place
 from onnxslim.budget import MOST_BATCH, MOST_SAMPLES
-from onnxslim.calibration import collect, gather, invented
+from onnxslim.calibration import CALIBRATORS, Calibrator, MinMax, collect, gather, invented
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
@@ -25,6 +25,7 @@ from onnxslim.errors import RecipeError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.ir.statistics import Statistic, Statistics
+from onnxslim.options import OneOf
 from onnxslim.runtime.capabilities import capabilities, host_target
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, sizes_in
 from onnxslim.targets import load_target, target_names
@@ -87,6 +88,9 @@ class Quantize(Stage):
     )
     per_channel: bool | None = Field(
         default=None, description="One weight scale an output channel. Default: the target's, true."
+    )
+    calibrator: Annotated[Calibrator, OneOf(CALIBRATORS, growing=True)] = Field(
+        default=MinMax(), description="How the ranges of activations follow from the data."
     )
     skip: list[str] = Field(
         default=[], description="Nodes to leave in float: names, op types, globs, or re: and a regular expression."
@@ -182,7 +186,9 @@ class Quantize(Stage):
         )
 
     def _insert(self) -> InsertFakeQuant:
-        return InsertFakeQuant(self.weight_bits, self.activation_bits, self.per_channel, tuple(self.skip))
+        return InsertFakeQuant(
+            self.weight_bits, self.activation_bits, self.per_channel, tuple(self.skip), self.calibrator
+        )
 
 
 def calibration_batches(
