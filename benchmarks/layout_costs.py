@@ -123,9 +123,9 @@ def compare(path: Path, options: argparse.Namespace, known: Times) -> float:
     rng, cells, sums, said = np.random.default_rng(0), [], {}, {}
     for layout, (made,) in built.items():
         said[layout], sums[layout] = foresee(made.graph, lanes), measure(made.graph, known) * 1e-9
-        values = [made.graph.value(name) for name in made.data]
-        feeds = {v.name: rng.integers(0, 2, v.static_shape).astype(v.dtype.numpy) for v in values}
-        whole = least_time(Session(made.graph, fuse_qdq=False), feeds | made.fed_from(arrays), 3) * 1e-9
+        values = {port: made.value(port) for port in made.data}
+        feeds = {port: rng.integers(0, 2, v.static_shape).astype(v.dtype.numpy) for port, v in values.items()}
+        whole = least_time(Session(made.graph, fuse_qdq=False), made.fed(feeds, arrays), 3) * 1e-9
         cells.append(f"{layout} {1e3 * sums[layout]:.0f}, {1e3 * said[layout]:.0f}, {1e3 * whole:.0f} ms")
     taken = min(said, key=lambda layout: said[layout])
     regret = sums[taken] / min(sums.values())

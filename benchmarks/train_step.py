@@ -161,21 +161,19 @@ def our_engine(graph: Any, options: argparse.Namespace, teacher: Any, gradient: 
         step_options, about = replace(step_options, layout=plan.layout), f"{about}, {plan}"
     built = {size: build_step(graph, size, step_options, teacher) for size in dict.fromkeys(sizes)}
     steps = [built[size] for size in sizes]
-    trained, sgd = steps[0].trained, Sgd()
-    plan_of_update = UpdatePlan(
-        trained.parameters, trained.batchnorms, trained.observers, trained.weights,
-        tuple(size / options.batch for size in sizes), sgd,
-    )  # fmt: skip
+    plan_of_update = UpdatePlan(steps[0].updates, tuple(size / options.batch for size in sizes), Sgd())
     return Engine(steps, plan_of_update, arrays, threads), about
 
 
 def our_stepper(engine: Any, images: Any, labels: Any, name: str) -> Stepper:
-    count = 0
+    from onnxslim.training.ports import Kind, Port
+
+    count, feeds = 0, {Port(Kind.DATA, name): images, Port(Kind.LABEL): labels}
 
     def step() -> float:
         nonlocal count
         count += 1
-        loss: float = engine.compute({name: images, "label": labels})["loss"]
+        loss: float = engine.compute(feeds)["loss"]
         engine.apply(RATE, count)
         return loss
 

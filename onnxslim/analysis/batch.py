@@ -12,24 +12,29 @@ from onnxslim.errors import DataError, ModelError, UnsupportedError
 from onnxslim.ir.graph import Dim, Graph, Role, Shape, Value
 from onnxslim.ir.shapes import infer_shapes, inferred_types
 
-__all__ = ["fixed_batch", "freed", "set_batch", "with_batch"]
+__all__ = ["fixed_batch", "freed", "set_batch", "set_sizes", "with_batch"]
 
 _ADVICE = "export the model again with a dynamic batch axis, or use the batch size it was exported with"
 
 
 def with_batch(graph: Graph, batch: int, sample: Sequence[int] | None = None) -> Graph:
-    """A copy whose graph inputs all have `batch` on their first axis; see `set_batch`. sample: the shape of one sample
-    of a graph's one input, for further axes that it leaves free."""
+    """A copy with these sizes; see `set_sizes`."""
     twin = graph.copy()
+    set_sizes(twin, batch, sample)
+    return twin
+
+
+def set_sizes(graph: Graph, batch: int, sample: Sequence[int] | None = None) -> int:
+    """Gives all graph inputs `batch` on their first axis, in place, as `set_batch` does. sample: the shape of one
+    sample of a graph's one input, for further axes that it leaves free."""
     if sample is not None:
-        source = data_inputs(twin)[0]
-        if source.shape is not None and unsized(twin, {}):
+        source = data_inputs(graph)[0]
+        if source.shape is not None and unsized(graph, {}):
             if len(source.shape) != len(sample) + 1:
                 raise DataError(f"Input '{source.name}' has {len(source.shape)} axes, got samples of {tuple(sample)}")
             fixed = [d if isinstance(d, int) else s for d, s in zip(source.shape[1:], sample)]
-            set_input_shapes(twin, {source.name: (source.shape[0], *fixed)})
-    set_batch(twin, batch)
-    return twin
+            set_input_shapes(graph, {source.name: (source.shape[0], *fixed)})
+    return set_batch(graph, batch)
 
 
 def fixed_batch(graph: Graph) -> int | None:

@@ -96,7 +96,7 @@ def _opened(around: Graph, node: Node, attribute: str, proto: onnx.GraphProto, o
         if array is not None and (array.size <= LIMIT or len(around.uses(value)) == 1):
             graph.set_array(twin, array)
         else:
-            graph.add_input(name, value.dtype, value.shape)
+            graph.feed(twin)
             twin.type_proto = value.type_proto
         outer[twin.id] = value, twin.array
     fill_body(graph, proto)

@@ -119,7 +119,8 @@ class Context(Brief):
     rounds that takes is not known before, so one more is expected until none rewrites anything. folding: what is
     left for computing constants.
     settled: states of nodes with bodies that a pipeline has nothing left to do in, with the arrays that they refer to.
-    room: where large arrays that passes make lie.
+    room: where large arrays that passes make lie. taps: what values that later passes read are called here, by the
+    model that they are of and the name they have there ("" for its first output).
     """
 
     statistics: Statistics = field(default_factory=Statistics)
@@ -131,6 +132,7 @@ class Context(Brief):
     folding: Folding = field(default_factory=Folding)
     settled: dict[Hashable, tuple[Array | None, ...]] = field(default_factory=dict, compare=False, repr=False)
     room: Spill = field(default_factory=Spill, compare=False, repr=False)
+    taps: dict[tuple[str, str], str] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,15 @@ from itertools import chain
 import numpy as np
 
 from onnxslim.data import ProgressCallback
-from onnxslim.data.dataset import LABEL
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.runtime.session import Session
-from onnxslim.training.names import inner_name, outer_name
 from onnxslim.training.parameters import mark_parameters
+from onnxslim.training.ports import Kind, Port
 from onnxslim.training.step import StepOptions, build_step
 from passes.distill import CrossEntropy
 
 __all__ = ["gradient_products"]
-
-_GRADIENT = "grad."
 
 
 def gradient_products(
@@ -41,20 +38,20 @@ def gradient_products(
     shapes = [] if first is None else [array.shape[1:] for array in first[0].values()]
     sample = shapes[0] if len(shapes) == 1 else None
     step = build_step(student, batch, StepOptions((CrossEntropy(),), frozen_batchnorm=True, sample=sample))
-    arrays = {inner_name(v.name): v.array for v in student.initializers() if v.array is not None}
-    state = step.fed_from({name: arrays[name] for name in step.state})
-    session = Session(step.graph, fuse_qdq=False)
-    names = [v.name for v in step.graph.outputs if v.name.startswith(_GRADIENT)]
+    state = {port: student.value(str(port.owner)).array for port in step.state}
+    weights = {port: array for port, array in state.items() if array is not None}
+    fed, session = step.fed_from(weights), Session(step.graph, fuse_qdq=False)
+    gradients = {port.belongs_to: step.ports[port] for port in step.outputs if port.kind is Kind.GRADIENT}
     found: list[dict[str, Array]] = []
     for feeds, labels in chain([] if first is None else [first], upcoming):
-        fed = {inner_name(name): array for name, array in feeds.items()}
-        gradients = session.run({**fed, LABEL: labels, **state}, names)
-        if not all(np.isfinite(gradient).all() for gradient in gradients.values()):
+        data = {Port(Kind.DATA, name): array for name, array in feeds.items()} | {Port(Kind.LABEL): labels}
+        results = session.run({**fed, **{step.ports[port]: data[port] for port in step.data}}, list(gradients.values()))
+        if not all(np.isfinite(gradient).all() for gradient in results.values()):
             raise DataError("Criterion taylor: the model gives NaN or infinity on these data; look for it in them")
-        own = {name.removeprefix(_GRADIENT): gradient for name, gradient in gradients.items()}
         found.append(
-            {outer_name(name): gradient.reshape(arrays[name].shape) * arrays[name] for name, gradient in own.items()}
-        )
+            {str(port.owner): results[name].reshape(weights[port].shape) * weights[port]
+             for port, name in gradients.items()}
+        )  # fmt: skip
         if progress is not None:
             progress("gradients", len(found), count)
     return found

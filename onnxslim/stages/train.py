@@ -272,8 +272,7 @@ class Train(Stage):
             return plan
         moved = plan is not None
         context.tell("comparing the layouts of the training step")
-        arrays = State.of(trainer.student, trainer.optimizer).arrays
-        plan = choose_layout(trainer.all_steps, arrays, self.wanted_layout)
+        plan = choose_layout(trainer.all_steps, trainer.first_state().arrays, self.wanted_layout)
         plan.save(path, context.label)
         note = {"resumed_on": "another CPU or runtime: from here on not bit-identical"} if moved else {}
         context.log(stage=context.label, plan=str(plan), **note)

@@ -3,7 +3,8 @@
 <folder>/<label>-<epoch>[-<step>]/state.safetensors, state.json
 <folder>/<label>-best-<epoch>/…
 
-What is read back is what was written: the tensors have their digest in state.json, and that has one of its own.
+What is read back is what was written: the tensors have their digest in state.json, and that has one of its own. Each
+tensor is called by its port's `key`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from safetensors import SafetensorError
 from onnxslim.errors import CheckpointError, OutputError
 from onnxslim.files import read_regular, write_atomic
 from onnxslim.records import read_record, write_record
+from onnxslim.training.ports import Port
 from onnxslim.training.state import State
 
 __all__ = ["Checkpoints"]
@@ -32,6 +34,10 @@ __all__ = ["Checkpoints"]
 _FIELDS = (
     "epoch", "step_in_epoch", "step", "best", "best_epoch", "before", "seconds", "spent", "sums", "history",
 )  # fmt: skip
+
+
+_FORMAT = 2
+"""Of state.json; of the first one, whose tensors were called otherwise, it does not tell."""
 
 
 class Checkpoints:
@@ -147,9 +153,9 @@ class Checkpoints:
     def _write(self, name: str, state: State) -> Path:
         target = self.folder / name
         staged = self.folder / f".{name}.{secrets.token_hex(4)}"
-        tensors = safetensors.numpy.save(state.arrays)
+        tensors = safetensors.numpy.save({port.key: array for port, array in state.arrays.items()})
         meta = {field: getattr(state, field) for field in _FIELDS}
-        meta |= {"tensors": hashlib.sha256(tensors).hexdigest(), "run": self.run}
+        meta |= {"format": _FORMAT, "tensors": hashlib.sha256(tensors).hexdigest(), "run": self.run}
         old = None
         try:
             staged.mkdir(parents=True)
@@ -173,7 +179,16 @@ class Checkpoints:
             meta = read_record(path / "state.json")
             if hashlib.sha256(tensors).hexdigest() != meta["tensors"]:
                 raise ValueError("its tensors do not match their digest")
-            state = State(safetensors.numpy.load(tensors), **{field: meta[field] for field in _FIELDS})
+            if meta.get("format") != _FORMAT:
+                raise _OtherFormatError(
+                    f"Checkpoint '{path}' was written by another version of onnxslim, which called its tensors "
+                    f"otherwise (expected format {_FORMAT}, got {meta.get('format', 1)}): resume with that version, or "
+                    "start anew"
+                )
+            arrays = {Port.from_key(key): array for key, array in safetensors.numpy.load(tensors).items()}
+            state = State(arrays, **{field: meta[field] for field in _FIELDS})
+        except _OtherFormatError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, CheckpointError, SafetensorError) as error:
             raise _DamagedError(f"The checkpoint '{path}' cannot be read ({error})") from error
         if meta.get("run", {}) != self.run:
@@ -185,6 +200,10 @@ class Checkpoints:
                 "Resume with the recipe that wrote it, or start anew"
             )
         return state
+
+
+class _OtherFormatError(CheckpointError):
+    """A checkpoint of another version's."""
 
 
 class _DamagedError(Exception):

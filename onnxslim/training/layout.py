@@ -21,6 +21,7 @@ from onnxslim.ir.graph import Array
 from onnxslim.records import read_record, write_record
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
+from onnxslim.training.ports import Kind, Port
 from onnxslim.training.step import LAYOUTS, WIDTH, Layout, Step
 from onnxslim.training.step_cost import foresee
 
@@ -128,11 +129,11 @@ def _obstacle(name: Layout, plain: Sequence[Step], wanted: str) -> str | None:
     return None
 
 
-def choose_layout(build: Build, state: Mapping[str, Array], wanted: str = "auto") -> Plan:
+def choose_layout(build: Build, state: Mapping[Port, Array], wanted: str = "auto") -> Plan:
     """The layout that takes the least time by `foresee`, of those that can be built and give the plain one's loss and
     gradients on random data; or the one that is wanted, under the same conditions. Equal on every call.
 
-    state: the training state's arrays by name.
+    state: the training state's arrays.
     """
     here = capabilities()
     steps, refused = candidates(build, wanted)
@@ -155,15 +156,14 @@ def choose_layout(build: Build, state: Mapping[str, Array], wanted: str = "auto"
 class Judge:
     """Compares steps with the plain one, on the same random batches."""
 
-    def __init__(self, plain: Step, state: Mapping[str, Array], trials: int = _TRIALS) -> None:
+    def __init__(self, plain: Step, state: Mapping[Port, Array], trials: int = _TRIALS) -> None:
         self._plain, self._state, self._count = plain, state, trials
 
     def objection(self, step: Step) -> str | None:
         """Why a step may not take the plain one's place; None where it gives the same gradients."""
         try:
             session = Session(step.graph, fuse_qdq=False)
-            inputs = step.fed_from(self._state)
-            outputs = [session.run(trial | inputs) for trial in self._trials]
+            outputs = [step.found(session.run(step.fed(trial, self._state))) for trial in self._trials]
         except Exception as error:  # as above
             return f"it does not run here: {str(error) or type(error).__name__}"
         error_size = statistics.median(map(_difference, self._expected[0], outputs))
@@ -172,29 +172,30 @@ class Judge:
         return f"its gradients differ by {error_size:.1e} of their norm on this machine"
 
     @cached_property
-    def _trials(self) -> list[dict[str, Array]]:
+    def _trials(self) -> list[dict[Port, Array]]:
         return [_random_feeds(self._plain, seed) for seed in range(self._count)]
 
     @cached_property
-    def _expected(self) -> tuple[list[dict[str, Array]], float]:
+    def _expected(self) -> tuple[list[dict[Port, Array]], float]:
         """What the plain step gives for each trial, and how far another may be from it."""
-        session = Session(self._plain.graph, fuse_qdq=False)
-        feeds = [trial | self._plain.fed_from(self._state) for trial in self._trials]
-        expected = [session.run(fed) for fed in feeds]
-        sensitivity = statistics.median(map(_difference, expected, (session.run(_nudged(fed)) for fed in feeds)))
+        plain, session = self._plain, Session(self._plain.graph, fuse_qdq=False)
+        feeds = [plain.fed(trial, self._state) for trial in self._trials]
+        expected = [plain.found(session.run(fed)) for fed in feeds]
+        nudged = [plain.found(session.run(_nudged(fed))) for fed in feeds]
+        sensitivity = statistics.median(map(_difference, expected, nudged))
         return expected, min(max(_TOLERANCE, _FACTOR * sensitivity), _MOST)
 
 
-def _random_feeds(step: Step, seed: int) -> dict[str, Array]:
+def _random_feeds(step: Step, seed: int) -> dict[Port, Array]:
     """Normal numbers for floats; labels and other integers 0 and 1."""
     rng = np.random.default_rng(seed)
-    feeds: dict[str, Array] = {}
-    for name in step.data:
-        value = step.graph.value(name)
+    feeds: dict[Port, Array] = {}
+    for port in step.data:
+        value = step.value(port)
         if value.dtype.is_float:
-            feeds[name] = rng.standard_normal(value.static_shape).astype(value.dtype.numpy)
+            feeds[port] = rng.standard_normal(value.static_shape).astype(value.dtype.numpy)
         else:
-            feeds[name] = rng.integers(0, 2, value.static_shape).astype(value.dtype.numpy)
+            feeds[port] = rng.integers(0, 2, value.static_shape).astype(value.dtype.numpy)
     return feeds
 
 
@@ -210,13 +211,13 @@ def _nudged(feeds: Mapping[str, Array]) -> dict[str, Array]:
     }
 
 
-def _difference(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+def _difference(expected: Mapping[Port, Array], found: Mapping[Port, Array]) -> float:
     """‖Δ‖/‖·‖ over all gradients together; infinite where the losses differ or something is not finite."""
-    names = [name for name in expected if name.startswith("grad.")]
-    if not np.isclose(expected["loss"], found["loss"], rtol=1e-2):
+    gradients = [port for port in expected if port.kind is Kind.GRADIENT]
+    if not np.isclose(expected[Port(Kind.LOSS)], found[Port(Kind.LOSS)], rtol=1e-2):
         return float("inf")
-    total = sum(float(np.square(expected[n], dtype=np.float64).sum()) for n in names)
-    pairs = [(expected[n].reshape(-1), found[n].reshape(-1)) for n in names]
+    total = sum(float(np.square(expected[p], dtype=np.float64).sum()) for p in gradients)
+    pairs = [(expected[p].reshape(-1), found[p].reshape(-1)) for p in gradients]
     error = sum(float(np.square(np.subtract(a, b, dtype=np.float64)).sum()) for a, b in pairs)
     ratio = (error / total) ** 0.5 if total else 0.0
     return ratio if np.isfinite(ratio) else float("inf")

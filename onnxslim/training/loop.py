@@ -19,15 +19,14 @@ from onnxslim.data import Batch, Loader, ProgressCallback, Say, time_in_words
 from onnxslim.errors import DataError, TrainingError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
-from onnxslim.training.names import inner_name
 from onnxslim.training.nan_hunt import first_nonfinite, nonfinite_state
-from onnxslim.training.optimizers import Optimizer
 from onnxslim.training.parameters import mark_parameters
+from onnxslim.training.ports import Kind, Port
 from onnxslim.training.schedules import Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import Layout, Step, StepOptions, build_step
 from onnxslim.training.teacher_cache import TeacherCache
-from onnxslim.training.update import UpdatePlan
+from onnxslim.training.update import Optimizer, UpdatePlan
 from onnxslim.training.workers import Engine, shares
 
 __all__ = ["Interrupted", "Trainer", "TrainingResult"]
@@ -87,8 +86,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.student = self.student.copy()
         mark_parameters(self.student)
-        if self.cache is not None:
-            self.options = replace(self.options, teacher_as_input=True)
+        as_input = self.options.teacher_as_input or self.cache is not None
+        self.options = replace(self.options, teacher_as_input=as_input, seed=self.loader.seed)
 
     def run(self, resume: bool = False) -> TrainingResult:
         """Trains from the start, or from the newest checkpoint; returns what came out.
@@ -99,7 +98,7 @@ class Trainer:
         self._pace = _Pace()
         run = {"batch": self.loader.batch, "seed": self.loader.seed, "workers": self.workers}
         checkpoints = Checkpoints(self.folder, self.label, self.keep, run) if self.folder is not None else None
-        state = State.of(self.student, self.optimizer)
+        state = self.first_state()
         if self.start is not None:
             self.start.check_like(state, "The state to start from")
             state = self.start
@@ -110,6 +109,10 @@ class Trainer:
         best = self._written(self._best or state)
         before = found.seconds if found is not None else 0.0
         return TrainingResult(self._written(state), best, tuple(state.history), state, before)
+
+    def first_state(self) -> State:
+        """The student's arrays, and what the losses own: these are as large as what a loss reads, so a step tells."""
+        return State.of(self.student, self.optimizer, next(self.all_steps(self.options.layout)).initial)
 
     def _trained(self, state: State, checkpoints: Checkpoints | None) -> State:
         """The state after the last epoch. However it ends, no thread is left."""
@@ -174,15 +177,7 @@ class Trainer:
         sizes, layout = shares(self.loader.batch, self.workers), self.options.layout
         steps = [self._step(size, frozen, layout) for size in sizes]
         self._built = {key: step for key, step in self._built.items() if key[2] == layout}
-        trained = steps[0].trained
-        plan = UpdatePlan(
-            parameters=trained.parameters,
-            batchnorms=trained.batchnorms,
-            observers=trained.observers,
-            weights=trained.weights,
-            shares=tuple(size / self.loader.batch for size in sizes),
-            optimizer=self.optimizer,
-        )
+        plan = UpdatePlan(steps[0].updates, tuple(size / self.loader.batch for size in sizes), self.optimizer)
         return Engine(steps, plan, state.arrays), steps
 
     def _epoch(
@@ -264,8 +259,8 @@ class Trainer:
         record["data_wait"] = round(spent["waited"] / seconds, 5)
         return record
 
-    def _feeds(self, batch: Batch) -> dict[str, Array]:
-        feeds = {inner_name(name): array for name, array in batch.feeds.items()}
+    def _feeds(self, batch: Batch) -> dict[Port, Array]:
+        feeds = {Port(Kind.DATA, name): array for name, array in batch.feeds.items()}
         logits = self.student.outputs[0]
         if self.options.labelled:
             if batch.labels is None:
@@ -278,17 +273,17 @@ class Trainer:
                     f"Sample {int(batch.indices[wrong[0]])} has the label {int(batch.labels[wrong[0]])}, "
                     f"but output '{logits.name}' has {classes} classes (expected 0 … {last})"
                 )
-            feeds["label"] = batch.labels
+            feeds[Port(Kind.LABEL)] = batch.labels
         if self.cache is not None:
             assert batch.view is not None
-            feeds[f"teacher.{inner_name(logits.name)}"] = self.cache.outputs(batch.indices, batch.view)
+            feeds[Port(Kind.TEACHER, "teacher")] = self.cache.outputs(batch.indices, batch.view)
         return feeds
 
     def _nan(
         self,
         engine: Engine,
         steps: list[Step],
-        feeds: dict[str, Array],
+        feeds: dict[Port, Array],
         epoch: int,
         done: int,
         checkpoints: Checkpoints | None,
@@ -296,7 +291,7 @@ class Trainer:
         """The message of a loss that is not finite; the state from before the step is still the engine's."""
         start, where, state = 0, "", engine.arrays()
         for step in steps:
-            part = {name: array[start : start + step.batch] for name, array in feeds.items()}
+            part = {port: array[start : start + step.batch] for port, array in feeds.items()}
             where = first_nonfinite(step, part, state)
             start += step.batch
             if not where.startswith("no single"):
@@ -304,11 +299,13 @@ class Trainer:
         began = f"The loss is not finite in epoch {epoch + 1}, step {done + 1}. It began with {where}"
         return f"{began}. {self._advice(checkpoints)}"
 
-    def _sound_arrays(self, engine: Engine, epoch: int, done: int, checkpoints: Checkpoints | None) -> dict[str, Array]:
+    def _sound_arrays(
+        self, engine: Engine, epoch: int, done: int, checkpoints: Checkpoints | None
+    ) -> dict[Port, Array]:
         """The state after `done` steps of an epoch; TrainingError naming what is NaN or infinite in it. The loss does
         not tell of the last step's update, nor ever of running statistics."""
         arrays = engine.arrays()
-        found = nonfinite_state(arrays, engine.before(), self.student)
+        found = nonfinite_state(arrays, engine.before())
         if found is not None:
             raise TrainingError(f"{found}: after epoch {epoch + 1}, step {done}. {self._advice(checkpoints)}")
         return arrays

@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, TypeAlias
 
-import numpy as np
 from pydantic import Field
 
-from onnxslim.ir.graph import Graph, Value
+from onnxslim.ir.graph import Value
 from onnxslim.options import LARGEST, declared
+from onnxslim.training.update import Optimizer, Words
 
-__all__ = ["OPTIMIZERS", "AdamW", "Optimizer", "Rates", "Sgd"]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Values of the update graph that all parameters share: the rate and the step, float32 scalars."""
-
-    lr: Value
-    step: Value
-
-
-class Optimizer(Protocol):
-    """How parameters follow their gradients. moments: names of what is kept a parameter."""
-
-    name: ClassVar[str]
-
-    @property
-    def moments(self) -> tuple[str, ...]: ...
-
-    @property
-    def learning_rate(self) -> float: ...
-
-    @property
-    def clip_norm(self) -> float | None: ...
-
-    def update(
-        self, graph: Graph, parameter: Value, gradient: Value, moments: list[Value], rates: Rates, decays: bool
-    ) -> tuple[Value, list[Value]]:
-        """Adds the update of one parameter; returns its next value and its next moments."""
-        ...
-
-
-def _const(graph: Graph, number: float) -> Value:
-    name = f"const/{number!r}"
-    return graph.find(name) or graph.add_constant(name, np.float32(number))
+__all__ = ["OPTIMIZERS", "AdamW", "Optimizer", "Sgd"]
 
 
 LearningRate: TypeAlias = Annotated[
@@ -74,20 +40,14 @@ class Sgd:
     moments: ClassVar[tuple[str, ...]] = ("momentum",)
 
     def update(
-        self, graph: Graph, parameter: Value, gradient: Value, moments: list[Value], rates: Rates, decays: bool
+        self, words: Words, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
     ) -> tuple[Value, list[Value]]:
-        base = f"op/{parameter.name}"
+        op, const = words.op, words.const
         if decays and self.weight_decay:
-            decay = graph.op("Mul", parameter, _const(graph, self.weight_decay), name=f"{base}/decay")
-            gradient = graph.op("Add", gradient, decay, name=f"{base}/decayed")
-        slowed = graph.op("Mul", moments[0], _const(graph, self.momentum), name=f"{base}/slowed")
-        momentum = graph.op("Add", slowed, gradient, name=f"{base}/momentum")
-        direction = momentum
-        if self.nesterov:
-            ahead = graph.op("Mul", momentum, _const(graph, self.momentum), name=f"{base}/ahead")
-            direction = graph.op("Add", gradient, ahead, name=f"{base}/nesterov")
-        change = graph.op("Mul", direction, rates.lr, name=f"{base}/change")
-        return graph.op("Sub", parameter, change, name=f"{base}/moved"), [momentum]
+            gradient = op("Add", gradient, op("Mul", parameter, const(self.weight_decay)))
+        momentum = op("Add", op("Mul", moments[0], const(self.momentum)), gradient)
+        direction = op("Add", gradient, op("Mul", momentum, const(self.momentum))) if self.nesterov else momentum
+        return op("Sub", parameter, op("Mul", direction, words.rate)), [momentum]
 
 
 @declared
@@ -110,39 +70,29 @@ class AdamW:
     moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def update(
-        self, graph: Graph, parameter: Value, gradient: Value, moments: list[Value], rates: Rates, decays: bool
+        self, words: Words, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
     ) -> tuple[Value, list[Value]]:
-        base = f"op/{parameter.name}"
-        corrections = [self._correction(graph, rates, i) for i in (0, 1)]
-        square = graph.op("Mul", gradient, gradient, name=f"{base}/square")
-        news = []
-        for moment, seen, beta, what in zip(moments, (gradient, square), self.betas, self.moments):
-            kept = graph.op("Mul", moment, _const(graph, beta), name=f"{base}/{what}_kept")
-            added = graph.op("Mul", seen, _const(graph, 1 - beta), name=f"{base}/{what}_added")
-            news.append(graph.op("Add", kept, added, name=f"{base}/{what}"))
-        mean, spread = (graph.op("Div", n, c, name=f"{base}/corrected") for n, c in zip(news, corrections))
-        root = graph.op(
-            "Add",
-            graph.op("Sqrt", spread, name=f"{base}/root"),
-            _const(graph, self.epsilon),
-            name=f"{base}/denominator",
-        )
-        change = graph.op("Mul", graph.op("Div", mean, root, name=f"{base}/direction"), rates.lr, name=f"{base}/change")
+        op, const = words.op, words.const
+        corrections = [self._correction(words, beta) for beta in self.betas]
+        news = [
+            op("Add", op("Mul", moment, const(beta)), op("Mul", seen, const(1 - beta)))
+            for moment, seen, beta in zip(moments, (gradient, op("Mul", gradient, gradient)), self.betas)
+        ]
+        mean, spread = (op("Div", new, correction) for new, correction in zip(news, corrections))
+        direction = op("Div", mean, op("Add", op("Sqrt", spread), const(self.epsilon)))
+        change = op("Mul", direction, words.rate)
         if decays and self.weight_decay:
-            rate = graph.op("Mul", rates.lr, _const(graph, self.weight_decay), name=f"{base}/decay_rate")
-            parameter = graph.op(
-                "Sub", parameter, graph.op("Mul", parameter, rate, name=f"{base}/decay"), name=f"{base}/decayed"
-            )
-        return graph.op("Sub", parameter, change, name=f"{base}/moved"), news
+            rate = op("Mul", words.rate, const(self.weight_decay))
+            parameter = op("Sub", parameter, op("Mul", parameter, rate))
+        return op("Sub", parameter, change), news
 
-    def _correction(self, graph: Graph, rates: Rates, which: int) -> Value:
+    def _correction(self, words: Words, beta: float) -> Value:
         """1 − βᵗ, computed once for all parameters."""
-        name = f"correction/{which}"
-        known = graph.find(name)
-        if known is not None:
-            return known
-        power = graph.op("Pow", _const(graph, self.betas[which]), rates.step, name=f"power/{which}")
-        return graph.op("Sub", _const(graph, 1.0), power, name=name)
+
+        def make() -> Value:
+            return words.op("Sub", words.const(1.0), words.op("Pow", words.const(beta), words.step))
+
+        return words.once(("correction", beta), make)
 
 
 OPTIMIZERS: tuple[type[Optimizer], ...] = (Sgd, AdamW)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from onnxslim.analysis.cost import parameters
 from onnxslim.analysis.trainable import Survey, find_trainable
 from onnxslim.errors import TrainingError
 from onnxslim.ir.graph import Graph, Node, Role, Value
-from onnxslim.training.update import MOMENTUM, BatchNormSpec, ObserverSpec, ParameterSpec, WeightScaleSpec
+from onnxslim.training.ports import Kind, Port
+from onnxslim.training.rules import MOMENTUM, FollowBatchnorm, FollowMaximum, FollowRange, Optimise
+from onnxslim.training.update import Rule
 from passes.gradient import refusal
 
-__all__ = ["Trained", "left_alone", "mark_parameters", "trained_of"]
+__all__ = [
+    "is_fake_quant",
+    "left_alone",
+    "mark_parameters",
+    "parameter_port",
+    "scale_port",
+    "statistic_port",
+    "updates_of",
+]
 
 _SHOWN = 5  # reasons in a message
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Everything of a graph that an update changes, in the graph's order."""
-
-    parameters: tuple[ParameterSpec, ...]
-    batchnorms: tuple[BatchNormSpec, ...]
-    observers: tuple[ObserverSpec, ...]
-    weights: tuple[WeightScaleSpec, ...]
 
 
 def mark_parameters(graph: Graph) -> list[Value]:
@@ -60,32 +60,62 @@ def _marked(graph: Graph) -> Survey:
     return survey
 
 
-def trained_of(graph: Graph, *, frozen_batchnorm: bool = False) -> Trained:
-    """What training changes in a graph whose parameters are marked; batch norm's statistics unless frozen."""
+def updates_of(graph: Graph, *, frozen_batchnorm: bool = False) -> tuple[Rule, ...]:
+    """What training changes in a graph whose parameters are marked, and by which rule; batch norm's statistics unless
+    frozen."""
     found = _marked(graph).parameters
-    names = {parameter.value.name for parameter in found}
-    batchnorms: dict[str, BatchNormSpec] = {}
-    observers: dict[int, ObserverSpec] = {}
-    weights: list[WeightScaleSpec] = []
-    for node in graph.nodes():
-        if node.op == "BatchNormalization" and not frozen_batchnorm:
-            mean, var = graph.operand(node, 3), graph.operand(node, 4)
-            momentum = float(node.attr("momentum", MOMENTUM))
-            batchnorms.setdefault(mean.name, BatchNormSpec(mean.name, var.name, mean.static_shape[0], momentum))
-        elif is_fake_quant(node):
-            x, scale, zero_point = (graph.operand(node, slot) for slot in range(3))
-            observed = graph.input(node, 3)
-            if observed is None and x.name in names:
-                axis = node.attr("axis") if scale.shape else None
-                weights.append(WeightScaleSpec(x.name, scale.name, axis, node.attr("bits", 8)))
-            elif observed is not None:
-                spec = ObserverSpec(
-                    observed.name, scale.name, zero_point.name, node.attr("bits", 8), bool(node.attr("signed", 1))
-                )
-                observers[observed.id] = spec
-    specs = tuple(ParameterSpec(p.value.name, p.value.static_shape, p.decays) for p in found)
-    return Trained(specs, tuple(batchnorms.values()), tuple(observers.values()), tuple(dict.fromkeys(weights)))
+    rules: list[Rule] = [Optimise(parameter_port(p.value), p.value.static_shape, p.decays) for p in found]
+    learnt = {p.value.id for p in found}
+    nodes = graph.nodes()
+    if not frozen_batchnorm:
+        rules += [_follow_batchnorm(graph, node) for node in nodes if node.op == "BatchNormalization"]
+    quantized = [node for node in nodes if is_fake_quant(node)]
+    rules += [_follow_range(graph, node) for node in quantized if graph.input(node, 3) is not None]
+    rules += [_follow_maximum(graph, node) for node in quantized
+              if graph.input(node, 3) is None and graph.operand(node, 0).id in learnt]  # fmt: skip
+    return tuple(_once(rules))
+
+
+def parameter_port(value: Value) -> Port:
+    return Port(Kind.PARAMETER, value.name)
+
+
+def scale_port(value: Value) -> Port:
+    """Of a scale or a zero point."""
+    return Port(Kind.SCALE, value.name)
+
+
+def statistic_port(value: Value) -> Port:
+    return Port(Kind.STATISTIC, value.name)
 
 
 def is_fake_quant(node: Node) -> bool:
     return node.op == "FakeQuant" and node.domain == "onnxslim"
+
+
+def _follow_batchnorm(graph: Graph, node: Node) -> Rule:
+    mean, var = graph.operand(node, 3), graph.operand(node, 4)
+    momentum = float(node.attr("momentum", MOMENTUM))
+    return FollowBatchnorm(statistic_port(mean), statistic_port(var), mean.static_shape[0], momentum)
+
+
+def _follow_range(graph: Graph, node: Node) -> Rule:
+    scale, zero_point, observed = (graph.operand(node, slot) for slot in (1, 2, 3))
+    bits, signed = node.attr("bits", 8), bool(node.attr("signed", 1))
+    return FollowRange(statistic_port(observed), scale_port(scale), scale_port(zero_point), bits, signed)
+
+
+def _follow_maximum(graph: Graph, node: Node) -> Rule:
+    weight, scale = graph.operand(node, 0), graph.operand(node, 1)
+    axis = node.attr("axis") if scale.shape else None
+    return FollowMaximum(
+        parameter_port(weight), weight.static_shape, scale_port(scale), axis, node.attr("bits", 8)
+    )  # fmt: skip
+
+
+def _once(rules: Iterable[Rule]) -> Iterable[Rule]:
+    """Of rules for one array, which several nodes read, the first."""
+    found: dict[Port, Rule] = {}
+    for rule in rules:
+        found.setdefault(next(iter(rule.moves)), rule)
+    return found.values()

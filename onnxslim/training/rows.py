@@ -1,130 +1,107 @@
 """What is updated alike lies side by side in one row of memory, so that one op serves all of it.
 
-    decayed    every weight                   + a row a moment, a row of gradients a worker
-    undecayed  every bias and norm              likewise
-    mean, var  running statistics             + the batch's, a row a worker
-    range.…    observed ranges, by kind of grid; scale.… and zero_point.… follow them
+    every weight that decays               + a row a moment, a row of gradients a worker
+    every bias and norm                    likewise
+    running means, running variances       + the batch's, a row a worker
+    observed ranges, by kind of grid       + scales and zero points, which follow them
 
-Rows are named `rows/…`. Each array is still there under its own name and in its own shape, as a view into its row.
+Which rules are alike they say themselves (`Rule.alike`). Each array is still there in its own shape, as a view into its
+row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
 from onnxslim.ir.graph import Array
-from onnxslim.training.update import BatchNormSpec, ObserverSpec, ParameterSpec, UpdatePlan
+from onnxslim.training.ports import Kind, Port
+from onnxslim.training.update import Rule, UpdatePlan, moves_of
 
-__all__ = ["Arena", "Plans", "Rows", "plans", "rows_of"]
+__all__ = ["Arena", "Plans", "Row", "Rows", "plans"]
 
-Rows: TypeAlias = dict[str, dict[str, tuple[int, ...]]]
-"""Row → member → shape, in order."""
-
-_LINE = 16  # floats of a cache line: no two parameters share one
-_PARAMETERS = ("rows/decayed", "rows/undecayed")
+_LINE = 16  # floats of a cache line
 
 
-def rows_of(plan: UpdatePlan) -> tuple[Rows, Rows]:
-    """The rows of the state, and those of a worker's results, whose members stand in the same places."""
-    state: Rows = {}
-    results: Rows = {}
-    for name, decays in zip(_PARAMETERS, (True, False)):
-        specs = [spec for spec in plan.parameters if spec.decays is decays]
-        if specs:
-            state[name] = {spec.name: _sizes(spec) for spec in specs}
-            results[f"grad.{name}"] = {f"grad.{spec.name}": _sizes(spec) for spec in specs}
-            for moment in plan.optimizer.moments:
-                state[f"{name}.{moment}"] = {f"{spec.name}.{moment}": _sizes(spec) for spec in specs}
-    if plan.batchnorms:
-        state["rows/mean"] = {spec.mean: (spec.channels,) for spec in plan.batchnorms}
-        state["rows/var"] = {spec.var: (spec.channels,) for spec in plan.batchnorms}
-        for what in ("batch_mean", "batch_var"):
-            results[f"{what}.rows/mean"] = {f"{what}.{spec.mean}": (spec.channels,) for spec in plan.batchnorms}
-    for spec in plan.observers:
-        kind = _kind(spec)
-        state.setdefault(f"rows/range.{kind}", {})[spec.range] = (2,)
-        state.setdefault(f"rows/scale.{kind}", {})[spec.scale] = ()
-        state.setdefault(f"rows/zero_point.{kind}", {})[spec.zero_point] = ()
-        results.setdefault(f"observed.rows/range.{kind}", {})[f"observed.{spec.range}"] = (2,)
-    return state, results
+@dataclass(frozen=True)
+class Row:
+    """Which arrays lie in a row, in order, and in which shapes. aligned: whether each begins with a cache line, so that
+    no two of them share one."""
+
+    members: Mapping[Port, tuple[int, ...]]
+    aligned: bool
 
 
-def _sizes(spec: ParameterSpec) -> tuple[int, ...]:
-    return tuple(d for d in spec.shape if isinstance(d, int))
-
-
-def _kind(spec: ObserverSpec) -> str:
-    return f"{'int' if spec.signed else 'uint'}{spec.bits}"
+Rows: TypeAlias = dict[Port, Row]
 
 
 @dataclass(frozen=True)
 class Plans:
-    """What is done with the rows. moves: a plan a row of parameters, for any part of it. follows: everything else,
-    once the parameters have moved."""
+    """The same update, of rows. moves: a plan a row whose numbers move each by itself, for any part of it; follows:
+    everything else, once these have moved. state, results: the rows of the state, and those of a worker's results,
+    whose members stand in the same places."""
 
-    moves: Mapping[str, UpdatePlan]
+    moves: Mapping[Port, UpdatePlan]
     follows: UpdatePlan
+    state: Rows
+    results: Rows
 
 
 def plans(plan: UpdatePlan) -> Plans:
-    """The same update, of rows."""
-    state, _ = rows_of(plan)
-    empty = replace(plan, parameters=(), batchnorms=(), observers=(), weights=())
-    moves = {
-        name: replace(
-            empty, parameters=(ParameterSpec(name, ("n",), decays),), scaled=plan.optimizer.clip_norm is not None
-        )
-        for name, decays in zip(_PARAMETERS, (True, False))
-        if name in state
-    }
-    observers = {_kind(spec): spec for spec in plan.observers}
-    follows = replace(
-        empty,
-        batchnorms=(_row_of(plan.batchnorms),) if plan.batchnorms else (),
-        observers=tuple(
-            replace(spec, range=f"rows/range.{kind}", scale=f"rows/scale.{kind}", zero_point=f"rows/zero_point.{kind}",
-                    count=len(state[f"rows/range.{kind}"]))
-            for kind, spec in observers.items()
-        ),
-        weights=plan.weights,
-        read=plan.parameters,
-    )  # fmt: skip
-    return Plans(moves, follows)
+    state: Rows = {}
+    results: Rows = {}
+    moves: dict[Port, UpdatePlan] = {}
+    follows: list[Rule] = []
+    scaled = plan.optimizer.clip_norm is not None
+    for number, rules in enumerate(_alike(plan.rules)):
+        if rules[0].alike is None:
+            follows += rules
+            continue
+        joined = rules[0].on_rows(rules, partial(Port, Kind.ROW, str(number)))
+        if joined.in_pieces:
+            moves[next(iter(joined.moves))] = replace(plan, rules=(joined,), scaled=scaled)
+        else:
+            follows.append(joined)
+        moved = [moves_of(rule, plan.optimizer) for rule in (joined, *rules)]
+        state |= _rows(moved[0], moved[1:], joined.in_pieces)
+        results |= _rows(joined.reads, [rule.reads for rule in rules], joined.in_pieces)
+    return Plans(moves, replace(plan, rules=tuple(follows), scaled=scaled), state, results)
 
 
-def _row_of(specs: Sequence[BatchNormSpec]) -> BatchNormSpec:
-    """All batch norms as one: each channel with its own momentum, or one for all where they agree."""
-    each = [m for spec in specs for m in _of_channels(spec)]
-    return BatchNormSpec("rows/mean", "rows/var", len(each), each[0] if len(set(each)) == 1 else tuple(each))
+def _alike(rules: Sequence[Rule]) -> Iterable[Sequence[Rule]]:
+    """In the order of the first of each kind."""
+    found: dict[Hashable, list[Rule]] = {}
+    for rule in rules:
+        key = rule.alike
+        found.setdefault(id(rule) if key is None else key, []).append(rule)
+    return found.values()
 
 
-def _of_channels(spec: BatchNormSpec) -> Sequence[float]:
-    return spec.momentum if isinstance(spec.momentum, tuple) else [spec.momentum] * spec.channels
+def _rows(rows: Iterable[Port], of_each: Sequence[Mapping[Port, Sequence[int | str]]], aligned: bool) -> Rows:
+    """A row for each array of a rule, whose members are that array of each of the rules."""
+    found = {}
+    for row, *members in zip(rows, *(each.items() for each in of_each)):
+        found[row] = Row({port: tuple(d for d in sizes if isinstance(d, int)) for port, sizes in members}, aligned)
+    return found
 
 
 class Arena:
-    """Memory for rows: float32, zero where nothing lies. `row(name)` is a whole one, `arrays` has the members."""
+    """Memory for rows: float32, zero where nothing lies. `rows` has the whole ones, `arrays` the members."""
 
     def __init__(self, rows: Rows) -> None:
-        self._rows: dict[str, Array] = {}
-        self.arrays: dict[str, Array] = {}
-        for name, members in rows.items():
-            line = _LINE if name.startswith((*_PARAMETERS, *(f"grad.{n}" for n in _PARAMETERS))) else 1
-            sizes = [-(-math.prod(shape) // line) * line for shape in members.values()]
-            row = self._rows[name] = _aligned(sum(sizes))
-            for (member, shape), start in zip(members.items(), _starts(sizes)):
-                self.arrays[member] = row[start : start + math.prod(shape)].reshape(shape)
-
-    def row(self, name: str) -> Array:
-        return self._rows[name]
-
-    def names(self) -> Iterable[str]:
-        return self._rows
+        self.rows: dict[Port, Array] = {}
+        self.arrays: dict[Port, Array] = {}
+        for port, row in rows.items():
+            line = _LINE if row.aligned else 1
+            sizes = [-(-math.prod(shape) // line) * line for shape in row.members.values()]
+            memory = self.rows[port] = _aligned(sum(sizes))
+            for (member, shape), start in zip(row.members.items(), _starts(sizes)):
+                self.arrays[member] = memory[start : start + math.prod(shape)].reshape(shape)
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

@@ -1,51 +1,57 @@
 """`build_step`: the graph that one worker runs each step — forward, losses, gradients, what observers see.
 
-student (+ teacher) + losses → differentiate → one graph
-    in:  images, labels, [teacher outputs]; parameters, scales, [running statistics] by name
-    out: loss, loss.<name>, correct, grad.<parameter>, batch_mean.* and batch_var.*, observed.<range>
+    student (+ teacher) + losses  →  loss, its terms, gradients, statistics of the batch
+
+What is fed and fetched is told by ports (`training/ports.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Literal
 
-import numpy as np
-
-from onnxslim.analysis.batch import with_batch
-from onnxslim.analysis.regions import cuts_at_zero
-from onnxslim.errors import UnsupportedError
-from onnxslim.ir.graph import Array, DType, Graph, Role, Value
-from onnxslim.ir.rewrite import Context, Pass, Pipeline
-from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.graph import Array, Graph, Value
+from onnxslim.ir.rewrite import Checker, Pass, Pipeline
 from onnxslim.ir.verify import verify
 from onnxslim.runtime.capabilities import capabilities
-from onnxslim.training.names import move_names, users_names
-from onnxslim.training.parameters import Trained, is_fake_quant, trained_of
-from passes.distill import PREFIX, Loss, MergeTeacher, Taps, attach_losses, softmax_behind
-from passes.gradient import GradientOptions, differentiate
-from passes.gradient.ort_builder import differentiate_with_ort
+from onnxslim.training.parameters import updates_of
+from onnxslim.training.ports import FED, STATE, Port
+from onnxslim.training.step_passes import (
+    LAYOUTS,
+    WIDTH,
+    AttachLosses,
+    CountCorrect,
+    Differentiate,
+    FeedData,
+    FeedState,
+    FeedTeacher,
+    FetchStatistics,
+    FetchTaps,
+    LayOut,
+    Layout,
+    Observe,
+    SetSizes,
+    ShapeState,
+    StepContext,
+)
+from onnxslim.training.update import Rule
+from passes.distill import Loss, MergeTeacher
 from passes.gradient.train_batchnorm import TrainBatchnorm
-from passes.layout import ExpandBlocked, ExpandLanes, ShapePorts, ToBlocked, ToLanes
+from passes.layout import ExpandBlocked, ExpandLanes
 from passes.quantize import ExpandFakeQuant
-from passes.simplify import EliminateCommon, EliminateDead, MergeMovements
+from passes.simplify import EliminateCommon, EliminateDead, InferShapes, MergeMovements
 
-__all__ = ["LAYOUTS", "WIDTH", "Layout", "Step", "StepOptions", "build_step"]
-
-Layout: TypeAlias = Literal["plain", "blocked", "lanes"]
-LAYOUTS: tuple[Layout, ...] = ("plain", "blocked", "lanes")
-
-WIDTH = 8
-"""Of the lanes where the runtime has no blocked kernels: any serves, this one fits AVX2 and NEON."""
+__all__ = ["LAYOUTS", "WIDTH", "Layout", "Step", "StepOptions", "build_step", "passes_of"]
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """teacher_as_input: the teacher's logits are fed (from a cache) instead of computed in the graph.
+    """teacher_as_input: the teacher's values are fed (from a cache) instead of computed in the graph.
     frozen_batchnorm: batch norm uses its running statistics. labelled: whether labels are fed.
     layout: plain, channels in the vector lanes where that helps (blocked), or images (lanes).
-    sample: the shape of one sample, for the axes that student and teacher leave free."""
+    sample: the shape of one sample, for the axes that student and teacher leave free. watch: values of the student's
+    that are fetched, by name. seed: what a loss's own parameters begin with is drawn for it."""
 
     losses: tuple[Loss, ...]
     teacher_as_input: bool = False
@@ -54,200 +60,106 @@ class StepOptions:
     gradient: Literal["own", "ort"] = "own"
     layout: Layout = "plain"
     sample: tuple[int, ...] | None = None
+    watch: tuple[str, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Step:
     """A step graph for `batch` samples, ready for a session.
 
-    data: names of the inputs fed anew each step; state: of those read from the training state. laid: how many
-    nodes the layout changed.
+    ports: what its inputs and outputs are called. updates: what its results are for. initial: what a loss's own
+    parameters begin with. laid: how many nodes the layout changed.
     """
 
     graph: Graph
     batch: int
-    data: tuple[str, ...]
-    state: tuple[str, ...]
-    trained: Trained
+    ports: Mapping[Port, str]
+    updates: tuple[Rule, ...]
+    initial: Mapping[Port, Array] = field(default_factory=dict)
     laid: int = 0
 
-    def fed_from(self, state: Mapping[str, Array]) -> dict[str, Array]:
+    @property
+    def data(self) -> tuple[Port, ...]:
+        """Inputs that are fed anew each step: the model's, labels, the teacher's values."""
+        return tuple(port for port in self.ports if port.kind in FED)
+
+    @property
+    def state(self) -> tuple[Port, ...]:
+        """Inputs that are read from the training state."""
+        return tuple(port for port in self.ports if port.kind in STATE)
+
+    @property
+    def outputs(self) -> dict[Port, Value]:
+        """What comes out."""
+        return {p: self.graph.value(name) for p, name in self.ports.items() if p.kind not in (*FED, *STATE)}
+
+    def value(self, port: Port) -> Value:
+        return self.graph.value(self.ports[port])
+
+    def fed_from(self, state: Mapping[Port, Array]) -> dict[str, Array]:
         """What the graph reads of the training state: the same memory, in the shapes that it computes with."""
-        return {name: state[name].reshape(self.graph.value(name).static_shape) for name in self.state}
+        return {self.ports[port]: state[port].reshape(self.value(port).static_shape) for port in self.state}
+
+    def fed(self, feeds: Mapping[Port, Array], state: Mapping[Port, Array]) -> dict[str, Array]:
+        """Everything that a session of the graph is fed."""
+        return {**{self.ports[port]: feeds[port] for port in self.data}, **self.fed_from(state)}
+
+    def found(self, results: Mapping[str, Array]) -> dict[Port, Array]:
+        """What a session gave, by what it is."""
+        return {port: results[name] for port, name in self.ports.items() if name in results}
 
 
-def build_step(student: Graph, batch: int, options: StepOptions, teacher: Graph | None = None) -> Step:
-    """The step graph of a student in the working opset; `student` is not changed. Its tensors are called as
-    `inner_name` says.
+def passes_of(batch: int, options: StepOptions, teachers: Sequence[str] = ()) -> tuple[Pass, ...]:
+    """What makes a step of a model, in order."""
+    own = options.gradient == "own"
+    losses, sample = options.losses, options.sample
+    return (
+        SetSizes(batch, sample),
+        InferShapes(),
+        FeedData(batch, options.labelled),
+        *(() if options.frozen_batchnorm else (TrainBatchnorm(),)),
+        FeedState(options.frozen_batchnorm),
+        *(FeedTeacher(losses, batch, sample, name) if options.teacher_as_input else MergeTeacher(name)
+          for name in teachers),
+        AttachLosses(losses),
+        Observe(),
+        CountCorrect(),
+        FetchStatistics(),
+        FetchTaps(options.watch),
+        InferShapes(),
+        LayOut(options.layout if own else "plain"),
+        Differentiate(options.gradient),
+        InferShapes(),
+        ExpandLanes(blocked=capabilities().lanes > 0),
+        ExpandBlocked(),
+        ExpandFakeQuant(),
+        MergeMovements(),
+        EliminateCommon(),
+        ShapeState(),
+        EliminateDead(),
+        InferShapes(),
+    )  # fmt: skip
+
+
+def build_step(
+    student: Graph, batch: int, options: StepOptions, teacher: Graph | None = None, checker: Checker | None = None
+) -> Step:
+    """The step graph of a student in the working opset; `student` is not changed. checker: looks at the graph before
+    and after each pass, and names the one that changed the numbers.
 
     Raises GradientError naming the node where something on the way has no gradient.
     """
-    with users_names():
-        student = move_names(student.copy())
-        teacher = None if teacher is None else move_names(teacher.copy())
-        return _built(student, batch, options, teacher)
-
-
-def _built(student: Graph, batch: int, options: StepOptions, teacher: Graph | None) -> Step:
-    trained = trained_of(student, frozen_batchnorm=options.frozen_batchnorm)
-    graph = with_batch(student, batch, options.sample)
-    data = [v.name for v in graph.inputs if v.array is None]
-    logits = graph.outputs[0]
-    infer_shapes(graph)
-    if not options.frozen_batchnorm:
-        TrainBatchnorm()(graph)
-    state = _feed_state(graph, trained, options.frozen_batchnorm)
-    label = None
-    if options.labelled:
-        label = graph.add_input("label", DType.INT64, (batch,))
-        data.append(label.name)
-    target = None
-    if teacher is not None and options.teacher_as_input:
-        target = graph.add_input(f"{PREFIX}{logits.name}", DType.FLOAT, logits.shape)
-        data.append(target.name)
-        target = _given(graph, target, teacher)
-    elif teacher is not None:
-        MergeTeacher()(graph, Context(graphs={"teacher": with_batch(teacher, batch, options.sample)}))
-        target = graph.value(f"{PREFIX}{teacher.outputs[0].name}")
-    loss, components = attach_losses(graph, options.losses, Taps(logits, target, label))
-    outputs = [loss, *components.values(), *_observe(graph, trained)]
-    if label is not None and len(logits.static_shape) == 2:
-        outputs.append(_correct(graph, logits, label))
-    infer_shapes(graph)
-    for spec in trained.batchnorms:
-        outputs += [graph.value(f"batch_mean.{spec.mean}"), graph.value(f"batch_var.{spec.mean}")]
-    wrt = [graph.value(spec.name) for spec in trained.parameters]
-    for value in graph.outputs:
-        graph.remove_output(value)
-    for value in outputs:
-        graph.add_output(value)
-    laid = _lay_out(graph, options, wrt)
-    if options.gradient == "ort":
-        graph, gradients = differentiate_with_ort(graph, loss, wrt)
-    else:
-        kernels = GradientOptions(capabilities().has_training_kernels, capabilities().lanes)
-        gradients = differentiate(graph, loss, wrt, kernels)
-    for name, gradient in gradients.items():
-        graph.add_output(_named(graph, gradient, f"grad.{name}"))
-    ExpandLanes(blocked=capabilities().lanes > 0)(graph)
-    ExpandBlocked()(graph)
-    ExpandFakeQuant()(graph)
-    Pipeline((MergeMovements(), EliminateCommon(), ShapePorts(frozenset(state)), EliminateDead()))(graph)
+    graph, teachers = student.copy(), {} if teacher is None else {"teacher": teacher}
+    if teacher is not None and not options.teacher_as_input:
+        teachers["teacher"] = teacher.copy()
+        SetSizes(batch, options.sample)(teachers["teacher"])
+    step = StepContext(graphs=teachers, seed=options.seed, checker=checker)
+    step.updates.extend(updates_of(graph, frozen_batchnorm=options.frozen_batchnorm))
+    step.taps.update({("student", value.name): value.name for value in graph.values()})
+    step.taps["student", ""] = graph.outputs[0].name
+    done = Pipeline(passes_of(batch, options, list(teachers)))(graph, step)
     verify(graph)  # as a whole: passes have looked at what they edited, where its types were known by then
-    fed = {v.name for v in graph.inputs}
-    return Step(graph, batch, tuple(n for n in data if n in fed), tuple(n for n in state if n in fed), trained, laid)
-
-
-def _given(graph: Graph, logits: Value, teacher: Graph) -> Value:
-    """The teacher's output from its logits, which are what is fed."""
-    softmax = softmax_behind(teacher, teacher.outputs[0])
-    if softmax is None:
-        return logits
-    output = graph.op("Softmax", logits, name=f"{logits.name}/softmax", axis=softmax.axis)
-    graph.set_type(output, logits.dtype, logits.shape)
-    return output
-
-
-def _feed_state(graph: Graph, trained: Trained, frozen_batchnorm: bool) -> list[str]:
-    """Parameters, scales and (frozen) running statistics become inputs of the same name."""
-    names = [spec.name for spec in trained.parameters]
-    for node in graph.nodes():
-        if is_fake_quant(node):
-            names += [graph.operand(node, 1).name, graph.operand(node, 2).name]
-        elif node.op == "BatchNormalization" and frozen_batchnorm:
-            names += [graph.operand(node, 3).name, graph.operand(node, 4).name]
-    names = list(dict.fromkeys(names))
-    for name in names:
-        value = graph.find(name)
-        if value is None:  # another batch size made another constant of it
-            raise UnsupportedError(
-                f"Parameter '{name}' has the model's batch size in its shape, and cannot be trained with another: "
-                "export the model with a free batch axis"
-            )
-        graph.set_array(value, None)
-        graph.add_input(name, value.dtype, value.shape)
-    return names
-
-
-def _observe(graph: Graph, trained: Trained) -> list[Value]:
-    """For each observer: float32 [2], the smallest and largest value that its FakeQuants read."""
-    watched: dict[str, list[Value]] = {spec.range: [] for spec in trained.observers}
-    for node in graph.nodes():
-        observed = graph.input(node, 3) if is_fake_quant(node) else None
-        if observed is not None and observed.name in watched:
-            watched[observed.name].append(graph.operand(node, 0))
-    found = []
-    for name, values in watched.items():
-        lows, highs = [], []
-        for value in dict.fromkeys(values):
-            base = f"observed/{value.name}"
-            producer = graph.producer(value)
-            if producer is not None and cuts_at_zero(graph, producer):
-                lows.append(graph.add_constant(f"{base}/zero", np.zeros((), np.float32)))
-            else:
-                lows.append(graph.op("ReduceMin", value, name=f"{base}/min", keepdims=0))
-            highs.append(graph.op("ReduceMax", value, name=f"{base}/max", keepdims=0))
-        axis = graph.add_constant("observed/axis", np.zeros(1, np.int64))
-        ends = []
-        for op, parts in (("Min", lows), ("Max", highs)):
-            end = parts[0] if len(parts) == 1 else graph.op(op, *parts, name=f"observed/{name}/{op}")
-            ends.append(graph.op("Unsqueeze", end, axis, name=f"observed/{name}/{op}_1d"))
-        both = graph.op("Concat", *ends, name=f"observed/{name}", axis=0)
-        graph.rename(both, f"observed.{name}")
-        graph.set_type(both, DType.FLOAT, (2,))
-        found.append(both)
-    return found
-
-
-def _correct(graph: Graph, logits: Value, label: Value) -> Value:
-    """How many samples have their largest logit at the label: float32 scalar `correct`."""
-    best = graph.op("ArgMax", logits, name="correct/argmax", axis=1, keepdims=0)
-    hits = graph.op(
-        "Cast", graph.op("Equal", best, label, name="correct/hit"), name="correct/float", to=int(DType.FLOAT)
-    )
-    count = graph.op("ReduceSum", hits, name="correct", keepdims=0)
-    graph.set_type(count, DType.FLOAT, ())
-    return count
-
-
-def _lay_out(graph: Graph, options: StepOptions, wrt: Sequence[Value]) -> int:
-    """Rewrites what depends on the parameters for the layout; how many nodes that are."""
-    if options.layout == "plain" or options.gradient == "ort":
-        return 0
-    lanes, nodes = capabilities().lanes or WIDTH, _depending_on(graph, wrt)
-    if options.layout == "lanes":
-        chosen: Pass = ToLanes(_width(graph, nodes, lanes), nodes)
-    else:
-        chosen = ToBlocked(lanes, nodes)
-    return chosen(graph).rewrites
-
-
-def _width(graph: Graph, nodes: frozenset[int], lanes: int) -> int:
-    """How many images lie side by side: as the runtime's blocked kernels have it where depthwise convolutions run in
-    them; else all of them, since what gathers rows of memory takes a time a row."""
-    convolutions = [node for node in graph.nodes() if node.id in nodes and node.op == "Conv"]
-    if not convolutions or any(node.attr("group", 1) > 1 for node in convolutions):
-        return lanes
-    return graph.operand(convolutions[0], 0).static_shape[0]
-
-
-def _depending_on(graph: Graph, values: Sequence[Value]) -> frozenset[int]:
-    """Ids of the nodes that read those values, directly or through others: not the teacher's."""
-    net, found = graph.view, set[int]()
-    frontier = [value.id for value in values]
-    while frontier:
-        following = [id for id in net.successors(frontier.pop()) if id not in found]
-        found.update(following)
-        frontier += following
-    return frozenset(found)
-
-
-def _named(graph: Graph, value: Value, name: str) -> Value:
-    """The value under that name; an Identity where the value is an input, a constant or named already."""
-    if value.array is not None or graph.is_input(value) or value.name.startswith("grad."):
-        copy = graph.op("Identity", value, name=name)
-        graph.set_type(copy, value.dtype, value.shape)
-        value = copy
-    graph.rename(value, graph.fresh_name(name))
-    graph.set_role(value, Role.GRADIENT, name.removeprefix("grad."))
-    return value
+    there = {value.name for value in (*graph.inputs, *graph.outputs)}
+    ports = {port: name for port, name in step.ports.items() if name in there}
+    return Step(graph, batch, ports, tuple(step.updates), step.initial, done.by_pass.get(LayOut.name, 0))

@@ -1,10 +1,10 @@
 """`build_update`: an ONNX graph that turns a step's results into the next state.
 
-    w0/…, w1/… (each worker's step outputs), state, lr, step  →  <state>.next
+    each worker's results, state, rate, step  →  the next state
 
-Gradients are weighted by each worker's share and summed in the workers' order. Observers lag one
-step: a step quantised with the state of the one before; weight scales follow the weight that was
-just updated, so that weight and scale of a state always belong together.
+What is updated is a list of rules (`training/rules.py`). Gradients are weighted by each worker's share and summed in
+the workers' order. Observers lag one step: a step quantised with the state of the one before; weight scales follow the
+weight that was just updated, so that weight and scale of a state always belong together.
 
 Every array is seen as one row of numbers, whatever its shape elsewhere: ONNX Runtime multiplies
 [O, I, 1, 1] by a scalar thirty times slower than it does [O·I].
@@ -13,292 +13,251 @@ Every array is seen as one row of numbers, whatever its shape elsewhere: ONNX Ru
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
 from onnxslim.ir.graph import DType, Graph, Role, Shape, Value
-from onnxslim.ir.quant_math import SCALE_FLOOR, qrange
+from onnxslim.ir.shapes import infer_shapes
 from onnxslim.ir.verify import verify
-from onnxslim.training.optimizers import Optimizer, Rates
+from onnxslim.training.ports import Kind, Port
 
-__all__ = [
-    "BatchNormSpec",
-    "ObserverSpec",
-    "ParameterSpec",
-    "UpdatePlan",
-    "WeightScaleSpec",
-    "build_norm",
-    "build_update",
-]
+__all__ = ["Optimizer", "Rule", "Sizes", "UpdateGraph", "UpdatePlan", "Words", "build_norm", "build_update", "moves_of"]
 
-MOMENTUM = 0.9
-"""new = old + (1 − momentum)·(batch − old), of observed ranges, and of running statistics whose batch norm says no
-other."""
+Sizes: TypeAlias = tuple[int | str, ...]
+"""A shape; ("n",) is a row of any length, which is the same wherever it has that name."""
 
 
-@dataclass(frozen=True)
-class ParameterSpec:
-    """decays: whether weight decay applies (not on biases and norms). shape: ("n",) means a row of any length."""
+class Optimizer(Protocol):
+    """How parameters follow their gradients. moments: names of what is kept a parameter. clip_norm: bound on the
+    gradients' global norm."""
 
-    name: str
-    shape: tuple[int | str, ...]
-    decays: bool
+    name: ClassVar[str]
 
+    @property
+    def moments(self) -> tuple[str, ...]: ...
 
-@dataclass(frozen=True)
-class BatchNormSpec:
-    """A batch norm's running mean and variance, float32 [channels]. momentum: its own, one a channel where several
-    batch norms lie in one row."""
+    @property
+    def learning_rate(self) -> float: ...
 
-    mean: str
-    var: str
-    channels: int
-    momentum: float | tuple[float, ...] = MOMENTUM
+    @property
+    def clip_norm(self) -> float | None: ...
+
+    def update(
+        self, words: Words, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
+    ) -> tuple[Value, list[Value]]:
+        """Adds the update of one parameter; returns its next value and its next moments."""
+        ...
 
 
 @dataclass(frozen=True)
-class ObserverSpec:
-    """An activation's observed range (float32 [2]) and the grid that follows it; or those of `count` of them, in rows
-    (float32 [2·count])."""
+class Rule(ABC):
+    """How arrays of the state follow what the workers found: one entry of the list of what is updated."""
 
-    range: str
-    scale: str
-    zero_point: str
-    bits: int
-    signed: bool
-    count: int = 1
+    in_pieces: ClassVar[bool] = False
+    """Whether each number moves by itself, so that any part of a row can be updated alone."""
+
+    @property
+    def learns(self) -> Mapping[Port, Sizes]:
+        """The values that the loss is differentiated to for this rule, and their shapes."""
+        return {}
+
+    @property
+    @abstractmethod
+    def moves(self) -> Mapping[Port, Sizes]:
+        """The arrays of the state that get a next value, and their shapes; no other rule's. The moments of what it
+        learns move with it."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> Mapping[Port, Sizes]:
+        """The results of each worker that it is made from, and their shapes."""
+
+    @property
+    def alike(self) -> Hashable:
+        """Rules with equal answers are one rule on rows of what they move and read; None: this one stands alone."""
+        return None
+
+    def on_rows(self, rules: Sequence[Rule], row: Callable[[str], Port]) -> Rule:
+        """All of these rules, alike and this one among them, as one; `row` gives a row's port by what lies in it."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def build(self, words: Words) -> None:
+        """Adds the nodes; `words.set_next` says what comes out."""
 
 
-@dataclass(frozen=True)
-class WeightScaleSpec:
-    """A weight's symmetric scale: per channel along `axis`, or one where it is None."""
-
-    parameter: str
-    scale: str
-    axis: int | None
-    bits: int
+def moves_of(rule: Rule, optimizer: Optimizer) -> dict[Port, Sizes]:
+    """All arrays of the state that get a next value by a rule, moments too, and their shapes."""
+    moments = {port.moment(name): sizes for port, sizes in rule.learns.items() for name in optimizer.moments}
+    return {**rule.moves, **moments}
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """What is updated, and how. shares: each worker's fraction of the batch. read: parameters that are not updated
-    here, but whose scales are. scaled: whether gradients are multiplied by an input, `factor`, because their norm is
-    taken elsewhere (`build_norm`), over more of them."""
+    """What is updated, and how. shares: each worker's fraction of the batch. scaled: whether gradients are multiplied
+    by an input, the factor, because their norm is taken elsewhere (`build_norm`), over more of them."""
 
-    parameters: tuple[ParameterSpec, ...]
-    batchnorms: tuple[BatchNormSpec, ...]
-    observers: tuple[ObserverSpec, ...]
-    weights: tuple[WeightScaleSpec, ...]
+    rules: tuple[Rule, ...]
     shares: tuple[float, ...]
     optimizer: Optimizer
-    read: tuple[ParameterSpec, ...] = ()
     scaled: bool = False
 
-
-def build_update(plan: UpdatePlan) -> Graph:
-    """The update graph. Scalar output beside the next state: `grad_norm`, where gradients are clipped."""
-    graph = _Builder(plan).build()
-    verify(graph)
-    return graph
+    @property
+    def learns(self) -> list[Port]:
+        return [port for rule in self.rules for port in rule.learns]
 
 
-def build_norm(names: Sequence[str], plan: UpdatePlan) -> Graph:
-    """w0/grad.<name>, w1/… of every name  →  grad_norm, and the `factor` that clipping multiplies gradients by."""
-    graph = _Builder(plan).build_norm(names)
-    verify(graph)
-    return graph
+@dataclass(frozen=True)
+class UpdateGraph:
+    """A graph with the names of its inputs and outputs, by what they are."""
+
+    graph: Graph
+    ports: Mapping[Port, str]
 
 
-class _Builder:
+def build_update(plan: UpdatePlan) -> UpdateGraph:
+    """The update graph. Scalar output beside the next state: the gradients' norm, where they are clipped here."""
+    words = Words(plan)
+    for rule in plan.rules:
+        rule.build(words)
+    return words.finished()
+
+
+def build_norm(gradients: Sequence[Port], plan: UpdatePlan) -> UpdateGraph:
+    """Each worker's gradients of those values  →  their norm, and the factor that clipping multiplies gradients by."""
+    words = Words(plan)
+    sized = [(port.gradient, (f"n{number}",)) for number, port in enumerate(gradients)]
+    factor = words.clipping([words.merged(gradient, sizes) for gradient, sizes in sized])
+    words.fetch(Port(Kind.FACTOR), factor, ())
+    return words.finished()
+
+
+class Words:
+    """An update graph that is being written, and what rules and optimisers write it with."""
+
     def __init__(self, plan: UpdatePlan) -> None:
         self.plan = plan
         self.graph = Graph("update")
-        self.shapes = {spec.name: spec.shape for spec in (*plan.read, *plan.parameters)}
+        self.ports: dict[Port, str] = {}
+        self._made: dict[Hashable, Value] = {}
 
-    def build(self) -> Graph:
-        graph, plan = self.graph, self.plan
-        rates = Rates(graph.add_input("lr", DType.FLOAT, ()), graph.add_input("step", DType.FLOAT, ()))
-        gradients = [self._merged(f"grad.{spec.name}", _row(spec)) for spec in plan.parameters]
-        if plan.scaled:
-            factor = graph.add_input("factor", DType.FLOAT, ())
-            gradients = [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
-        elif gradients and plan.optimizer.clip_norm is not None:
-            factor = self._factor(gradients, plan.optimizer.clip_norm)
-            gradients = [self.op("Mul", g, factor, name="norm/clipped") for g in gradients]
-        updated = {}
-        for spec, gradient in zip(plan.parameters, gradients):
-            parameter = self._input(spec.name, _row(spec))
-            moments = [self._input(f"{spec.name}.{moment}", _row(spec)) for moment in plan.optimizer.moments]
-            updated[spec.name], new = plan.optimizer.update(graph, parameter, gradient, moments, rates, spec.decays)
-            self._next(spec.name, updated[spec.name], _row(spec))
-            for moment, value in zip(plan.optimizer.moments, new):
-                self._next(f"{spec.name}.{moment}", value, _row(spec))
-        for batchnorm in plan.batchnorms:
-            self._running(batchnorm)
-        for observer in plan.observers:
-            self._observed(observer)
-        rows = {spec.name: _row(spec) for spec in plan.read}
-        for weight in plan.weights:
-            self._weight_scale(
-                weight, updated.get(weight.parameter) or self._input(weight.parameter, rows[weight.parameter])
-            )
-        return graph
+    def finished(self) -> UpdateGraph:
+        infer_shapes(self.graph)
+        verify(self.graph)
+        return UpdateGraph(self.graph, self.ports)
 
-    def build_norm(self, names: Sequence[str]) -> Graph:
-        bound = self.plan.optimizer.clip_norm
-        assert bound is not None
-        factor = self._factor([self._merged(f"grad.{name}", (name,)) for name in names], bound)
-        self.graph.rename(factor, "factor")
-        self.graph.set_type(factor, DType.FLOAT, ())
-        self.graph.add_output(factor)
-        return self.graph
+    # ------------------------------------------------------------------ nodes
 
-    # ------------------------------------------------------------------ words
-
-    def op(self, op: str, *inputs: Value, name: str, **attributes: Any) -> Value:
-        """Under a name that no input has, whichever comes first."""
-        return self.graph.op(op, *inputs, name=f"op/{name}", **attributes)
+    def op(self, op: str, *inputs: Value, **attributes: Any) -> Value:
+        return self.graph.op(op, *inputs, name=op, **attributes)
 
     def const(self, number: float) -> Value:
-        name = f"const/{float(number)!r}"
-        return self.graph.find(name) or self.graph.add_constant(name, np.float32(number))
+        return self.array(np.array(number, np.float32))
 
-    def _input(self, name: str, shape: Shape) -> Value:
-        return self.graph.find(name) or self.graph.add_input(name, DType.FLOAT, shape)
+    def ints(self, *numbers: int) -> Value:
+        return self.array(np.array(numbers, np.int64))
 
-    def _next(self, name: str, value: Value, shape: Shape) -> None:
-        self.graph.rename(value, f"{name}.next")
-        self.graph.set_type(value, DType.FLOAT, shape)
-        self.graph.set_role(value, Role.ACTIVATION)
-        self.graph.add_output(value)
+    def array(self, array: Any) -> Value:
+        """A constant, once."""
+        key = (array.tobytes(), array.shape, array.dtype.str)
+        return self.once(key, lambda: self.graph.add_constant("const", array))
 
-    def _parts(self, name: str, shape: Shape) -> list[Value]:
-        return [self._input(f"w{i}/{name}", shape) for i in range(len(self.plan.shares))]
+    def once(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What was made before under that key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
-    def _weighted(self, parts: list[Value], name: str) -> Value:
+    # ------------------------------------------------------------------ inputs and outputs
+
+    def input(self, port: Port, sizes: Sizes = ()) -> Value:
+        """What is fed: of the state, a rate, a worker's result."""
+
+        def make() -> Value:
+            value = self.graph.add_input(self.graph.fresh_name(str(port)), DType.FLOAT, row(sizes))
+            self.ports[port] = value.name
+            return value
+
+        return self.once(port, make)
+
+    @property
+    def rate(self) -> Value:
+        """The learning rate."""
+        return self.input(Port(Kind.RATE))
+
+    @property
+    def step(self) -> Value:
+        """1.0 for the first."""
+        return self.input(Port(Kind.STEP))
+
+    def parts(self, result: Port, sizes: Sizes) -> list[Value]:
+        """A result of each worker."""
+        return [self.input(result.by(worker), sizes) for worker in range(len(self.plan.shares))]
+
+    def weighted(self, parts: Sequence[Value]) -> Value:
         """Σ shareᵢ · partᵢ; equal shares are multiplied once."""
         shares = self.plan.shares
         if len(set(shares)) > 1:
-            parts = [self.op("Mul", p, self.const(s), name=f"{name}/share") for p, s in zip(parts, shares)]
+            parts = [self.op("Mul", p, self.const(s)) for p, s in zip(parts, shares)]
         total = parts[0]
         for part in parts[1:]:  # Add by Add: the order of a Sum is the kernel's own
-            total = self.op("Add", total, part, name=f"{name}/sum")
+            total = self.op("Add", total, part)
         if len(set(shares)) == 1 and len(shares) > 1:
-            total = self.op("Mul", total, self.const(shares[0]), name=f"{name}/mean")
+            total = self.op("Mul", total, self.const(shares[0]))
         return total
 
-    def _merged(self, name: str, shape: Shape) -> Value:
-        return self._weighted(self._parts(name, shape), name)
+    def merged(self, result: Port, sizes: Sizes) -> Value:
+        """A result of the workers, weighted."""
+        return self.once(("merged", result), lambda: self.weighted(self.parts(result, sizes)))
 
-    # ------------------------------------------------------------------ what is updated
+    def gradient(self, port: Port, sizes: Sizes) -> Value:
+        """Of a value that is learnt, of the whole batch, and clipped where the optimiser says so."""
+        found = self.merged(port.gradient, sizes)
+        if self.plan.scaled:
+            return self.op("Mul", found, self.input(Port(Kind.FACTOR)))
+        return found if self.plan.optimizer.clip_norm is None else self.op("Mul", found, self._factor)
 
-    def _factor(self, gradients: list[Value], bound: float) -> Value:
-        """min(1, bound / (‖g‖ + 1e-6)), the norm over all gradients."""
-        squares = [self.op("ReduceSumSquare", g, name="norm/square", keepdims=0) for g in gradients]
-        total = self.op("Sum", *squares, name="norm/total")
-        norm = self.op("Sqrt", total, name="norm")
-        self.graph.rename(norm, "grad_norm")
-        self.graph.set_type(norm, DType.FLOAT, ())
-        self.graph.add_output(norm)
-        ratio = self.op(
-            "Div", self.const(bound), self.op("Add", norm, self.const(1e-6), name="norm/safe"), name="norm/ratio"
-        )
-        return self.op("Min", ratio, self.const(1.0), name="norm/factor")
+    @cached_property
+    def _factor(self) -> Value:
+        return self.clipping([self.merged(p.gradient, s) for r in self.plan.rules for p, s in r.learns.items()])
 
-    def _running(self, spec: BatchNormSpec) -> None:
-        """Running statistics follow the whole batch's: mean = Σ s·mᵢ, var = Σ s·(vᵢ + mᵢ²) − mean²."""
-        shape = (spec.channels,)
-        means = self._parts(f"batch_mean.{spec.mean}", shape)
-        variances = self._parts(f"batch_var.{spec.mean}", shape)
-        if len(means) == 1:
-            mean, var = means[0], variances[0]
-        else:
-            mean = self._weighted(means, f"{spec.mean}/batch")
-            squares = [
-                self.op("Add", v, self.op("Mul", m, m, name=f"{spec.var}/square"), name=f"{spec.var}/raw")
-                for m, v in zip(means, variances)
-            ]
-            raw = self._weighted(squares, f"{spec.var}/batch")
-            var = self.op(
-                "Sub", raw, self.op("Mul", mean, mean, name=f"{spec.var}/mean_square"), name=f"{spec.var}/total"
-            )
-        share = self._share_of_new(spec)
-        for name, batch in ((spec.mean, mean), (spec.var, var)):
-            self._next(name, self._moved(self._input(name, shape), batch, share), shape)
+    def clipping(self, gradients: Sequence[Value]) -> Value:
+        """min(1, bound / (‖g‖ + 1e-6)), the norm over all gradients, which is fetched too."""
+        bound = self.plan.optimizer.clip_norm
+        assert bound is not None
+        squares = [self.op("ReduceSumSquare", gradient, keepdims=0) for gradient in gradients]
+        norm = self.op("Sqrt", self.op("Sum", *squares))
+        self.fetch(Port(Kind.NORM), norm, ())
+        ratio = self.op("Div", self.const(bound), self.op("Add", norm, self.const(1e-6)))
+        return self.op("Min", ratio, self.const(1.0))
 
-    def _share_of_new(self, spec: BatchNormSpec) -> Value:
-        """1 − momentum, of all channels or of each."""
-        if isinstance(spec.momentum, float):
-            return self.const(1 - spec.momentum)
-        return self.graph.add_constant(f"{spec.mean}/share", (1 - np.array(spec.momentum)).astype(np.float32))
-
-    def _moved(self, old: Value, new: Value, share: Value) -> Value:
+    def moved(self, old: Value, new: Value, share: Value) -> Value:
         """old + share·(new − old): what does not change stays as it is, to the last bit."""
-        change = self.op("Mul", self.op("Sub", new, old, name=f"{old.name}/off"), share, name=f"{old.name}/change")
-        return self.op("Add", old, change, name=f"{old.name}/moved")
+        return self.op("Add", old, self.op("Mul", self.op("Sub", new, old), share))
 
-    def _observed(self, spec: ObserverSpec) -> None:
-        """The range moves towards the batch's; scale and zero point by quant_math.affine_from_range."""
-        name, size = spec.range, 2 * spec.count
-        parts = self._parts(f"observed.{name}", (size,))
-        batch = parts[0]
-        if len(parts) > 1:
-            # Ends are merged as (−lo, hi), so that one maximum serves both.
-            sign = self.graph.add_constant(f"op/{name}/sign", np.tile(np.array([-1, 1], np.float32), spec.count))
-            outward = [self.op("Mul", part, sign, name=f"{name}/outward") for part in parts]
-            batch = self.op("Mul", self.op("Max", *outward, name=f"{name}/widest"), sign, name=f"{name}/batch")
-        moved = self._moved(self._input(name, (size,)), batch, self.const(1 - MOMENTUM))
-        ends = [np.array(end) if spec.count == 1 else np.arange(end, size, 2) for end in (0, 1)]
-        lowest, highest = (
-            self.op("Gather", moved, self.graph.add_constant(f"op/{name}/ends", end), name=f"{name}/end", axis=0)
-            for end in ends
-        )
-        low = self.op("Min", lowest, self.const(0.0), name=f"{name}/low")
-        high = self.op("Max", highest, self.const(0.0), name=f"{name}/high")
-        self._next(name, moved, (size,))
-        qmin, qmax = qrange(spec.bits, spec.signed)
-        width = self.op(
-            "Div", self.op("Sub", high, low, name=f"{name}/width"), self.const(qmax - qmin), name=f"{name}/step"
-        )
-        scale = self.op("Max", width, self.const(float(SCALE_FLOOR)), name=f"{name}/scale")
-        offset = self.op(
-            "Sub", self.const(qmin), self.op("Div", low, scale, name=f"{name}/below"), name=f"{name}/offset"
-        )
-        zero_point = self.op(
-            "Clip",
-            self.op("Round", offset, name=f"{name}/round"),
-            self.const(qmin),
-            self.const(qmax),
-            name=f"{name}/zero",
-        )
-        shape: Shape = () if spec.count == 1 else (spec.count,)
-        self._next(spec.scale, scale, shape)
-        self._next(spec.zero_point, zero_point, shape)
+    def updated(self, port: Port, sizes: Sizes) -> Value:
+        """A value of the next state: as a rule before this one made it, or another update that has gone before."""
+        return self._made.get(("next", port)) or self.input(port.next, sizes)
 
-    def _weight_scale(self, spec: WeightScaleSpec, weight: Value) -> None:
-        """max|w| / qmax, floored: quant_math.weight_scale of the updated weight."""
-        shape = tuple(d for d in self.shapes[spec.parameter] if isinstance(d, int))
-        size = self.op("Abs", weight, name=f"{spec.scale}/abs")
-        if spec.axis is None:
-            largest = self.op("ReduceMax", size, name=f"{spec.scale}/largest", keepdims=0)
-        else:
-            axis = spec.axis % len(shape)
-            blocks = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-            cut = self.op("Reshape", size, self._ints(*blocks), name=f"{spec.scale}/channels")
-            largest = self.op("ReduceMax", cut, self._ints(0, 2), name=f"{spec.scale}/largest", keepdims=0)
-        qmax = qrange(spec.bits, True, narrow=True)[1]
-        step = self.op("Div", largest, self.const(qmax), name=f"{spec.scale}/step")
-        scale = self.op("Max", step, self.const(float(SCALE_FLOOR)), name=f"{spec.scale}/floored")
-        self._next(spec.scale, scale, () if spec.axis is None else (shape[spec.axis],))
+    def set_next(self, port: Port, value: Value, sizes: Sizes) -> None:
+        self._made["next", port] = value
+        self.fetch(port.next, value, row(sizes))
+        self.graph.set_role(value, Role.ACTIVATION)
 
-    def _ints(self, *numbers: int) -> Value:
-        name = f"ints/{'_'.join(map(str, numbers))}"
-        return self.graph.find(name) or self.graph.add_constant(name, np.array(numbers, np.int64))
+    def fetch(self, port: Port, value: Value, shape: Shape) -> None:
+        self.graph.set_type(value, DType.FLOAT, shape)
+        self.graph.add_output(value)
+        self.ports[port] = value.name
 
 
-def _row(spec: ParameterSpec) -> Shape:
-    sizes = [d for d in spec.shape if isinstance(d, int)]
-    return (math.prod(sizes),) if len(sizes) == len(spec.shape) else ("n",)
+def row(sizes: Sizes) -> Shape:
+    """As the update sees an array: one axis; of scalars none."""
+    numbers = [d for d in sizes if isinstance(d, int)]
+    if len(numbers) < len(sizes):
+        return sizes
+    return (math.prod(numbers),) if sizes else ()

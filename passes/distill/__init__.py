@@ -2,21 +2,27 @@
 
 from passes.distill.logits import logits_of, softmax_behind, with_logits
 from passes.distill.losses import (
+    LABEL,
+    STUDENT,
     TASK_LOSSES,
+    TEACHER,
     TEACHER_LOSSES,
     CrossEntropy,
     Loss,
     MeanSquare,
     OnnxLoss,
     SoftLabel,
+    Tap,
     Taps,
     attach_losses,
 )
-from passes.distill.merge_teacher import PREFIX, MergeTeacher
+from passes.distill.merge_teacher import MergeTeacher
 
 __all__ = [
-    "PREFIX",
+    "LABEL",
+    "STUDENT",
     "TASK_LOSSES",
+    "TEACHER",
     "TEACHER_LOSSES",
     "CrossEntropy",
     "Loss",
@@ -24,6 +30,7 @@ __all__ = [
     "MergeTeacher",
     "OnnxLoss",
     "SoftLabel",
+    "Tap",
     "Taps",
     "attach_losses",
     "logits_of",

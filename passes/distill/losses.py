@@ -1,6 +1,6 @@
 """Losses as small specifications that build themselves into a graph.
 
-A loss reads named taps of the combined graph — the student's and the teacher's outputs, the labels —
+A loss reads taps of the combined graph — the outputs of student and teacher, any other value of theirs, the labels —
 and yields a float32 scalar, the mean over the batch. All are made of ops with gradient rules.
 
 Ours are defined on logits: of a model that ends in a softmax they take what the softmax reads (`logits_of`). A loss of
@@ -9,47 +9,85 @@ the user's own, an ONNX file, gets the outputs as the models give them.
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from pydantic import Field
 
 from onnxslim.errors import RecipeError
-from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph, Role, Value
 from onnxslim.ir.onnx_io import read
 from onnxslim.options import LARGEST, InputPath, declared
 from passes.distill.logits import logits_of, require_logits
 
 __all__ = [
+    "LABEL",
+    "STUDENT",
     "TASK_LOSSES",
+    "TEACHER",
     "TEACHER_LOSSES",
     "CrossEntropy",
     "Loss",
     "MeanSquare",
     "OnnxLoss",
     "SoftLabel",
+    "Tap",
     "Taps",
     "attach_losses",
 ]
 
 
+class Tap(NamedTuple):
+    """A value that losses read. source: whose: `student`, `teacher`, `label`; name: which; "" for the first output."""
+
+    source: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"value '{self.name}' of the {self.source}" if self.name else self.source
+
+
+STUDENT, TEACHER, LABEL = Tap("student"), Tap("teacher"), Tap("label")
+_SOURCES = ("student", "teacher", "label")
+
+
 @dataclass(frozen=True)
 class Taps:
-    """What losses may read: the student's output, the teacher's (None without one), the labels (None without)."""
+    """What losses may read, and what they own. parameters: filled by losses that have some, by the loss's name and
+    theirs; seed: which these begin from."""
 
-    student: Value
-    teacher: Value | None = None
-    label: Value | None = None
+    values: Mapping[Tap, Value]
+    seed: int = 0
+    parameters: dict[tuple[str, str], Value] = field(default_factory=dict)
 
-    def need(self, name: str, loss: str) -> Value:
-        value: Value | None = getattr(self, name)
-        if value is None:
-            what = "a teacher" if name == "teacher" else "labels"
-            raise RecipeError(f"The loss '{loss}' needs {what}, but there is none")
-        return value
+    @property
+    def student(self) -> Value:
+        """The student's first output."""
+        return self.values[STUDENT]
+
+    def need(self, tap: Tap, loss: str) -> Value:
+        value = self.values.get(tap)
+        if value is not None:
+            return value
+        if tap.name and Tap(tap.source) in self.values:
+            raise RecipeError(f"The loss '{loss}' reads the {tap}, which has none of that name")
+        what = "labels" if tap == LABEL else f"a {tap.source}"
+        raise RecipeError(f"The loss '{loss}' needs {what}, but there is none")
+
+    def parameter(self, graph: Graph, loss: str, name: str, shape: Sequence[int]) -> Value:
+        """A parameter of the loss's own: float32, trained like the model's and never exported. It begins with normal
+        numbers of variance 1 / fan-in (the product of all axes but the first), drawn for the seed and both names."""
+        where = zlib.crc32(repr((loss, name)).encode())
+        fan_in = max(math.prod(shape[1:]), 1)
+        numbers = np.random.default_rng([self.seed, where]).normal(size=shape) / math.sqrt(fan_in)
+        made = graph.add_constant(f"{loss}/{name}", numbers.astype(np.float32), role=Role.PARAMETER)
+        self.parameters[loss, name] = made
+        return made
 
 
 @runtime_checkable
@@ -62,8 +100,8 @@ class Loss(Protocol):
     def weight(self) -> float: ...
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """The taps it needs beside the student's."""
+    def reads(self) -> tuple[Tap, ...]:
+        """The taps it needs beside the student's output."""
         ...
 
     def build(self, graph: Graph, taps: Taps) -> Value:
@@ -83,10 +121,10 @@ class CrossEntropy:
     weight: Weight = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Of the targets.")] = 0.0
     name: ClassVar[str] = "cross_entropy"
-    reads: ClassVar[tuple[str, ...]] = ("label",)
+    reads: ClassVar[tuple[Tap, ...]] = (LABEL,)
 
     def build(self, graph: Graph, taps: Taps) -> Value:
-        logits, label = require_logits(graph, taps.student, self.name), taps.need("label", self.name)
+        logits, label = require_logits(graph, taps.student, self.name), taps.need(LABEL, self.name)
         samples, classes = _logits_shape(logits, self.name)
         column = graph.op("Unsqueeze", label, _ints(graph, 1), name=f"{self.name}/column")
         numbers = graph.add_constant(f"{self.name}/classes", np.arange(classes, dtype=np.int64))
@@ -114,11 +152,11 @@ class MeanSquare:
     name: ClassVar[str] = "mean_square"
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        return (self.against,)
+    def reads(self) -> tuple[Tap, ...]:
+        return (Tap(self.against),)
 
     def build(self, graph: Graph, taps: Taps) -> Value:
-        target = taps.need(self.against, self.name)
+        target = taps.need(Tap(self.against), self.name)
         if not target.dtype.is_float:
             raise RecipeError(
                 f"The loss '{self.name}' compares numbers, but the labels are {target.dtype.name.lower()} classes"
@@ -148,10 +186,10 @@ class SoftLabel:
         Field(description="KL divergence times both temperatures, or the plain cross-entropy form of PaddleSlim."),
     ] = "kl"
     name: ClassVar[str] = "soft_label"
-    reads: ClassVar[tuple[str, ...]] = ("teacher",)
+    reads: ClassVar[tuple[Tap, ...]] = (TEACHER,)
 
     def build(self, graph: Graph, taps: Taps) -> Value:
-        teacher = require_logits(graph, taps.need("teacher", self.name), self.name)
+        teacher = require_logits(graph, taps.need(TEACHER, self.name), self.name)
         student = require_logits(graph, taps.student, self.name)
         samples, _ = _logits_shape(student, self.name)
         if teacher.shape != student.shape:
@@ -174,9 +212,9 @@ class SoftLabel:
 
 @declared
 class OnnxLoss:
-    """The user's loss: an ONNX file whose inputs are named among `student`, `teacher` and `label`, and
-    whose first output is a float32 scalar. It must use the working opset, 18. It reads the outputs as the models give
-    them: probabilities, where a model ends in a softmax."""
+    """The user's loss: an ONNX file whose first output is a float32 scalar, and whose inputs are named `student` and
+    maybe `teacher`, `label`, or `student:NAME` and `teacher:NAME` for other values of the models. It must use the
+    working opset, 18. It reads the outputs as the models give them: probabilities, where a model ends in a softmax."""
 
     path: Annotated[
         str,
@@ -187,18 +225,24 @@ class OnnxLoss:
     name: ClassVar[str] = "onnx"
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        return tuple(v.name for v in read(Path(self.path)).inputs if v.array is None and v.name != "student")
+    def reads(self) -> tuple[Tap, ...]:
+        return tuple(tap for tap in self._inputs(read(Path(self.path))).values() if tap != STUDENT)
+
+    def _inputs(self, loss: Graph) -> dict[str, Tap]:
+        """By the name of each, what it gets."""
+        names = [v.name for v in loss.inputs if v.array is None]
+        found = {name: Tap(*name.split(":", 1)) for name in names}
+        odd = [tap for tap in found.values() if tap.source not in _SOURCES or (tap.name and tap.source == "label")]
+        if odd or not any(tap.source == "student" for tap in found.values()):
+            raise RecipeError(
+                f"The loss {self.path} has the inputs {names}; expected `student`, and maybe `teacher` and `label`, or "
+                "`student:NAME` and `teacher:NAME` for values inside of the models"
+            )
+        return found
 
     def build(self, graph: Graph, taps: Taps) -> Value:
         loss = read(Path(self.path))
-        names = [v.name for v in loss.inputs if v.array is None]
-        unknown = [n for n in names if n not in ("student", "teacher", "label")]
-        if unknown or "student" not in names:
-            raise RecipeError(
-                f"The loss {self.path} has the inputs {names}; expected `student`, and maybe `teacher` and `label`"
-            )
-        feeds = {name: taps.student if name == "student" else taps.need(name, self.path) for name in names}
+        feeds = {name: taps.need(tap, self.path) for name, tap in self._inputs(loss).items()}
         scalar = graph.merge(loss, "loss/", feeds)[loss.outputs[0].name]
         return scalar if scalar.shape == () else graph.op("ReduceSum", scalar, name=f"{self.name}/scalar", keepdims=0)
 
@@ -210,26 +254,27 @@ TEACHER_LOSSES: tuple[type[Loss], ...] = (SoftLabel, MeanSquare)
 """What can be learnt from a teacher; the first is taken where none is named."""
 
 
-def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Value, Mapping[str, Value]]:
-    """Adds the weighted sum of the losses as the value `loss`, and each unweighted as `loss.<name>`.
+def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Value, list[tuple[Loss, Value]]]:
+    """Adds the weighted sum of the losses; returns it, and each loss's unweighted term.
 
     A loss of weight 0 is left out, not multiplied: 0 · infinity is NaN. RecipeError where none is left.
     """
     active = [loss for loss in losses if loss.weight > 0]
     if not active:
         raise RecipeError("Every loss has the weight 0 or is missing: there is nothing to train towards")
-    components: dict[str, Value] = {}
-    terms = []
+    terms: list[tuple[Loss, Value]] = []
+    weighted = []
     for loss in active:
         term = loss.build(graph, taps)
-        graph.rename(term, graph.fresh_name(f"loss.{loss.name}"))
+        if graph.is_input(term) or term.array is not None or any(term is other for _, other in terms):
+            term = graph.op("Identity", term, name=f"{loss.name}/term")
         graph.set_type(term, DType.FLOAT, ())
-        components[loss.name] = term
-        weight = graph.add_constant(f"loss.{loss.name}.weight", np.float32(loss.weight))
-        terms.append(graph.op("Mul", term, weight, name=f"loss.{loss.name}.weighted"))
-    total = graph.op("Sum", *terms, name="loss")
+        terms.append((loss, term))
+        weight = graph.add_constant(f"{loss.name}/weight", np.float32(loss.weight))
+        weighted.append(graph.op("Mul", term, weight, name=f"{loss.name}/weighted"))
+    total = graph.op("Sum", *weighted, name="loss")
     graph.set_type(total, DType.FLOAT, ())
-    return total, components
+    return total, terms
 
 
 def _logits_shape(logits: Value, loss: str) -> tuple[int, int]:

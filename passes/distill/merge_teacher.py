@@ -9,27 +9,26 @@ from onnxslim.errors import RecipeError
 from onnxslim.ir.graph import Graph, Role
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 
-__all__ = ["PREFIX", "MergeTeacher"]
-
-PREFIX = "teacher."
+__all__ = ["MergeTeacher"]
 
 
 @dataclass(frozen=True)
 class MergeTeacher(Pass):
-    """student(x), teacher(x)  →  one graph of both, every name of the teacher's prefixed `teacher.`.
+    """student(x), teacher(x)  →  one graph of both; `context.taps` tells what the teacher's values are called in it.
 
-    The teacher (`context.graphs["teacher"]`, in the same opset) reads the student's inputs, by name, or by
-    position where the names differ. Its weights are constants, so ONNX Runtime optimises that half as
-    for inference. Its outputs are not outputs of the merged graph: losses read them.
+    teacher: its name. The teacher (`context.graphs[teacher]`, in the same opset) reads the student's inputs, by name,
+    or by position where the names differ. Its weights are constants, so ONNX Runtime optimises that half as for
+    inference. Its outputs are not outputs of the merged graph: losses read them.
 
     RecipeError where the inputs or the first outputs of the two do not fit. Exact: merging changes
     neither.
     """
 
+    teacher: str = "teacher"
     name: ClassVar[str] = "merge_teacher"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        teacher = context.graphs["teacher"].copy()
+        teacher = context.graphs[self.teacher].copy()
         mine = [v for v in graph.inputs if v.array is None and v.role is Role.ACTIVATION]
         theirs = [v for v in teacher.inputs if v.array is None]
         if len(theirs) > len(mine):
@@ -52,7 +51,9 @@ class MergeTeacher(Pass):
             )
         for value in teacher.initializers():
             teacher.set_role(value, Role.CONSTANT)
-        graph.merge(teacher, PREFIX, feeds)
+        merged = graph.merge(teacher, f"{self.teacher}.", feeds)
+        context.taps.update({(self.teacher, name): value.name for name, value in merged.items()})
+        context.taps[self.teacher, ""] = merged[teacher_out.name].name
         return Outcome(1)
 
 

@@ -9,7 +9,7 @@ and forms that have none are refused. It needs the training wheel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -41,11 +41,12 @@ def differentiate_with_ort(graph: Graph, loss: Value, wrt: Sequence[Value]) -> t
         if rewrite is not None:
             rewrite(graph, node)
     infer_shapes(graph)
-    kept = [v.name for v in graph.outputs]
-    before = nx.ancestors(graph.view, loss.id)
-    names = {v.name for v in wrt if v.id in before}
+    before, wanted = nx.ancestors(graph.view, loss.id), [value.name for value in wrt]
+    names = _numbered(graph)
+    kept, seed = [v.name for v in graph.outputs], loss.name
     try:
-        builder = builder_of(to_bytes(graph), {loss.name}, names, loss.name, quiet)
+        sought = {value.name for value in wrt if value.id in before}
+        builder = builder_of(to_bytes(graph), {seed}, sought, seed, quiet)
         builder.build()
         data = builder.get_model()
     except Exception as error:  # the runtime's own exception types are many, and none of them is public
@@ -57,20 +58,43 @@ def differentiate_with_ort(graph: Graph, loss: Value, wrt: Sequence[Value]) -> t
         if value.name not in kept:
             result.remove_output(value)
     # The builder starts from an initialiser or an input of this name: d loss / d loss.
-    seed = result.find(f"{loss.name}_grad")
-    if seed is not None and result.producer(seed) is None and seed.array is None:
-        if result.is_input(seed):
-            result.remove_input(seed)
-        result.set_array(seed, np.ones((), np.float32))
+    one = result.find(f"{seed}_grad")
+    if one is not None and result.producer(one) is None and one.array is None:
+        if result.is_input(one):
+            result.remove_input(one)
+        result.set_array(one, np.ones((), np.float32))
     gradients = {}
-    for value in wrt:
+    for name, value in zip(wanted, wrt):
         found = result.find(f"{value.name}_grad")
         if found is None:
             found = result.add_constant(f"{value.name}_grad", np.zeros(value.static_shape, np.float32))
         result.set_type(found, value.dtype, value.shape)
-        result.set_role(found, Role.GRADIENT, value.name)
-        gradients[value.name] = found
+        result.set_role(found, Role.GRADIENT, name)
+        gradients[name] = found
+    _named_again(result, names)
     return result, gradients
+
+
+def _numbered(graph: Graph) -> dict[str, str]:
+    """Gives all values names that the builder's, made of theirs, cannot meet; the names of before, by the new ones."""
+    prefix = "v"
+    while any(value.name.startswith(prefix) for value in graph.values()):
+        prefix += "v"
+    names = {}
+    for value in graph.values():
+        names[f"{prefix}{value.id}"] = value.name
+        graph.rename(value, f"{prefix}{value.id}")
+    return names
+
+
+def _named_again(graph: Graph, names: Mapping[str, str]) -> None:
+    taken = set(names.values())
+    for value in graph.values():
+        if value.name not in names and value.name in taken:
+            graph.rename(value, graph.fresh_name(f"{value.name}_of_builder"))
+    for value in graph.values():
+        if value.name in names:
+            graph.rename(value, names[value.name])
 
 
 def _builder() -> tuple[Callable[..., Any], object]:

@@ -18,8 +18,8 @@ class TrainBatchnorm(Pass):
     """BN(x, γ, β, μ, v) → y, batch_mean, batch_var of BN(x, γ, β, μ, v; training_mode=1, momentum=0).
 
     With momentum 0 the second and third outputs are the batch's own mean and biased variance,
-    float32 [C], named `batch_mean.<μ>` and `batch_var.<μ>`; running statistics are merged outside. Those of batch norms
-    that share their running statistics (a layer used twice) are those of all that they normalise together.
+    float32 [C]: statistics whose owners are μ and v; running statistics are merged outside. Those of batch norms that
+    share their running statistics (a layer used twice) are those of all that they normalise together.
     The function changes, as training asks for.
     """
 
@@ -40,29 +40,27 @@ class TrainBatchnorm(Pass):
 
 def _hand_out(graph: Graph, node: Node) -> tuple[Value, Value]:
     """The batch's mean and variance as outputs of the node."""
-    mean, x = graph.operand(node, 3), graph.operand(node, 0)
-    made = []
-    for slot, kind in ((1, "batch_mean"), (2, "batch_var")):
-        name = graph.fresh_name(f"{kind}.{mean.name}")
-        made.append(graph.add_value(name, x.dtype, mean.shape, role=Role.STATISTIC, owner=mean.name))
+    x, made = graph.operand(node, 0), []
+    for slot, running in ((1, graph.operand(node, 3)), (2, graph.operand(node, 4))):
+        name = graph.fresh_name(f"{running.name}/batch")
+        made.append(graph.add_value(name, x.dtype, running.shape, role=Role.STATISTIC, owner=running.name))
         graph.set_output(node, slot, made[-1])
     return made[0], made[1]
 
 
 def _merge(graph: Graph, parts: Sequence[tuple[Value, Value]]) -> None:
-    """mean = Σ mᵢ / k, var = Σ (vᵢ + mᵢ²) / k − mean², under the names of the first."""
-    names = [value.name for value in parts[0]]
-    for value in parts[0]:
-        graph.rename(value, graph.fresh_name(f"{value.name}/part"))
+    """mean = Σ mᵢ / k, var = Σ (vᵢ + mᵢ²) / k − mean², which are the statistics instead of their parts."""
+    owners = [value.owner for value in parts[0]]
 
-    def op(op: str, *inputs: Value, name: str) -> Value:
-        made = graph.op(op, *inputs, name=name)
+    def op(op: str, *inputs: Value) -> Value:
+        made = graph.op(op, *inputs, name=f"{owners[0]}/{op}")
         graph.set_type(made, inputs[0].dtype, inputs[0].shape)
         return made
 
-    mean = op("Mean", *(m for m, _ in parts), name=names[0])
-    raw = [op("Add", v, op("Mul", m, m, name=f"{names[1]}/square"), name=f"{names[1]}/raw") for m, v in parts]
-    square = op("Mul", mean, mean, name=f"{names[1]}/mean_square")
-    var = op("Sub", op("Mean", *raw, name=f"{names[1]}/mean"), square, name=names[1])
-    for value, (first, _) in ((mean, parts[0]), (var, parts[0])):
-        graph.set_role(value, Role.STATISTIC, first.owner)
+    mean = op("Mean", *(m for m, _ in parts))
+    raw = [op("Add", v, op("Mul", m, m)) for m, v in parts]
+    var = op("Sub", op("Mean", *raw), op("Mul", mean, mean))
+    for value in (value for pair in parts for value in pair):
+        graph.set_role(value, Role.ACTIVATION)
+    for value, owner in zip((mean, var), owners):
+        graph.set_role(value, Role.STATISTIC, owner)

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from onnxslim.errors import CheckpointError, OutputError
+from onnxslim.records import read_record, write_record
 from onnxslim.training.checkpoints import Checkpoints
+from onnxslim.training.ports import Kind, Port
 from onnxslim.training.state import State
 
-STATE = State({"w": np.arange(6, dtype=np.float32).reshape(2, 3), "s": np.array(0.1, np.float32)}, best=0.5)
+W, S = Port(Kind.PARAMETER, "w"), Port(Kind.SCALE, "s")
+STATE = State({W: np.arange(6, dtype=np.float32).reshape(2, 3), S: np.array(0.1, np.float32)}, best=0.5)
 
 
 def at(epoch: int, step: int = 0) -> State:
-    arrays = {**STATE.arrays, "w": STATE.arrays["w"] + epoch}
+    arrays = {**STATE.arrays, W: STATE.arrays[W] + epoch}
     return replace(STATE, arrays=arrays, epoch=epoch, step_in_epoch=step, history=[{"epoch": epoch}], sums={"loss": 1})
 
 
@@ -26,7 +31,7 @@ def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
     found = checkpoints.latest(STATE)
     assert found is not None
     assert (found.epoch, found.step_in_epoch, found.best, found.history) == (1, 7, 0.5, [{"epoch": 1}])
-    np.testing.assert_array_equal(found.arrays["w"], at(1).arrays["w"])
+    np.testing.assert_array_equal(found.arrays[W], at(1).arrays[W])
 
 
 def test_the_newest_few_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -174,8 +179,8 @@ def test_clear_forgets(tmp_path: Path) -> None:
 
 def test_another_model_or_run_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path, "train", run={"seed": 0}).save(at(1))
-    other = replace(STATE, arrays={"w": np.zeros((3, 3), np.float32), "s": STATE.arrays["s"]})
-    with pytest.raises(CheckpointError, match=r"for 'w' it has shape \(2, 3\), this run shape \(3, 3\)"):
+    other = replace(STATE, arrays={W: np.zeros((3, 3), np.float32), S: STATE.arrays[S]})
+    with pytest.raises(CheckpointError, match=r"for the parameter 'w' it has shape \(2, 3\), this run shape \(3, 3\)"):
         Checkpoints(tmp_path, "train", run={"seed": 0}).latest(other)
     with pytest.raises(CheckpointError, match="'seed' was 0, now it is 1"):
         Checkpoints(tmp_path, "train", run={"seed": 1}).latest(STATE)
@@ -185,3 +190,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Cannot write the checkpoint"):
         Checkpoints(tmp_path / "file", "train").save(at(1))
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name(tmp_path: Path) -> None:
+    """Its tensors had the model's names, from which their moments could not be told."""
+    checkpoints = Checkpoints(tmp_path, "train")
+    path = checkpoints.save(at(1))
+    meta = read_record(path / "state.json")
+    assert meta.pop("format") == 2
+    tensors = safetensors.numpy.save({"w": np.zeros((2, 3), np.float32), "w.momentum": np.zeros((2, 3), np.float32)})
+    (path / "state.safetensors").write_bytes(tensors)
+    write_record(path / "state.json", meta | {"tensors": hashlib.sha256(tensors).hexdigest()})
+    with pytest.raises(CheckpointError, match=r"train-0001' was written by another version of onnxslim.*start anew"):
+        checkpoints.latest(STATE)

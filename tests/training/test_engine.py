@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,11 @@ from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import mark_roles
 from onnxslim.training.loop import Trainer
 from onnxslim.training.optimizers import AdamW, Sgd
+from onnxslim.training.ports import Kind, Port
+from onnxslim.training.rules import FollowBatchnorm, FollowMaximum
 from onnxslim.training.state import State
-from onnxslim.training.step import StepOptions, build_step
-from onnxslim.training.update import UpdatePlan, build_update
+from onnxslim.training.step import Step, StepOptions, build_step
+from onnxslim.training.update import UpdateGraph, UpdatePlan, build_update
 from onnxslim.training.workers import Engine, shares
 from passes.distill import CrossEntropy
 from tests.training.conftest import bright_rows
@@ -41,45 +42,54 @@ def test_rows_move_as_arrays_do(
     options = StepOptions((CrossEntropy(),), frozen_batchnorm=frozen)
     sizes = shares(7, 2)
     steps = [build_step(graph, size, options) for size in sizes]
-    trained = steps[0].trained
-    plan = UpdatePlan(trained.parameters, trained.batchnorms, trained.observers, trained.weights,
-                      tuple(size / 7 for size in sizes), optimizer)  # fmt: skip
+    plan = UpdatePlan(steps[0].updates, tuple(size / 7 for size in sizes), optimizer)
     state = State.of(graph, optimizer).arrays
     engine = Engine(steps, plan, state)
     sessions = [Session(step.graph, fuse_qdq=False) for step in steps]
-    update = Session(build_update(replace(plan)))
+    update = build_update(plan)
     rng = np.random.default_rng(0)
     image = graph.inputs[0]
     for number in range(1, 4):
-        feeds = {image.name: rng.normal(size=(7, *image.shape[1:])).astype(np.float32), "label": rng.integers(0, 6, 7)}
+        feeds = {
+            Port(Kind.DATA, image.name): rng.normal(size=(7, *image.shape[1:])).astype(np.float32),
+            Port(Kind.LABEL): rng.integers(0, 6, 7),
+        }
         engine.compute(feeds)
         engine.apply(0.1, number)
         state = state | _moved(update, sessions, steps, feeds, state, number)
     found = engine.arrays()
     engine.close()
     assert set(found) == set(state)
-    for name, array in state.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-6, err_msg=name)
+    for port, array in state.items():
+        np.testing.assert_allclose(found[port], array, rtol=1e-4, atol=1e-6, err_msg=str(port))
+
+
+def a_batch(graph: Graph) -> dict[Port, Array]:
+    """Four images of ones, of the first class."""
+    image = graph.inputs[0]
+    images = np.ones((4, *image.shape[1:]), np.float32)
+    return {Port(Kind.DATA, image.name): images, Port(Kind.LABEL): np.zeros(4, np.int64)}
 
 
 def test_names_that_rows_and_workers_might_have(student: Callable[[bool], Graph]) -> None:
     """A model may call its arrays what it likes."""
     graph = student(True)
-    trained = build_step(graph, 4, StepOptions((CrossEntropy(),))).trained
-    for spec, name in zip(trained.weights, ("mean", "w0/kernel", "decayed")):
-        graph.rename(graph.value(spec.parameter), name)
+    updates = build_step(graph, 4, StepOptions((CrossEntropy(),))).updates
+    quantized = [rule for rule in updates if isinstance(rule, FollowMaximum)]
+    for rule, name in zip(quantized, ("mean", "w0/kernel", "decayed")):
+        graph.rename(graph.value(str(rule.weight.owner)), name)
     step = build_step(graph, 4, StepOptions((CrossEntropy(),)))
-    trained, before = step.trained, State.of(graph, Sgd()).arrays
-    plan = UpdatePlan(trained.parameters, trained.batchnorms, trained.observers, trained.weights, (1.0,), Sgd())
-    engine = Engine([step], plan, before)
-    image = graph.inputs[0]
-    engine.compute({image.name: np.ones((4, *image.shape[1:]), np.float32), "label": np.zeros(4, np.int64)})
+    before = State.of(graph, Sgd()).arrays
+    engine = Engine([step], UpdatePlan(step.updates, (1.0,), Sgd()), before)
+    engine.compute(a_batch(graph))
     engine.apply(0.1, 1)
     after = engine.arrays()
     engine.close()
-    for spec in trained.weights:
-        assert not np.array_equal(after[spec.parameter], before[spec.parameter])
-        np.testing.assert_array_equal(after[spec.scale], weight_scale(after[spec.parameter], spec.axis, spec.bits))
+    quantized = [rule for rule in step.updates if isinstance(rule, FollowMaximum)]
+    assert {"mean", "w0/kernel", "decayed"} <= {rule.weight.owner for rule in quantized}
+    for rule in quantized:
+        assert not np.array_equal(after[rule.weight], before[rule.weight])
+        np.testing.assert_array_equal(after[rule.scale], weight_scale(after[rule.weight], rule.axis, rule.bits))
 
 
 def test_each_batch_norm_has_its_own_momentum(student: Callable[[bool], Graph]) -> None:
@@ -98,37 +108,47 @@ def test_each_batch_norm_has_its_own_momentum(student: Callable[[bool], Graph]) 
     graph.set_type(both, first.dtype, first.shape)
     graph.replace_uses(first, both, only=uses)
     step = build_step(graph, 4, StepOptions((CrossEntropy(),)))
-    trained, before = step.trained, State.of(graph, Sgd()).arrays
-    assert len(trained.batchnorms) == len(norms)
-    plan = UpdatePlan(trained.parameters, trained.batchnorms, trained.observers, trained.weights, (1.0,), Sgd())
-    image, rng = graph.inputs[0], np.random.default_rng(0)
-    feeds = {image.name: rng.normal(size=(4, *image.shape[1:])).astype(np.float32), "label": np.zeros(4, np.int64)}
-    batch = Session(step.graph).run(feeds | step.fed_from(before))
-    engine = Engine([step], plan, before)
+    before = State.of(graph, Sgd()).arrays
+    rules = [rule for rule in step.updates if isinstance(rule, FollowBatchnorm)]
+    assert len(rules) == len(norms)
+    rng = np.random.default_rng(0)
+    feeds = a_batch(graph)
+    feeds = {p: rng.normal(size=a.shape).astype(np.float32) if p.kind is Kind.DATA else a for p, a in feeds.items()}
+    batch = step.found(Session(step.graph).run(step.fed(feeds, before)))
+    engine = Engine([step], UpdatePlan(step.updates, (1.0,), Sgd()), before)
     engine.compute(feeds)
     engine.apply(0.0, 1)
     after = engine.arrays()
     engine.close()
-    for spec, momentum in zip(trained.batchnorms, (0.5, 0.875)):
-        assert spec.momentum == momentum
-        for name, seen in ((spec.mean, f"batch_mean.{spec.mean}"), (spec.var, f"batch_var.{spec.mean}")):
-            expected = before[name] * momentum + batch[seen] * (1 - momentum)
-            np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-6)
+    for rule, momentum in zip(rules, (0.5, 0.875)):
+        assert rule.momentum == momentum
+        for port in (rule.mean, rule.var):
+            expected = before[port] * momentum + batch[port.batch] * (1 - momentum)
+            np.testing.assert_allclose(after[port], expected, rtol=1e-5, atol=1e-6)
 
 
 def _moved(
-    update: Session, sessions: list[Session], steps: Any, feeds: dict[str, Array], state: dict[str, Array], number: int
-) -> dict[str, Array]:
-    given: dict[str, Array] = {"lr": np.float32(0.1), "step": np.float32(number)} | dict(state)
+    update: UpdateGraph,
+    sessions: list[Session],
+    steps: list[Step],
+    feeds: dict[Port, Array],
+    state: dict[Port, Array],
+    number: int,
+) -> dict[Port, Array]:
+    """The next state by the update of single arrays."""
+    given: dict[Port, Any] = {Port(Kind.RATE): 0.1, Port(Kind.STEP): number, **state}
     start = 0
-    for i, (session, step) in enumerate(zip(sessions, steps)):
-        part = {name: array[start : start + step.batch] for name, array in feeds.items()}
+    for worker, (session, step) in enumerate(zip(sessions, steps)):
+        part = {port: array[start : start + step.batch] for port, array in feeds.items()}
         start += step.batch
-        given |= {f"w{i}/{name}": array for name, array in session.run(part | step.fed_from(state)).items()}
-    arrays = {p.name: np.asarray(given[p.name], np.float32).reshape(tuple(p.shape or ())) for p in update.inputs}
-    found = update.run(arrays)
-    return {n.removesuffix(".next"): a.reshape(state[n.removesuffix(".next")].shape)
-            for n, a in found.items() if n.endswith(".next")}  # fmt: skip
+        results = step.found(session.run(step.fed(part, state)))
+        given |= {port.by(worker): array for port, array in results.items()}
+    values = {port: update.graph.value(name) for port, name in update.ports.items()}
+    fed = {v.name: np.asarray(given[p], np.float32).reshape(v.static_shape) for p, v in values.items()
+           if update.graph.is_input(v)}  # fmt: skip
+    found = Session(update.graph).run(fed)
+    return {port.belongs_to: found[value.name].reshape(state[port.belongs_to].shape)
+            for port, value in values.items() if port.kind is Kind.NEXT}  # fmt: skip
 
 
 def test_a_network_with_one_quantised_activation_trains(trainer: Callable[..., Trainer]) -> None:

@@ -13,11 +13,12 @@ from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared
 from onnxslim.stages.train import mark_roles
 from onnxslim.training.optimizers import Sgd
+from onnxslim.training.ports import Kind, Port
 from onnxslim.training.state import State
 from onnxslim.training.step import Step, StepOptions, build_step
 from onnxslim.training.update import UpdatePlan
 from onnxslim.training.workers import Engine
-from passes.distill import PREFIX, CrossEntropy, MeanSquare
+from passes.distill import CrossEntropy, MeanSquare
 
 BATCH = 3  # of which no exporter knew
 
@@ -40,12 +41,11 @@ def with_random_weights(student: Graph, rng: np.random.Generator) -> None:
             student.set_array(value, (rng.normal(size=shape) * (2 / fan_in) ** 0.5).astype(np.float32))
 
 
-def random_feeds(step: Step, rng: np.random.Generator) -> dict[str, Array]:
-    feeds: dict[str, Array] = {}
-    for name in step.data:
-        value = step.graph.value(name)
-        shape = value.static_shape
-        feeds[name] = rng.integers(0, 10, shape) if name == "label" else rng.normal(size=shape).astype(np.float32)
+def random_feeds(step: Step, rng: np.random.Generator) -> dict[Port, Array]:
+    feeds: dict[Port, Array] = {}
+    for port in step.data:
+        shape, is_label = step.value(port).static_shape, port.kind is Kind.LABEL
+        feeds[port] = rng.integers(0, 10, shape) if is_label else rng.normal(size=shape).astype(np.float32)
     return feeds
 
 
@@ -57,36 +57,35 @@ def test_it_steps_along_a_right_gradient(model_path: Path) -> None:
         with_random_weights(student, rng)
     step, optimizer = students_step(student), Sgd(weight_decay=0.0)
     feeds, state = random_feeds(step, rng), State.of(student, optimizer)
-    assert any(name == "label" or name.startswith(PREFIX) for name in feeds)
+    assert any(port.kind in (Kind.LABEL, Kind.TEACHER) for port in feeds)
 
     session = Session(step.graph, fuse_qdq=False)
-    arrays = step.fed_from(state.arrays)
-    found = session.run({**feeds, **arrays})
-    gradients = {n[5:]: g.astype(np.float64).reshape(arrays[n[5:]].shape) for n, g in found.items() if n[:5] == "grad."}
-    assert set(gradients) == {spec.name for spec in step.trained.parameters}
+    arrays = state.arrays
+    found = step.found(session.run(step.fed(feeds, arrays)))
+    loss = float(found[Port(Kind.LOSS)])
+    gradients = {p.belongs_to: g.astype(np.float64).reshape(arrays[p.belongs_to].shape) for p, g in found.items()
+                 if p.kind is Kind.GRADIENT}  # fmt: skip
+    assert set(gradients) == {port for rule in step.updates for port in rule.learns}
     way = {  # each weight by its own size, so that none is moved much and none stays
-        n: g / max(float(np.linalg.norm(g)), 1e-30) * np.linalg.norm(arrays[n]) for n, g in gradients.items()
+        p: g / max(float(np.linalg.norm(g)), 1e-30) * np.linalg.norm(arrays[p]) for p, g in gradients.items()
     }
-    slope = sum(float((gradients[n] * way[n]).sum()) for n in gradients)
+    slope = sum(float((gradients[p] * way[p]).sum()) for p in gradients)
     errors = []
     for change in (3e-3, 1e-3, 1e-2, 3e-4, 1e-4, 3e-5):  # few ReLUs switch, and float32 still sees it
-        size = change * float(found["loss"]) / slope
+        size = change * loss / slope
         ends = []
         for sign in (1, -1):
-            moved = {n: (arrays[n] + sign * size * way[n]).astype(np.float32) for n in way}
-            ends.append(float(session.run({**feeds, **arrays, **moved}, ["loss"])["loss"]))
+            moved = {p: (arrays[p] + sign * size * way[p]).astype(np.float32) for p in way}
+            name = step.ports[Port(Kind.LOSS)]
+            ends.append(float(session.run(step.fed(feeds, arrays | moved), [name])[name]))
         errors.append(abs((ends[0] - ends[1]) / (2 * size) / slope - 1))
         if errors[-1] <= 1e-2:
             break
     assert min(errors) <= 1e-2, errors
 
-    trained = step.trained
-    plan = UpdatePlan(
-        trained.parameters, trained.batchnorms, trained.observers, trained.weights, shares=(1.0,), optimizer=optimizer
-    )
-    engine = Engine([step], plan, state.arrays)
+    engine = Engine([step], UpdatePlan(step.updates, (1.0,), optimizer), arrays)
     before = engine.compute(feeds)["loss"]
-    np.testing.assert_allclose(before, found["loss"], rtol=1e-5)
+    np.testing.assert_allclose(before, loss, rtol=1e-5)
     rate = 3e-5 * before / sum(float((g * g).sum()) for g in gradients.values())
     engine.apply(rate, 1)
     after = engine.compute(feeds)["loss"]

@@ -21,6 +21,7 @@ from onnxslim.stages.train import mark_roles
 from onnxslim.training import layout as layout_module
 from onnxslim.training.layout import Judge, Plan, choose_layout
 from onnxslim.training.optimizers import Sgd
+from onnxslim.training.ports import Kind, Port
 from onnxslim.training.state import State
 from onnxslim.training.step import LAYOUTS, Layout, Step, StepOptions, build_step
 from passes.distill import CrossEntropy
@@ -28,7 +29,7 @@ from passes.simplify import RestoreBatchnorm
 
 LANES = capabilities().lanes
 needs_lanes = pytest.mark.skipif(not LANES, reason="no blocked kernels")
-Made = tuple[Callable[[Layout], list[Step]], dict[str, Array]]
+Made = tuple[Callable[[Layout], list[Step]], dict[Port, Array]]
 
 
 def student(path: Path) -> Graph:
@@ -59,16 +60,17 @@ def test_every_layout_gives_the_same_step(trained_path: Path, frozen: bool) -> N
     plain = steps["plain"]
     rng = np.random.default_rng(1)
     images, label = plain.data
-    feeds = {images: rng.normal(size=plain.graph.value(images).static_shape).astype(np.float32)}
+    feeds = {images: rng.normal(size=plain.value(images).static_shape).astype(np.float32)}
     feeds[label] = rng.integers(0, 10, LANES)
-    found = {layout: Session(step.graph).run(feeds | step.fed_from(arrays)) for layout, step in steps.items()}
+    found = {layout: s.found(Session(s.graph).run(s.fed(feeds, arrays))) for layout, s in steps.items()}
     judge = Judge(plain, arrays, trials=1)
     for layout in ("blocked", "lanes"):
         assert steps[layout].data == plain.data
         assert set(found[layout]) == set(found["plain"])
-        for kind in ("loss", "batch_mean.", "batch_var.", "correct"):
-            names = [n for n in found["plain"] if n.startswith(kind)]
-            expected, got = (np.concatenate([found[which][n].reshape(-1) for n in names] or [np.zeros(1)])
+        for kind in (Kind.LOSS, Kind.TERM, Kind.BATCH, Kind.CORRECT):
+            ports = [port for port in found["plain"] if port.kind is kind]
+            assert ports or (frozen and kind is Kind.BATCH)
+            expected, got = (np.concatenate([found[which][p].reshape(-1) for p in ports] or [np.zeros(1)])
                              for which in ("plain", layout))  # fmt: skip
             assert np.linalg.norm(got - expected) <= 1e-3 * np.linalg.norm(expected), (layout, kind)
         assert judge.objection(steps[layout]) is None
@@ -80,7 +82,7 @@ def test_images_fill_the_lanes_or_stand_all_side_by_side(mobilenet: Path, teache
     """The runtime's blocked kernels, which depthwise convolutions are, have their own width."""
     for path, width in ((mobilenet, LANES), (teacher, 3 * LANES)):
         (step,) = made(path, 3 * LANES)[0]("lanes")
-        assert step.graph.value(f"{step.data[0]}/blocks").static_shape[1] == width
+        assert step.graph.value(f"{step.ports[step.data[0]]}/blocks").static_shape[1] == width
 
 
 @needs_lanes
@@ -187,8 +189,8 @@ def test_a_wrong_layout_is_refused(mobilenet: Path) -> None:
 
     def wrong(layout: Layout) -> list[Step]:
         (step,) = build(layout)
-        for value in step.graph.outputs if layout == "lanes" else []:
-            if value.name.startswith("grad."):
+        for port, value in step.outputs.items() if layout == "lanes" else ():
+            if port.kind is Kind.GRADIENT:
                 factor = step.graph.add_constant("factor", np.float32(1.5))
                 larger = step.graph.op("Mul", value, factor)
                 step.graph.set_type(larger, value.dtype, value.shape)

@@ -17,7 +17,7 @@ import pytest
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
 from onnxslim.errors import CheckpointError, DataError, RecipeError, TrainingError
-from onnxslim.ir.graph import Array, Graph, Role
+from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
@@ -25,6 +25,7 @@ from onnxslim.stages.base import prepared
 from onnxslim.training.loop import Interrupted, _Pace
 from onnxslim.training.nan_hunt import nonfinite_state
 from onnxslim.training.optimizers import AdamW, Sgd
+from onnxslim.training.ports import Kind
 from onnxslim.training.schedules import Constant
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
@@ -379,19 +380,18 @@ def test_an_interrupted_training_keeps_no_nan(trainer: Callable, tmp_path: Path)
 
 def test_which_of_the_state_is_not_finite_and_since_when(trainer: Callable) -> None:
     """A running variance that overflowed leaves no trace in the loss."""
-    graph = trainer(quantize=False).student
-    arrays = State.of(graph, Sgd()).arrays
-    assert nonfinite_state(arrays, arrays, graph) is None
-    name = next(v.name for v in graph.initializers() if v.role is Role.STATISTIC)
-    broken = arrays | {name: np.full_like(arrays[name], np.inf)}
-    size = arrays[name].size
-    what = f"The statistic '{name}' is infinity in {size} of {size} elements"
-    assert nonfinite_state(broken, arrays, graph) == f"{what}, since this step"
-    assert nonfinite_state(broken, broken, graph) == f"{what}, since an earlier step"
-    moment = next(name for name in arrays if graph.find(name) is None)
-    found = nonfinite_state(arrays | {moment: np.full_like(arrays[moment], np.nan)}, arrays, graph)
+    arrays = State.of(trainer(quantize=False).student, Sgd()).arrays
+    assert nonfinite_state(arrays, arrays) is None
+    port = next(port for port in arrays if port.kind is Kind.STATISTIC)
+    broken = arrays | {port: np.full_like(arrays[port], np.inf)}
+    size = arrays[port].size
+    what = f"The statistic '{port.owner}' is infinity in {size} of {size} elements"
+    assert nonfinite_state(broken, arrays) == f"{what}, since this step"
+    assert nonfinite_state(broken, broken) == f"{what}, since an earlier step"
+    moment = next(port for port in arrays if port.kind is Kind.MOMENT)
+    found = nonfinite_state(arrays | {moment: np.full_like(arrays[moment], np.nan)}, arrays)
     assert found is not None
-    assert found.startswith(f"The optimiser's moment '{moment}' is NaN")
+    assert found.startswith(f"The moment 'momentum' of parameter '{moment.belongs_to.owner}' is NaN")
 
 
 def test_a_checkpoint_of_another_run_is_refused(trainer: Callable, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tensors of a model may be called what training calls its own: the run is the same, and the names come out again."""
+"""Tensors of a model may be called anything: the run is the same, and the names come out again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from onnxslim.pruning.taylor import gradient_products
 from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import mark_roles
 from onnxslim.training.loop import Trainer
-from onnxslim.training.names import inner_name, move_names, outer_name, outer_names
 from onnxslim.training.optimizers import AdamW, Sgd
+from onnxslim.training.ports import STATE, Kind, Port
 from onnxslim.training.schedules import Cosine
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions, build_step
@@ -117,36 +117,33 @@ def test_each_own_name_at_an_input_and_a_weight(place: str) -> None:
         assert {called[plain]: array for plain, array in expected.items()} == found, name
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from(OWN), st.text(max_size=12)), unique=True, max_size=20))
-def test_moved_names_differ_and_come_back(names: list[str]) -> None:
-    moved = [inner_name(name) for name in names]
-    assert len(set(moved)) == len(names)
-    assert [outer_name(name) for name in moved] == names
-    graph = Graph()
-    for name in dict.fromkeys(filter(None, names)):
-        graph.add_input(name, DType.FLOAT, (1,))
-    move_names(graph)
-    assert [v.name for v in graph.inputs] == [inner_name(name) for name in names if name]
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(OWN), st.text(max_size=12)), unique=True, max_size=12), st.data())
+def test_ports_are_written_unambiguously(names: list[str], data: st.DataObject) -> None:
+    """Whatever tensors, moments and a loss's parameters are called: keys differ, and each is read back as it was."""
+    parts = st.sampled_from(["", "momentum", "exp_avg", ":", "1:a", "moment:0::parameter"])
+    ports = [Port(kind, name, data.draw(parts) if kind is Kind.LOSS_PARAMETER else "")
+             for name in names for kind in STATE if kind is not Kind.MOMENT]  # fmt: skip
+    ports += [port.moment(name) for port in ports for name in ("momentum", "exp_avg", ":")]
+    assert len({port.key for port in ports}) == len(ports)
+    assert [Port.from_key(port.key) for port in ports] == ports
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from([name for name in OWN if name]), unique=True, min_size=2, max_size=8))
-def test_moments_never_meet_a_tensor(names: list[str]) -> None:
-    owned = [inner_name(name) for name in names]
-    moments = [f"{name}.{moment}" for name in owned for moment in ("momentum", "exp_avg", "next")]
-    assert len({*owned, *moments}) == 4 * len(names)
+@pytest.mark.parametrize("key", ["", "w", "conv.weight", "w.momentum", "label:0::w", "parameter:9:x", "moment:1:m:w"])
+def test_other_texts_are_no_ports(key: str) -> None:
+    with pytest.raises(CheckpointError, match="names no array of a training state"):
+        Port.from_key(key)
 
 
 def test_errors_say_the_models_names() -> None:
     called = {**mapped(PLAIN), "x": "label", "k": "loss", "conv": "correct", "y": "grad.w"}
-    assert outer_names(f"'{inner_name('loss')}' and 'k'") == "'loss' and 'k'"
-    moment = State({f"{inner_name('loss')}.exp_avg": np.zeros(3, np.float32)})
-    with pytest.raises(CheckpointError, match=r"for 'loss.exp_avg' it has shape \(3,\), this run none"):
+    moment = State({Port(Kind.PARAMETER, "loss").moment("exp_avg"): np.zeros(3, np.float32)})
+    what = r"for the moment 'exp_avg' of parameter 'loss' it has shape \(3,\), this run none"
+    with pytest.raises(CheckpointError, match=what):
         moment.check_like(State({}), "That state")
     broken = trainer(called)
     broken.student.set_array(broken.student.value("loss"), np.full((4, 1, 3, 3), np.nan, np.float32))
-    with pytest.raises(TrainingError, match=r"the input 'loss', of the training state, is NaN"):
+    with pytest.raises(TrainingError, match=r"the parameter 'loss', of the training state, is NaN"):
         broken.run()
     teacher = network(called)
     teacher.set_array(teacher.value("w"), np.ones((4, 5), np.float32))

@@ -13,43 +13,45 @@ from onnxslim.ir.graph import Array
 from onnxslim.ir.quant_math import affine_from_range, weight_scale
 from onnxslim.runtime.session import Session
 from onnxslim.training.optimizers import AdamW, Sgd
-from onnxslim.training.update import (
-    BatchNormSpec,
-    ObserverSpec,
-    ParameterSpec,
-    UpdatePlan,
-    WeightScaleSpec,
-    build_update,
-)
+from onnxslim.training.ports import Kind, Port
+from onnxslim.training.rules import FollowBatchnorm, FollowMaximum, FollowRange, Optimise
+from onnxslim.training.update import Rule, UpdateGraph, UpdatePlan, build_update
 
 SHAPE = (3, 2, 2, 1)
 
 
-def plan(optimizer: Any, **parts: Any) -> UpdatePlan:
-    fields = {"parameters": (), "batchnorms": (), "observers": (), "weights": (), "shares": (1.0,), **parts}
-    return UpdatePlan(optimizer=optimizer, **fields)
+RATE, STEP = Port(Kind.RATE), Port(Kind.STEP)
+W, A, B = (Port(Kind.PARAMETER, name) for name in "wab")
+MEAN, VAR, RANGE = (Port(Kind.STATISTIC, name) for name in ("mean", "var", "range"))
+SCALE, ZERO = Port(Kind.SCALE, "scale"), Port(Kind.SCALE, "zero")
+
+
+def plan(optimizer: Any, *rules: Rule, shares: tuple[float, ...] = (1.0,)) -> UpdatePlan:
+    return UpdatePlan(rules, shares, optimizer)
 
 
 def numbers(seed: int, size: int = 12) -> Array:
     return np.random.default_rng(seed).normal(size=size).astype(np.float32)
 
 
-def run(update: Any, feeds: dict[str, Any]) -> dict[str, Array]:
-    session = Session(update)
-    arrays = {name: np.asarray(array, np.float32) for name, array in feeds.items()}
-    return session.run({port.name: arrays[port.name] for port in session.inputs})
+def run(update: UpdateGraph, feeds: dict[Port, Any]) -> dict[Port, Array]:
+    """What comes out by what it is, of what the graph takes of the feeds."""
+    session = Session(update.graph)
+    fed = {port: name for port, name in update.ports.items() if update.graph.is_input(update.graph.value(name))}
+    found = session.run({name: np.asarray(feeds[port], np.float32) for port, name in fed.items()})
+    return {port: found[name] for port, name in update.ports.items() if name in found}
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("decays", [True, False])
 def test_sgd(nesterov: bool, decays: bool) -> None:
-    update = build_update(plan(Sgd(0.9, nesterov, 0.01), parameters=(ParameterSpec("w", SHAPE, decays),)))
+    update = build_update(plan(Sgd(0.9, nesterov, 0.01), Optimise(W, SHAPE, decays)))
     w, m = numbers(0), np.zeros(12, np.float32)
     w64, m64 = w.astype(np.float64), np.zeros(12)
     for step in range(1, 6):
         g = numbers(step)
-        found = run(update, {"w": w, "w.momentum": m, "w0/grad.w": g, "lr": 0.1, "step": step})
-        w, m = found["w.next"], found["w.momentum.next"]
+        found = run(update, {W: w, W.moment("momentum"): m, W.gradient.by(0): g, RATE: 0.1, STEP: step})
+        w, m = found[W.next], found[W.moment("momentum").next]
         g64 = g + (0.01 * w64 if decays else 0)
         m64 = 0.9 * m64 + g64
         w64 = w64 - 0.1 * (g64 + 0.9 * m64 if nesterov else m64)
@@ -58,30 +60,29 @@ def test_sgd(nesterov: bool, decays: bool) -> None:
 
 @pytest.mark.parametrize("decays", [True, False])
 def test_adamw(decays: bool) -> None:
-    update = build_update(plan(AdamW((0.9, 0.99), 1e-8, 0.1), parameters=(ParameterSpec("w", SHAPE, decays),)))
-    state = {"w": numbers(0), "w.exp_avg": np.zeros(12), "w.exp_avg_sq": np.zeros(12)}
+    update = build_update(plan(AdamW((0.9, 0.99), 1e-8, 0.1), Optimise(W, SHAPE, decays)))
+    state = {W: numbers(0), W.moment("exp_avg"): np.zeros(12), W.moment("exp_avg_sq"): np.zeros(12)}
     w, m, v = numbers(0).astype(np.float64), np.zeros(12), np.zeros(12)
     for step in range(1, 6):
         g = numbers(step)
-        found = run(update, {**state, "w0/grad.w": g, "lr": 0.05, "step": step})
-        state = {name: found[f"{name}.next"] for name in state}
+        found = run(update, {**state, W.gradient.by(0): g, RATE: 0.05, STEP: step})
+        state = {port: found[port.next] for port in state}
         w = w * (1 - 0.05 * 0.1) if decays else w
         m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g.astype(np.float64) ** 2
         w = w - 0.05 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
-        np.testing.assert_allclose(state["w"], w, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(state[W], w, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bound", [0.5, 1e3])
 def test_clipping_bounds_the_norm_over_all_gradients(bound: float) -> None:
-    specs = (ParameterSpec("a", (12,), False), ParameterSpec("b", (12,), False))
-    update = build_update(plan(Sgd(0.0, False, 0.0, clip_norm=bound), parameters=specs))
-    feeds = {n: np.zeros(12) for n in ("a", "b", "a.momentum", "b.momentum")}
-    grads = {"a": numbers(1), "b": numbers(2)}
-    found = run(update, {**feeds, **{f"w0/grad.{n}": g for n, g in grads.items()}, "lr": 1, "step": 1})
+    update = build_update(plan(Sgd(0.0, False, 0.0, clip_norm=bound), *(Optimise(p, (12,), False) for p in (A, B))))
+    feeds = {port: np.zeros(12) for p in (A, B) for port in (p, p.moment("momentum"))}
+    grads = {A: numbers(1), B: numbers(2)}
+    found = run(update, {**feeds, **{p.gradient.by(0): g for p, g in grads.items()}, RATE: 1, STEP: 1})
     norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
-    assert found["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    for name, g in grads.items():
-        np.testing.assert_allclose(found[f"{name}.next"], -g * min(1, bound / norm), rtol=1e-4)
+    assert found[Port(Kind.NORM)] == pytest.approx(norm, rel=1e-5)
+    for port, g in grads.items():
+        np.testing.assert_allclose(found[port.next], -g * min(1, bound / norm), rtol=1e-4)
 
 
 @given(
@@ -93,28 +94,26 @@ def test_batch_norm_statistics_are_those_of_the_whole_batch(sizes: list[int], of
     """Workers of unequal shares, merged, give the mean and biased variance of all samples together."""
     rng, total = np.random.default_rng(seed), sum(sizes)
     parts = [rng.normal(offset, 1, size=(n, 2, 5)) for n in sizes]
-    spec = BatchNormSpec("mean", "var", 2)
-    update = build_update(plan(Sgd(), batchnorms=(spec,), shares=tuple(n / total for n in sizes)))
-    feeds: dict[str, Any] = {"mean": [1, 2], "var": [3, 4], "lr": 0, "step": 1}
+    update = build_update(plan(Sgd(), FollowBatchnorm(MEAN, VAR, 2), shares=tuple(n / total for n in sizes)))
+    feeds: dict[Port, Any] = {MEAN: [1, 2], VAR: [3, 4]}
     for i, part in enumerate(parts):
-        feeds |= {f"w{i}/batch_mean.mean": part.mean((0, 2)), f"w{i}/batch_var.mean": part.var((0, 2))}
+        feeds |= {MEAN.batch.by(i): part.mean((0, 2)), VAR.batch.by(i): part.var((0, 2))}
     found = run(update, feeds)
     whole = np.concatenate(parts)
-    np.testing.assert_allclose(found["mean.next"], 0.9 * np.array([1, 2]) + 0.1 * whole.mean((0, 2)), rtol=1e-4)
-    np.testing.assert_allclose(found["var.next"], 0.9 * np.array([3, 4]) + 0.1 * whole.var((0, 2)), rtol=1e-3)
+    np.testing.assert_allclose(found[MEAN.next], 0.9 * np.array([1, 2]) + 0.1 * whole.mean((0, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found[VAR.next], 0.9 * np.array([3, 4]) + 0.1 * whole.var((0, 2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99, 1.0])
 def test_running_statistics_move_by_their_own_momentum(momentum: float) -> None:
     """ONNX's: running = old·momentum + batch·(1 − momentum). What has arrived stays, to the last bit."""
-    update = build_update(plan(Sgd(), batchnorms=(BatchNormSpec("mean", "var", 3, momentum),)))
+    update = build_update(plan(Sgd(), FollowBatchnorm(MEAN, VAR, 3, momentum)))
     old, batch = numbers(0, 3), numbers(1, 3)
-    feeds = {"mean": old, "var": old, "w0/batch_mean.mean": batch, "w0/batch_var.mean": old, "lr": 0, "step": 1}
-    found = run(update, feeds)
-    np.testing.assert_allclose(found["mean.next"], old * momentum + batch * (1 - momentum), rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(found["var.next"], old)
+    found = run(update, {MEAN: old, VAR: old, MEAN.batch.by(0): batch, VAR.batch.by(0): old})
+    np.testing.assert_allclose(found[MEAN.next], old * momentum + batch * (1 - momentum), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(found[VAR.next], old)
     if momentum == 1:
-        np.testing.assert_array_equal(found["mean.next"], old)
+        np.testing.assert_array_equal(found[MEAN.next], old)
 
 
 @given(
@@ -124,34 +123,34 @@ def test_running_statistics_move_by_their_own_momentum(momentum: float) -> None:
     workers=st.integers(1, 3),
 )
 def test_observed_grids_are_those_of_quant_math(low: float, width: float, signed: bool, workers: int) -> None:
-    spec = ObserverSpec("range", "scale", "zero", 8, signed)
-    update = build_update(plan(Sgd(), observers=(spec,), shares=(1 / workers,) * workers))
+    rule = FollowRange(RANGE, SCALE, ZERO, 8, signed)
+    update = build_update(plan(Sgd(), rule, shares=(1 / workers,) * workers))
     ends = [np.float32([low - i, low + width + i]) for i in range(workers)]
-    feeds: dict[str, Any] = {f"w{i}/observed.range": end for i, end in enumerate(ends)}
-    found = run(update, {**feeds, "range": np.float32([-1, 2]), "lr": 0, "step": 1})
+    feeds: dict[Port, Any] = {RANGE.batch.by(i): end for i, end in enumerate(ends)}
+    found = run(update, {**feeds, RANGE: np.float32([-1, 2])})
     batch = np.float32([min(e[0] for e in ends), max(e[1] for e in ends)])
     old = np.float32([-1, 2])
     moved = old + (batch - old) * np.float32(0.1)
-    np.testing.assert_array_equal(found["range.next"], moved)
-    scale, zero_point = affine_from_range(found["range.next"][0], found["range.next"][1], 8, signed)
-    np.testing.assert_array_equal(found["scale.next"], scale)
-    np.testing.assert_array_equal(found["zero.next"], np.float32(zero_point))
+    np.testing.assert_array_equal(found[RANGE.next], moved)
+    scale, zero_point = affine_from_range(found[RANGE.next][0], found[RANGE.next][1], 8, signed)
+    np.testing.assert_array_equal(found[SCALE.next], scale)
+    np.testing.assert_array_equal(found[ZERO.next], np.float32(zero_point))
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_weight_scales_follow_the_weight_just_updated(axis: int | None, bits: int) -> None:
-    specs = {"parameters": (ParameterSpec("w", SHAPE, False),), "weights": (WeightScaleSpec("w", "s", axis, bits),)}
-    update = build_update(plan(Sgd(0.0, False, 0.0), **specs))
-    zeros = np.zeros(12)
-    found = run(update, {"w": numbers(0), "w.momentum": zeros, "w0/grad.w": numbers(1), "lr": 1, "step": 1})
-    expected = weight_scale(found["w.next"].reshape(SHAPE), axis, bits)
-    np.testing.assert_array_equal(found["s.next"], expected)
+    update = build_update(
+        plan(Sgd(0.0, False, 0.0), Optimise(W, SHAPE, False), FollowMaximum(W, SHAPE, SCALE, axis, bits))
+    )
+    feeds = {W: numbers(0), W.moment("momentum"): np.zeros(12), W.gradient.by(0): numbers(1), RATE: 1}
+    found = run(update, feeds)
+    expected = weight_scale(found[W.next].reshape(SHAPE), axis, bits)
+    np.testing.assert_array_equal(found[SCALE.next], expected)
 
 
 def test_gradients_of_unequal_shares_are_weighted() -> None:
-    specs = (ParameterSpec("w", (12,), False),)
-    update = build_update(plan(Sgd(0.0, False, 0.0), parameters=specs, shares=(0.75, 0.25)))
-    feeds = {"w": np.zeros(12), "w.momentum": np.zeros(12), "w0/grad.w": numbers(1), "w1/grad.w": numbers(2)}
-    found = run(update, {**feeds, "lr": 1, "step": 1})
-    np.testing.assert_allclose(found["w.next"], -(0.75 * numbers(1) + 0.25 * numbers(2)), rtol=1e-5, atol=1e-7)
+    update = build_update(plan(Sgd(0.0, False, 0.0), Optimise(W, (12,), False), shares=(0.75, 0.25)))
+    gradients = {W.gradient.by(0): numbers(1), W.gradient.by(1): numbers(2)}
+    found = run(update, {W: np.zeros(12), W.moment("momentum"): np.zeros(12), **gradients, RATE: 1})
+    np.testing.assert_allclose(found[W.next], -(0.75 * numbers(1) + 0.25 * numbers(2)), rtol=1e-5, atol=1e-7)

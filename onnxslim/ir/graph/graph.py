@@ -233,10 +233,18 @@ class Graph:
         return value
 
     def add_input(self, name: str, dtype: DType, shape: Iterable[Dim] | None, *, role: Role = Role.ACTIVATION) -> Value:
-        value = self.find(name) or self.add_value(name, dtype, shape, role=role)
+        """A new value that is fed from outside; the name must be free (`fresh_name` makes one)."""
+        value = self.add_value(name, dtype, shape, role=role)
+        self.feed(value)
+        return value
+
+    def feed(self, value: Value) -> None:
+        """A value that is there, without a producer, is fed from outside from now on."""
+        producer = self.producer(value)
+        if producer is not None:
+            raise ModelError(f"'{value.name}' cannot be an input of graph '{self.name}': {producer} produces it")
         self._inputs[value.id] = None
         self._touch(value)
-        return value
 
     def add_output(self, value: Value) -> None:
         self._outputs.append(value.id)
@@ -466,6 +474,12 @@ class Graph:
             raise ModelError(f"Cannot remove value '{value.name}': it is still produced or read")
         self._inputs.pop(value.id, None)
         self._drop(value)
+
+    def become(self, other: Graph) -> None:
+        """Takes over everything of another graph, which is used up; all of it counts as edited."""
+        journal = [*self._journal, *other._network.items]
+        self.__dict__.update(other.__dict__)
+        self._journal, self._notes = journal, {}
 
     def copy(self) -> Graph:
         """An independent copy that shares the arrays; ids stay the same."""

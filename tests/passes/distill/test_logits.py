@@ -15,6 +15,9 @@ from onnxslim.ir.onnx_io import write
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
 from passes.distill import (
+    LABEL,
+    STUDENT,
+    TEACHER,
     CrossEntropy,
     Loss,
     MeanSquare,
@@ -90,7 +93,9 @@ def trained_on(losses: tuple[Loss, ...], student: Ending, teacher: Ending) -> di
     y = graph.add_input("y", DType.INT64, (SAMPLES,))
     outputs = student(graph, s), teacher(graph, t)
     infer_shapes(graph)
-    loss, _ = attach_losses(graph, losses, Taps(*outputs, y))
+    student_output, teacher_output = outputs
+    taps = Taps({STUDENT: student_output, TEACHER: teacher_output, LABEL: y})
+    loss, _ = attach_losses(graph, losses, taps)
     infer_shapes(graph)
     gradient = differentiate(graph, loss, [s])["s"]
     for value in (loss, gradient):

@@ -14,7 +14,18 @@ from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.ir.onnx_io import write
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.session import Session
-from passes.distill import CrossEntropy, Loss, MeanSquare, OnnxLoss, SoftLabel, Taps, attach_losses
+from passes.distill import (
+    LABEL,
+    STUDENT,
+    TEACHER,
+    CrossEntropy,
+    Loss,
+    MeanSquare,
+    OnnxLoss,
+    SoftLabel,
+    Taps,
+    attach_losses,
+)
 from passes.gradient import differentiate
 
 SIZES = {"samples": st.integers(1, 5), "classes": st.integers(2, 6), "seed": st.integers(0, 999)}
@@ -26,13 +37,14 @@ def evaluated(losses: tuple[Loss, ...], student: Array, teacher: Array, label: A
     s = graph.add_input("s", DType.FLOAT, student.shape)
     t = graph.add_input("t", DType.FLOAT, teacher.shape)
     y = graph.add_input("y", DType.of(label), label.shape)
-    loss, components = attach_losses(graph, losses, Taps(s, t, y))
+    loss, terms = attach_losses(graph, losses, Taps({STUDENT: s, TEACHER: t, LABEL: y}))
     infer_shapes(graph)
     gradient = differentiate(graph, loss, [s])["s"]
-    for value in (loss, *components.values(), gradient):
+    called = {"loss": loss, "grad": gradient, **{f"loss.{of.name}": term for of, term in terms}}
+    for value in called.values():
         graph.add_output(value)
     found = Session(graph).run({"s": student, "t": teacher, "y": label})
-    return {**found, "grad": found[gradient.name]}
+    return {name: found[value.name] for name, value in called.items()}
 
 
 def log_softmax(x: Array) -> Array:

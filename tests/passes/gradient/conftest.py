@@ -225,7 +225,7 @@ def build_network(path: Path, *, training: bool = True, quantized: bool = False,
         assert weight.array is not None
         feeds[weight.name] = weight.array
         graph.set_array(weight, None)
-        graph.add_input(weight.name, weight.dtype, weight.shape)
+        graph.feed(weight)
     return Network(graph, loss, weights, feeds)
 
 

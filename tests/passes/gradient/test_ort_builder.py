@@ -105,6 +105,22 @@ def test_a_sum_becomes_additions(terms: int) -> None:
     np.testing.assert_array_equal(own, terms * (terms + 1) // 2 * np.arange(3))
 
 
+def test_names_that_the_builder_would_give_are_the_models() -> None:
+    """Its gradients are called `…_grad`, and so are these tensors, which keep their names."""
+    graph = Graph()
+    x, other = graph.add_input("x", DType.FLOAT, (3,)), graph.add_input("v1", DType.FLOAT, (3,))
+    graph.add_output(graph.op("Mul", x, other, name="x_grad"))
+    scalar(graph, graph.op("Mul", graph.value("x_grad"), other, name="loss_grad"), np.arange(3, dtype=np.float32))
+    infer_shapes(graph)
+    names = {v.name for v in graph.values()}
+    made, found = differentiate_with_ort(graph, graph.value("loss"), [x])
+    made.add_output(found["x"])
+    assert names <= {v.name for v in made.values()}
+    feeds = {"x": np.ones(3, np.float32), "v1": np.full(3, 2, np.float32)}
+    assert found["x"].name != "x_grad"
+    np.testing.assert_array_equal(Session(made).run(feeds)[found["x"].name], 4 * np.arange(3))
+
+
 def test_what_the_loss_does_not_read_gets_zeros() -> None:
     graph = Graph()
     x, spare = graph.add_input("x", DType.FLOAT, (3,)), graph.add_input("spare", DType.FLOAT, (2,))

@@ -204,7 +204,7 @@ def test_a_batch_norm_after_an_activation_is_retained() -> None:
 def test_fed_parameters_are_retained() -> None:
     b = builder("Conv")
     graph = b.finish(layer(b, "Conv"))
-    graph.add_input("bn.g", graph.value("bn.g").dtype, (4,))
+    graph.feed(graph.value("bn.g"))
     assert why(graph) == "its parameters are computed or fed"
 
 
