@@ -138,7 +138,6 @@ def passes_of(batch: int, options: StepOptions, teachers: Sequence[str] = ()) ->
         EliminateCommon(),
         ShapeState(),
         EliminateDead(),
-        InferShapes(),
     )  # fmt: skip
 
 
