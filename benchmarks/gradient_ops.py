@@ -294,7 +294,8 @@ def differentiated(proto: onnx.ModelProto, case: Case) -> tuple[Graph, dict[str,
     for slot in case.trained:
         value = graph.value(f"c{slot}")
         graph.set_array(value, None)
-        wrt.append(graph.add_input(value.name, value.dtype, value.shape))
+        graph.feed(value)
+        wrt.append(value)
     y = graph.outputs[0]
     weights = graph.add_constant("weights", spread(y.static_shape, 8))
     loss = graph.op("ReduceSum", graph.op("Mul", y, weights, name="weighted"), name="the_loss", keepdims=0)

@@ -99,10 +99,32 @@ def test_sources() -> None:
     constant = graph.add_constant("c", np.zeros(1))
     assert [graph.has_source(v) for v in (x, a, b, lost, constant)] == [True, True, True, False, True]
     assert graph.constant_of(constant) is not None
-    graph.add_input("c", DType.DOUBLE, (1,))
+    graph.feed(constant)
     assert graph.constant_of(constant) is None
     graph.remove_input(constant)
     assert graph.constant_of(constant) is not None
+
+
+def test_an_input_has_a_name_of_its_own() -> None:
+    """Nothing is fed by mistake because it is called like something else; what is there is fed by `feed`."""
+    graph, _, a, _ = _chain()
+    for value in graph.values():
+        with pytest.raises(ModelError, match=f"The name '{value.name}' is already used"):
+            graph.add_input(value.name, DType.FLOAT, (2, 3))
+    with pytest.raises(ModelError, match=rf"'{a.name}' cannot be an input of graph .*: node .* produces it"):
+        graph.feed(a)
+
+
+def test_a_graph_becomes_another() -> None:
+    graph, other = _chain()[0], Graph("other", opset=17)
+    other.add_output(other.op("Neg", other.add_input("z", DType.FLOAT, (2,)), name="minus"))
+    mark = graph.mark()
+    graph.become(other)
+    assert (graph.name, graph.opset, [v.name for v in graph.inputs]) == ("other", 17, ["z"])
+    assert {item.id for item in graph.touched(mark)} == {item.id for item in (*graph.nodes(), *graph.values())}
+    verify(graph, since=mark)
+    graph.add_output(graph.op("Abs", graph.value("minus"), name="size"))
+    verify(graph)
 
 
 def test_attributes() -> None:
