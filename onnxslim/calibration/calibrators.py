@@ -31,10 +31,11 @@ class Calibrator(ABC):
         """What a grid of 2 to the power of `bits` integers has to cover, once all that was asked for is known."""
 
 
+_MODULES = {
+    "min_max": "MinMax",
+}
+
 CALIBRATORS: tuple[type[Calibrator], ...] = tuple(
-    getattr(import_module(f"onnxslim.calibration.{module}"), name)
-    for module, name in (
-        ("min_max", "MinMax"),  #
-    )
+    getattr(import_module(f"onnxslim.calibration.{module}"), name) for module, name in _MODULES.items()
 )
 """All there are; the first is taken where none is named."""
