@@ -109,7 +109,7 @@ def require_free(path: Path, force: bool) -> None:
     """`require_place`, and OutputError where something stands there already, unless `force`."""
     require_place(path)
     if not force and os.path.lexists(path):
-        raise OutputError(f"{_shown(path)} exists already: choose another name, or replace it (force=True)")
+        raise OutputError(f"{_shown(path)} exists already: choose another name, or replace it (`force=True`)")
 
 
 def looked_from() -> str:

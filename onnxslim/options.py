@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import pydantic.dataclasses
@@ -33,8 +35,10 @@ __all__ = [
     "faults_in",
     "fields_of",
     "known_keys",
+    "made_of",
     "option_error",
     "options_in",
+    "reworded",
 ]
 
 LARGEST = 1e6
@@ -44,6 +48,7 @@ Way: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top."""
 
 T = TypeVar("T")
+M = TypeVar("M", bound="Options")
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
 )
@@ -233,6 +238,21 @@ _EXPECTED: Mapping[str, str] = {
 }
 
 
+def made_of(cls: type[M], given: Mapping[str, Any]) -> M:
+    """A model of options, from what was given from Python; OptionError with all that is wrong."""
+    try:
+        return cls.model_validate(plain := {key: _plain(value) for key, value in given.items()})
+    except ValidationError as error:
+        raise option_error(error, cls, plain) from None
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, sequences as lists."""
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 class Fault(NamedTuple):
     """What is wrong: `way` leads to it, `option` names what it is the matter with (nothing where it is said by
     `why`)."""
@@ -326,3 +346,14 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return f"an object of type {type(value).__name__}"
+
+
+# ---------------------------------------------------------------- options in what is said
+
+_MENTION = re.compile(r"`([a-z_]+)=([^`]*)`")
+
+
+def reworded(text: str, words: Callable[[str, str], str]) -> str:
+    """A message with the options that it names, each written as Python does and between backquotes (`force=True`), in
+    the words of who asked: words(name, value)."""
+    return _MENTION.sub(lambda found: words(found[1], found[2]), text)

@@ -320,7 +320,7 @@ SENSITIVITIES = ("--strategy", "sensitivity", "--sensitivities", "s.json", "--va
         (("--macs", "0.5", "--scope", "con"), "scope: 'con' matches no channel group; near names: conv1"),
         (("--macs", "0.5", "--scope", "head"), "no channel group is left to be cut ('head': 'logits' is an output"),
         (("--macs", "0.5", "--scope", "re:["), "'re:[' is not a regular expression"),
-        (("--macs", "0.5", "--max-ratio", "1"), "max_ratio: expected less than 1"),
+        (("--macs", "0.5", "--max-ratio", "1"), "--max-ratio: expected less than 1"),
         (("--macs", "-1"), "macs: expected more than 0"),
         (("--macs", "inf"), "macs: expected a finite number"),
         (("--macs", "0.5", "--mean", "1,2"), "--layout say how --data is read: give --data too"),

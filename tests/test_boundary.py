@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from onnxslim.builders import small_cnn
 from onnxslim.cli import app
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.onnx_io import write
 from onnxslim.pruning.metric import load_metric
 from onnxslim.runtime.isolated import isolated
@@ -106,9 +106,9 @@ def test_a_metric_beside_never_replaces_a_package(tmp_path: Path, monkeypatch: p
     (tmp_path / "leaves.py").write_text("raise SystemExit(0)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(RecipeError, match="no function 'score'"):
+    with pytest.raises(OptionError, match="no function 'score'"):
         load_metric("networkx:score")
-    with pytest.raises(RecipeError, match="cannot import 'leaves'.*SystemExit"):
+    with pytest.raises(OptionError, match="cannot import 'leaves'.*SystemExit"):
         load_metric("leaves:score")
 
 

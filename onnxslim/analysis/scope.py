@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Graph, Node
 
 __all__ = ["Names", "label", "matched", "matches", "place"]
@@ -40,7 +40,7 @@ def place(graph: Graph, node: Node) -> str:
 def matches(pattern: str, named: Mapping[K, Names], key: str, what: str) -> list[K]:
     """What a pattern means, in order: a name, a kind, a glob over names, or "re:" and an expression for whole names.
 
-    key: of the recipe or command line; what: "node of graph 'g'", both for messages. Raises RecipeError where
+    key: the option that the pattern is given to; what: "node of graph 'g'", both for messages. Raises OptionError where
     nothing matches, with near names, or the expression is none.
     """
     hits = [item for item, names in named.items() if _hit(pattern, names, key)]
@@ -48,7 +48,7 @@ def matches(pattern: str, named: Mapping[K, Names], key: str, what: str) -> list
         known = list(dict.fromkeys([n for names in named.values() for n in (*names.own, *names.kinds)]))
         near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4)
         hint = f"; near names: {', '.join(near)}" if near else ""
-        raise RecipeError(f"{key}: '{pattern}' matches no {what}{hint}")
+        raise OptionError(key, f"'{pattern}' matches no {what}{hint}")
     return hits
 
 
@@ -57,7 +57,7 @@ def _hit(pattern: str, names: Names, key: str) -> bool:
         try:
             expression = re.compile(pattern[3:])
         except re.error as error:
-            raise RecipeError(f"{key}: '{pattern}' is not a regular expression: {error}") from None
+            raise OptionError(key, f"'{pattern}' is not a regular expression: {error}") from None
         return any(expression.fullmatch(name) for name in names.own)
     exact: Iterable[str] = (*names.own, *names.kinds)
     return pattern in exact or any(fnmatch.fnmatchcase(name, pattern) for name in names.own)

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 
 import typer
 
-from onnxslim.cli.flags import in_flags
-from onnxslim.errors import OnnxSlimError
+from onnxslim.cli.flags import flag_of, in_flags
+from onnxslim.errors import OnnxSlimError, OptionError
 
 __all__ = ["bounded", "flushed", "tolerate_encodings"]
 
@@ -36,7 +36,9 @@ def bounded() -> Iterator[None]:
     except (typer.Exit, typer.Abort, BrokenPipeError, SystemExit):
         raise
     except OnnxSlimError as error:
-        _complain(f"Error: {in_flags(str(error))}")
+        faults = error.faults if isinstance(error, OptionError) else (("", str(error)),)
+        said = (f"{flag_of(option)}: {why}" if option else why for option, why in faults)
+        _complain(f"Error: {in_flags(chr(10).join(said))}")
         code = 2
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "Interrupted.")

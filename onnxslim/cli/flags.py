@@ -1,23 +1,44 @@
-"""What the engine says about its arguments, in the words of the command line."""
+"""What the engine says of its options, in the words of the command line."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["in_flags"]
+__all__ = ["flag_of", "in_flags"]
 
-_WORDS = (
-    (r"\b(check|force|resume)=True\b", r"--\1"),
-    (r"\boverrides: (?=\w)", "--set "),
-    (r"\boverride '([^']*)'", r"--set \1"),
-    (r"\bsizes=\{'([^']*)': (\w+)\}", r"--size \1=\2"),
-    (r"\bweight_bits=(\d+)", r"--weight-bits \1"),
-    (r"\bpreprocess=…", "--mean, --std and --layout"),
-)
+_OTHER = {
+    "data.train": "--data",
+    "data.val": "--val-split",
+    "freeze": "--set",
+    "limits": "--limit",
+    "mode": "--masked",
+    "overrides": "--set",
+    "per_channel": "--per-tensor",
+    "preprocess": "--mean, --std and --layout",
+    "sizes": "--size",
+}
+"""Flags that are not called like their option."""
+
+_PAIR = re.compile(r"\{'([^']*)': (\w+)\}")
+_ITEM = re.compile(r"\['(.*)'\]")
+
+
+def flag_of(option: str) -> str:
+    """The flag of an option: `max_ratio` is --max-ratio."""
+    return _OTHER.get(option) or f"--{option.rpartition('.')[2].replace('_', '-')}"
 
 
 def in_flags(message: str) -> str:
-    """The message with Python's arguments as flags: `force=True` as `--force`."""
-    for pattern, flag in _WORDS:
-        message = re.sub(pattern, flag, message)
-    return message
+    """A message with the options that it names as flags: `force=True` as --force, `sizes={'x': 3}` as --size x=3."""
+    from onnxslim.options import reworded  # imported where it is used, so that --help is quick
+
+    return reworded(message, _flag)
+
+
+def _flag(option: str, value: str) -> str:
+    pair, item = _PAIR.fullmatch(value), _ITEM.fullmatch(value)
+    if pair is not None:
+        return f"{flag_of(option)} {pair[1]}={pair[2]}"
+    if item is not None:
+        return f"{flag_of(option)} {item[1]}"
+    return flag_of(option) if value in ("True", "…") else f"{flag_of(option)} {value}"

@@ -128,23 +128,23 @@ def preprocess_of(models: list[Path], mean: str | None, std: str | None, layout:
     """The options where they are given, else what the models note about themselves."""
     from onnxslim.stages.preprocessing import chosen_preprocess
 
-    means, stds = (None if t is None else numbers_of(o, t) for o, t in (("--mean", mean), ("--std", std)))
+    means, stds = (None if t is None else numbers_of(o, t) for o, t in (("mean", mean), ("std", std)))
     return chosen_preprocess(models, means, stds, layout)
 
 
 def batch_of(text: str) -> int | str:
-    from onnxslim.errors import DataError
+    from onnxslim.errors import OptionError
 
     if text == "dynamic":
         return "batch"
     if not text.isdecimal() or int(text) < 1:
-        raise DataError(f"--batch: expected a number of at least 1, or dynamic, got '{text}'")
+        raise OptionError("batch", f"expected a number of at least 1, or dynamic, got '{text}'")
     return int(text)
 
 
 def sizes_of(texts: list[str] | None) -> dict[str, int]:
     """`--size AXIS=NUMBER`, repeated."""
-    from onnxslim.errors import DataError
+    from onnxslim.errors import OptionError
 
     found: dict[str, int] = {}
     for text in texts or ():
@@ -156,14 +156,14 @@ def sizes_of(texts: list[str] | None) -> dict[str, int]:
             or not 1 <= len(number) <= _DIGITS
             or name in found
         ):
-            raise DataError(f"--size: expected AXIS=NUMBER, each axis once, such as height=480, got '{text}'")
+            raise OptionError("sizes", f"expected AXIS=NUMBER, each axis once, such as height=480, got '{text}'")
         found[name] = int(number)
     return found
 
 
 def frozen_of(texts: list[str] | None) -> dict[str, Any]:
     """`--set INPUT=VALUE`, repeated: values as JSON has them."""
-    from onnxslim.errors import RecipeError
+    from onnxslim.errors import OptionError
 
     found: dict[str, Any] = {}
     for text in texts or ():
@@ -173,18 +173,19 @@ def frozen_of(texts: list[str] | None) -> dict[str, Any]:
         except (ValueError, RecursionError):
             given = None
         if not name or name in found or given is None or isinstance(given, dict):
-            raise RecipeError(
-                f"--set: expected INPUT=VALUE, each input once, a number or numbers in brackets, such as sr=16000 or "
-                f"'scale=[0.5, 2]', got '{text}'"
+            raise OptionError(
+                "freeze",
+                "expected INPUT=VALUE, each input once, a number or numbers in brackets, such as sr=16000 or "
+                f"'scale=[0.5, 2]', got '{text}'",
             )
         found[name] = given
     return found
 
 
 def numbers_of(option: str, text: str) -> tuple[float, ...]:
-    from onnxslim.errors import DataError
+    from onnxslim.errors import OptionError
 
     try:
         return tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError:
-        raise DataError(f"{option}: expected numbers with commas between, got '{text}'") from None
+        raise OptionError(option, f"expected numbers with commas between, got '{text}'") from None

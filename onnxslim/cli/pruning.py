@@ -114,7 +114,7 @@ def prune(
         onnxslim prune model.onnx -o small.onnx --macs 0.5 --strategy sensitivity \\
           --data cifar10.zip --split train --val-split val
     """
-    from onnxslim.errors import RecipeError
+    from onnxslim.errors import OptionError
     from onnxslim.evaluation import size_of
     from onnxslim.evaluation.trial import require_runs
     from onnxslim.files import require_free
@@ -124,13 +124,15 @@ def prune(
     from onnxslim.stages.base import half_precision_note
 
     if out is None and not dry_run:
-        raise RecipeError("Give the file to write (-o OUT), or --dry-run to see what would be cut")
+        raise OptionError("", "Give the file to write (-o OUT), or --dry-run to see what would be cut")
     if out is not None:
         require_free(out, force or dry_run)
     if data is None and any(option is not None for option in (split, val_split, mean, std, layout)):
-        raise RecipeError("--split, --val-split, --mean, --std and --layout say how --data is read: give --data too")
+        raise OptionError(
+            "", "--split, --val-split, --mean, --std and --layout say how --data is read: give --data too"
+        )
     if strategy == "sensitivity" and (data is None or val_split is None):
-        raise RecipeError("--strategy sensitivity measures on labelled images: give --data and --val-split")
+        raise OptionError("", "--strategy sensitivity measures on labelled images: give --data and --val-split")
     graph, before = read(model), size_of(model)
     options: dict[str, Any] = {
         "macs": macs,
@@ -213,7 +215,7 @@ def sensitivity(
         onnxslim sensitivity model.onnx --data cifar10.zip --split train --val-split val -o s.json --plot s.png
     """
     from onnxslim.cli.options import numbers_of
-    from onnxslim.errors import RecipeError
+    from onnxslim.errors import OptionError
     from onnxslim.files import require_place
     from onnxslim.report import sensitivity_table
     from onnxslim.report.plots import plot_sensitivities, require_plotting
@@ -224,10 +226,10 @@ def sensitivity(
         require_plotting(plot)
         require_place(plot)
         if plot.resolve() == out.resolve():
-            raise RecipeError(f"--plot and -o both name '{plot}': the picture needs a file of its own")
+            raise OptionError("", f"--plot and -o both name '{plot}': the picture needs a file of its own")
     options: dict[str, Any] = {
         "criterion": criterion,
-        "ratios": list(numbers_of("--ratios", ratios)),
+        "ratios": list(numbers_of("ratios", ratios)),
         "metric": metric,
         "scope": list(scope or ()),
         "exclude": list(exclude or ()),
@@ -291,7 +293,7 @@ def _data(
 
 
 def _limit(text: str) -> tuple[str, float]:
-    from onnxslim.errors import RecipeError
+    from onnxslim.errors import OptionError
 
     pattern, equals, ratio = text.rpartition("=")
     try:
@@ -299,4 +301,4 @@ def _limit(text: str) -> tuple[str, float]:
             return pattern, float(ratio)
     except ValueError:
         pass
-    raise RecipeError(f"--limit: expected PATTERN=RATIO such as '/layer1/*=0.3', got '{text}'")
+    raise OptionError("limits", f"expected PATTERN=RATIO such as '/layer1/*=0.3', got '{text}'")

@@ -15,7 +15,7 @@ from typing import Generic, TypeAlias, TypeVar
 import numpy as np
 
 from onnxslim.analysis.channels import Group
-from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Array
 from onnxslim.pruning.footprint import Footprint, Size
 
@@ -274,7 +274,7 @@ def by_loss(
     for group in groups:
         points = curves.get(group.name)
         if not points:
-            raise RecipeError(f"The sensitivities say nothing of channel group '{group.name}': analyse this model")
+            raise OptionError("sensitivities", f"they say nothing of channel group '{group.name}': analyse this model")
         ratios = [0.0, *sorted(points)]
         losses = np.maximum.accumulate([0.0, *(max(points[r], 0.0) for r in sorted(points))])
         if ratios[-1] < 1:

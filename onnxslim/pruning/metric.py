@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from onnxslim.data import Dataset, Preprocess, ProgressCallback
-from onnxslim.errors import DataError, OnnxSlimError, RecipeError
+from onnxslim.errors import DataError, OnnxSlimError, OptionError
 from onnxslim.evaluation import evaluate
 from onnxslim.ir.graph import Graph
 
@@ -52,22 +52,22 @@ def load_metric(path: str) -> Metric:
     """The callable named "package.module:function"; modules of the current folder are found too, after all that is
     installed: a file there never takes the place of a package.
 
-    Raises RecipeError saying what is missing. The metric raises DataError, with the place, where the function fails
+    Raises OptionError saying what is missing. The metric raises DataError, with the place, where the function fails
     or returns anything but a finite number.
     """
     module_name, colon, name = path.partition(":")
     if not colon or not module_name or not name:
-        raise RecipeError(f"metric: expected package.module:function, got '{path}'")
+        raise OptionError("metric", f"expected package.module:function, got '{path}'")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's module raises
-        raise RecipeError(f"metric: cannot import '{module_name}' (looked in {here} too): {_said(error)}") from error
+        raise OptionError("metric", f"cannot import '{module_name}' (looked in {here} too): {_said(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise RecipeError(f"metric: module '{module_name}' has no function '{name}'")
+        raise OptionError("metric", f"module '{module_name}' has no function '{name}'")
 
     def metric(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
         try:

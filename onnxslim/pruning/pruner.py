@@ -13,7 +13,7 @@ from onnxslim.analysis.channels import Group, Groups, find_groups
 from onnxslim.analysis.scope import Names, label, matched, matches
 from onnxslim.brief import Brief
 from onnxslim.choices import Strategy
-from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.rewrite import Outcome, Pass
 from onnxslim.pruning.allocation import (
@@ -102,7 +102,7 @@ class Pruner:
     """Plans cuts of one graph, which has inferred shapes and is not changed.
 
     products: what the criterion taylor needs, gradient · weight by parameter for each batch. sizes: of free axes of
-    the inputs, at which MACs are counted. Raises RecipeError where
+    the inputs, at which MACs are counted. Raises OptionError where
     the scope is wrong or empty.
     """
 
@@ -204,7 +204,7 @@ def _bounds(targets: Mapping[str, float], whole: Size) -> list[Target]:
         if not getattr(whole, quantity):
             raise UnsupportedError(
                 f"{quantity}: the model has none that can be counted (sizes that are free but for the batch, or ops of "
-                "unknown cost): give the sizes (sizes={'AXIS': NUMBER}), or another target, such as params or bytes"
+                "unknown cost): give `sizes={'AXIS': NUMBER}`, or another target, such as params or bytes"
             )
     return [Target(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
 
@@ -236,5 +236,5 @@ def _in_scope(graph: Graph, groups: Groups, scope: Scope) -> list[Group]:
         why += [f"{len(left_out)} are excluded"] if left_out else []
         if not groups.groups:
             raise UnsupportedError(f"Graph '{graph.name}' has no channels that a weight makes")
-        raise RecipeError(f"scope: no channel group is left to be cut ({'; '.join(why)})")
+        raise OptionError("scope", f"no channel group is left to be cut ({'; '.join(why)})")
     return found

@@ -1,6 +1,6 @@
 """Recipes: what a run does, as a strictly validated YAML file or Python mapping."""
 
-from onnxslim.recipe.load import dump_recipe, input_paths, load_recipe, parse_recipe
+from onnxslim.recipe.load import dump_recipe, input_paths, load_recipe, parse_data, parse_recipe
 from onnxslim.recipe.schema import (
     DataOptions,
     EvaluateOptions,
@@ -26,5 +26,6 @@ __all__ = [
     "input_paths",
     "json_schema",
     "load_recipe",
+    "parse_data",
     "parse_recipe",
 ]

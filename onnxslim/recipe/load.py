@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError, RecipeError
 from onnxslim.ir.graph import Graph
-from onnxslim.options import InputPath, as_keys, faults_in, fields_of
-from onnxslim.recipe.schema import Recipe
+from onnxslim.options import Fault, InputPath, Options, as_keys, faults_in, fields_of
+from onnxslim.recipe.schema import DataOptions, Recipe
 from onnxslim.recipe.source import Entry, Given, Loc, Origin, apply_set, from_python, load_tree
 
-__all__ = ["dump_recipe", "input_paths", "load_recipe", "parse_recipe"]
+__all__ = ["dump_recipe", "input_paths", "load_recipe", "parse_data", "parse_recipe"]
+
+M = TypeVar("M", bound=Options)
 
 _ROLES = ("train", "val", "test")
 
@@ -28,7 +30,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     tree = apply_set(load_tree(path), overrides, Path.cwd())
-    recipe = _validated(tree)
+    recipe = _recipe_of(tree)
     if recipe.run.name is None:
         name = path.stem or "run"
         recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
@@ -38,7 +40,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(recipe: Mapping[str, object], overrides: Sequence[str] = ()) -> Recipe:
     """The same from a Python mapping, where models may be `Graph`s and data any source of `open_dataset`."""
     tree = from_python(recipe, Origin("the recipe", Path.cwd(), from_python=True))
-    checked = _validated(apply_set(tree, overrides, Path.cwd()))
+    checked = _recipe_of(apply_set(tree, overrides, Path.cwd()))
     if checked.run.name is None:
         stem = Path(checked.model).stem if isinstance(checked.model, str) else checked.model.name
         checked = checked.model_copy(update={"run": checked.run.model_copy(update={"name": stem or "run"})})
@@ -66,19 +68,50 @@ def input_paths(recipe: Recipe) -> tuple[str, ...]:
     return tuple(path for _, path, _ in _paths(recipe, ()))
 
 
-def _validated(tree: Entry) -> Recipe:
+def parse_data(data: object) -> DataOptions:
+    """What stands under `data` in a recipe, from Python alone; OptionError with all that is wrong."""
+    origin = Origin("", Path.cwd(), from_python=True)
+    try:
+        return _validated(from_python({"data": data}, origin), _DataAlone).data
+    except _Faulty as found:
+        raise OptionError.of([(fault.option, fault.why) for _, fault in found.faults]) from None
+
+
+class _DataAlone(Options):
+    data: DataOptions
+
+
+class _Faulty(Exception):
+    """What is wrong with a tree, and where it was written."""
+
+    def __init__(self, faults: Sequence[tuple[Origin, Fault]]) -> None:
+        super().__init__()
+        self.faults = faults
+
+
+def _recipe_of(tree: Entry) -> Recipe:
+    try:
+        return _validated(tree, Recipe)
+    except _Faulty as found:
+        faults = sorted(found.faults, key=lambda fault: fault[0].line or 0)
+        lines = (": ".join(filter(None, (str(origin), fault.option, fault.why))) for origin, fault in faults)
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _validated(tree: Entry, cls: type[M]) -> M:
     tree = _expanded(tree)
-    recipe = _model(tree)
+    checked = _model(tree, cls)
     missing = []
-    for loc, text, must_exist in _paths(recipe, ()):
-        origin = tree.at(loc).origin
+    for way, text, must_exist in _paths(checked, ()):
+        origin = tree.at(way).origin
         resolved = (origin.folder / Path(text).expanduser()).resolve()
         if must_exist and not resolved.exists():
-            missing.append(f"{origin}: {_dotted(loc)}: file not found: {resolved} does not exist")
-        tree = _with(tree, loc, str(resolved))
+            why = f"file not found: {resolved} does not exist"
+            missing.append((origin, Fault(way, ".".join(map(str, way)), why)))
+        tree = _with(tree, way, str(resolved))
     if missing:
-        raise RecipeError("\n".join(missing))
-    return _model(tree)
+        raise _Faulty(missing)
+    return _model(tree, cls)
 
 
 def _expanded(tree: Entry) -> Entry:
@@ -122,14 +155,12 @@ def _source(entry: Entry) -> Entry:
     return entry
 
 
-def _model(tree: Entry) -> Recipe:
+def _model(tree: Entry, cls: type[M]) -> M:
+    given = tree.plain()
     try:
-        return Recipe.model_validate(tree.plain())
+        return cls.model_validate(given)
     except ValidationError as error:
-        faults = [(tree.at(fault.way).origin, fault) for fault in faults_in(error, Recipe, tree.plain())]
-        faults.sort(key=lambda found: found[0].line or 0)
-        lines = (": ".join(filter(None, (str(origin), fault.option, fault.why))) for origin, fault in faults)
-        raise RecipeError("\n".join(dict.fromkeys(lines))) from None
+        raise _Faulty([(tree.at(fault.way).origin, fault) for fault in faults_in(error, cls, given)]) from None
 
 
 def _paths(options: object, way: Loc) -> Iterator[tuple[Loc, str, bool]]:
@@ -155,7 +186,3 @@ def _with(entry: Entry, loc: Loc, value: str) -> Entry:
     items = list(inner)
     items[int(key)] = _with(items[int(key)], loc[1:], value)
     return Entry(items, entry.origin)
-
-
-def _dotted(way: Loc) -> str:
-    return ".".join(map(str, way))

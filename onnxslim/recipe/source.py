@@ -133,8 +133,8 @@ def apply_set(tree: Entry, assignments: Sequence[str], folder: Path) -> Entry:
         way, equals, value = text.partition("=")
         keys = way.strip().split(".")
         if not equals or not all(keys):
-            raise RecipeError(f"override '{text}': expected key=value, for example stages.1.train.epochs=2")
-        origin = Origin(f"override '{text}'", folder)
+            raise RecipeError(f"`overrides=['{text}']`: expected key=value, for example stages.1.train.epochs=2")
+        origin = Origin(f"`overrides=['{text}']`", folder)
         new = _compose(value, origin.source, folder, origin) if value.strip() else Entry(None, origin)
         tree = _replaced(tree, keys, new, "")
     return tree

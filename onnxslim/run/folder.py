@@ -63,7 +63,7 @@ class RunFolder:
         make_folder(parent)
         busy = (
             f"The run '{self.path}' is under way in another process: wait for it, stop it, or give this one another "
-            "name (overrides: run.name=…)"
+            "name (`overrides=['run.name=…']`)"
         )
         try:
             with held(self.path, busy):
@@ -80,7 +80,7 @@ class RunFolder:
         if self.path.is_symlink():
             raise OutputError(
                 f"'{self.path}' is a link: a run is neither resumed nor replaced through one. Name the folder itself "
-                "(overrides: run.folder=…), or give the run another name (overrides: run.name=…)"
+                "(`overrides=['run.folder=…']`), or give the run another name (`overrides=['run.name=…']`)"
             )
         if not self.exists:
             return
@@ -94,7 +94,7 @@ class RunFolder:
                 why = str(error)
         raise OutputError(
             f"'{self.path}' is not a run's folder ({why}): it is neither resumed nor replaced. Remove it yourself, or "
-            "give the run another name (overrides: run.name=…)"
+            "give the run another name (`overrides=['run.name=…']`)"
         )
 
     def create(self, files: Sequence[str], *, replace_old: bool, inputs: Sequence[Path] = ()) -> None:
@@ -105,8 +105,8 @@ class RunFolder:
         """
         if self.exists and not replace_old:
             raise OutputError(
-                f"The run '{self.path}' exists already: continue it (resume=True), replace it (force=True), or give "
-                "this one another name (overrides: run.name=…)"
+                f"The run '{self.path}' exists already: continue it (`resume=True`), replace it (`force=True`), or "
+                "give this one another name (`overrides=['run.name=…']`)"
             )
         self.require_run()
         old = self._listed()
@@ -115,13 +115,13 @@ class RunFolder:
             if any(given.resolve() in (path, *path.parents) for path in own) and self._has(given):
                 raise OutputError(
                     f"'{given}' belongs to the run '{self.path}' that it is to replace: copy it elsewhere, or give "
-                    "this run another name (overrides: run.name=…)"
+                    "this run another name (`overrides=['run.name=…']`)"
                 )
         for path in listed_files(self.path, files, temporaries=False):
             if path.resolve() not in own:
                 raise OutputError(
                     f"'{path}' is not of the run that is there, and this one would write over it: move it away, or "
-                    "give this run another name (overrides: run.name=…)"
+                    "give this run another name (`overrides=['run.name=…']`)"
                 )
         remove_listed(self.path, [*old, _RECORD], _RECORD)
         make_folder(self.path)
@@ -268,8 +268,8 @@ class RunFolder:
 
     def _refuse(self, difference: str, why: str) -> None:
         raise RecipeError(
-            f"Cannot resume '{self.path}': {difference}, but {why}. Put it back, start anew (force=True), or give the "
-            "run another name (overrides: run.name=…)"
+            f"Cannot resume '{self.path}': {difference}, but {why}. Put it back, start anew (`force=True`), or give "
+            "the run another name (`overrides=['run.name=…']`)"
         )
 
     def _onnx(self, number: int) -> Path:

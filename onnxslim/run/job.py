@@ -13,9 +13,10 @@ be wrong is found before the folder is made.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +26,13 @@ import numpy as np
 
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say, check_fits, open_dataset, time_in_words
 from onnxslim.data.dataset import Subset, Unlabelled
-from onnxslim.errors import DataError, ModelError, OnnxSlimError, RecipeError, UnsupportedError
+from onnxslim.errors import DataError, ModelError, OnnxSlimError, OptionError, RecipeError, UnsupportedError
 from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import read
+from onnxslim.options import fields_of, options_in, reworded
 from onnxslim.recipe import Recipe, dump_recipe, input_paths, load_recipe, parse_recipe
-from onnxslim.recipe.schema import SourceOptions
+from onnxslim.recipe.schema import DataOptions, SourceOptions
 from onnxslim.report import Report, StageRow, accuracy_of, model_rows
 from onnxslim.run.folder import Finished, RunFolder, files_of, machine
 from onnxslim.runtime.capabilities import require_sound
@@ -38,7 +40,7 @@ from onnxslim.runtime.installation import require_own_passes
 from onnxslim.stages import Export, Prune, Quantize
 from onnxslim.stages.base import Data, Log, RunContext, Stage, classes_of, half_precision_note, only_data_input
 
-__all__ = ["compress", "open_data", "open_roles", "preprocess_in", "with_workers"]
+__all__ = ["compress", "open_data", "open_roles", "preprocess_in", "usual_workers"]
 
 _ROLES = ("train", "val", "test")
 _MOST_WORKERS = 4
@@ -73,12 +75,13 @@ def compress(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else parse_recipe(recipe, overrides)
     if resume and force:
-        raise RecipeError("resume continues a run and force replaces it: give one of them")
+        raise OptionError("resume", "continues a run, and `force=True` replaces it: give one of them")
     folder = RunFolder(Path(recipe.run.folder) / str(recipe.run.name))
     if resume or force:
         folder.require_run()
     recipe = with_workers(recipe, folder.stored("run", "workers") if resume else None)
-    job = _Job.prepare(recipe, progress, say)
+    with _in_recipe():
+        job = _Job.prepare(recipe, progress, say)
     with folder.held():
         is_new = not (resume and folder.exists)
         if is_new:
@@ -89,16 +92,16 @@ def compress(
         provenance = {**machine(), "digests": job.fixed["digests"]}
         folder.write_recipe(dump_recipe(recipe, provenance), job.fixed, files_of(job.stages))
         try:
-            return job.run(folder, resume)
+            with _in_recipe():
+                return job.run(folder, resume)
         except (DataError, ModelError, RecipeError, UnsupportedError):
             if is_new:
                 folder.remove()
             raise
 
 
-def open_data(source: SourceOptions, role: str, recipe: Recipe) -> Dataset:
-    """The data set that a recipe names for a role."""
-    options = recipe.data
+def open_data(source: SourceOptions, role: str, options: DataOptions) -> Dataset:
+    """The data set that `data` of a recipe names for a role."""
     split = source.split
     if split is None and source.path is not None:
         others = [getattr(options, r) for r in _ROLES if r != role]
@@ -129,7 +132,7 @@ class _Job:
         teacher = recipe.teacher
         if teacher is not None and not isinstance(teacher, Graph):
             teacher = read(teacher)
-        data = Data(open_roles(recipe), preprocess_in(recipe), only_data_input(student))
+        data = Data(open_roles(recipe.data), preprocess_in(recipe.data), only_data_input(student))
         job = cls(recipe, student, teacher, data, progress, say)
         job.tell("checking the recipe, the models and the data")
         job.check()
@@ -155,7 +158,7 @@ class _Job:
         context = self.context(Path(), 0)
         graph = self.student
         for number, stage in enumerate(self.stages):
-            with _Named(f"stages.{number}.{stage.kind}"):
+            with _in_recipe(f"stages.{number}.{stage.kind}", stage):
                 stage.check(graph, context)
                 graph = stage.foresee(graph, context)
             if isinstance(stage, Prune):
@@ -316,7 +319,7 @@ class _Job:
         found = [half_precision_note(self.student, "trained and quantised")]
         found += [note for row in rows for note in row.notes]
         found += [stage.note for stage in self.stages if isinstance(stage, Quantize)]
-        return tuple(dict.fromkeys(note for note in found if note))
+        return tuple(dict.fromkeys(in_keys(note) for note in found if note))
 
     def samples(self) -> Dataset:
         """A few samples without their labels: latency is measured on them, accuracy is not."""
@@ -324,33 +327,45 @@ class _Job:
         return Unlabelled(Subset(dataset, np.arange(min(len(dataset), self.recipe.evaluate.latency_batch))))
 
 
-class _Named:
-    """Adds where in the recipe an error came from."""
+@contextlib.contextmanager
+def _in_recipe(where: str = "", stage: Stage | None = None) -> Iterator[None]:
+    """Says errors in the words of a recipe: where in it they came from, options as keys. where: a stage's place;
+    without one, of options alone."""
+    own = {} if stage is None else fields_of(type(stage))
+    place = f"{where}: " if where else ""
+    try:
+        yield
+    except OptionError as error:
+        lines = []
+        for option, why in error.faults:
+            first, _, rest = option.partition(".")
+            is_own = first in own and (not rest or bool(options_in(own[first])))  # not data.train beside a key data
+            key = f"{where}.{option}: " if is_own else f"{place}{option}: " if option else place
+            lines.append(f"{key}{in_keys(why)}")
+        raise RecipeError("\n".join(lines)) from error
+    except OnnxSlimError as error:
+        if not where:
+            raise
+        raise type(error)(f"{place}{in_keys(str(error))}") from error
 
-    def __init__(self, where: str) -> None:
-        self._where = where
 
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OnnxSlimError):
-            raise type(error)(f"{self._where}: {error}") from error
+def in_keys(text: str) -> str:
+    """A message with the options that it names as a recipe writes them: `samples: 64`."""
+    return reworded(text, lambda name, value: f"`{name}: {value.replace(chr(39), '')}`")
 
 
-def preprocess_in(recipe: Recipe) -> Preprocess:
-    """What a recipe does to images."""
-    normalize = recipe.data.normalize
-    return Preprocess(tuple(normalize.mean), tuple(normalize.std), recipe.data.layout)
+def preprocess_in(options: DataOptions) -> Preprocess:
+    """What is done to images."""
+    return Preprocess(tuple(options.normalize.mean), tuple(options.normalize.std), options.layout)
 
 
-def open_roles(recipe: Recipe) -> dict[str, Any]:
-    """By role that a recipe gives data for, what opens them."""
+def open_roles(options: DataOptions) -> dict[str, Any]:
+    """By role that data are given for, what opens them."""
 
     def opener(role: str, source: SourceOptions) -> Any:
-        return lambda: open_data(source, role, recipe)
+        return lambda: open_data(source, role, options)
 
-    sources = {role: getattr(recipe.data, role) for role in _ROLES}
+    sources = {role: getattr(options, role) for role in _ROLES}
     return {role: opener(role, source) for role, source in sources.items() if source is not None}
 
 
@@ -358,6 +373,11 @@ def with_workers(recipe: Recipe, stored: Any = None) -> Recipe:
     """The number of workers is part of a run's result, so it is settled once and then kept."""
     if recipe.run.workers is not None:
         return recipe
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = stored if isinstance(stored, int) else min(cores, _MOST_WORKERS)
+    workers = stored if isinstance(stored, int) else usual_workers()
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})
+
+
+def usual_workers() -> int:
+    """One a core, at most four."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)

@@ -9,13 +9,14 @@ from typing import Any
 
 from onnxslim.brief import Brief
 from onnxslim.data import Preprocess, ProgressCallback, check_fits
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import read
+from onnxslim.options import made_of
 from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
-from onnxslim.recipe import parse_recipe
-from onnxslim.run.job import open_roles, preprocess_in, with_workers
+from onnxslim.recipe import RunOptions, parse_data
+from onnxslim.run.job import open_roles, preprocess_in, usual_workers
 from onnxslim.stages import Prune
 from onnxslim.stages.base import Data, RunContext, only_data_input
 from onnxslim.stages.preprocessing import note_preprocess
@@ -49,7 +50,7 @@ def prune(
     train for batch norm's statistics (labels are not used) and the criterion taylor, val for sensitivities, normalize,
     layout. Without data, batch norms are not measured anew, which costs accuracy.
 
-    Raises RecipeError for options that are wrong, UnsupportedError with the reachable range where a target is out of
+    Raises OptionError for options that are wrong, UnsupportedError with the reachable range where a target is out of
     reach, DataError where the data do not fit the model.
     """
     graph, stage, context = _set_up(model, data, options, seed, progress)
@@ -93,7 +94,7 @@ def sensitivity(
     """
     for name in options:
         if name not in _MEASURING:
-            raise RecipeError(f"sensitivity: unknown option '{name}'; it takes {', '.join(_MEASURING)}")
+            raise OptionError("", f"sensitivity: unknown option '{name}'; it takes {', '.join(_MEASURING)}")
     graph, stage, context = _set_up(model, data, options, seed, progress, workers)
     stage.check_measured(context)
     stage.check_criterion(graph, stage.workspace(graph, context, dry=True), context)
@@ -110,20 +111,13 @@ def _set_up(
 ) -> tuple[Graph, Prune, RunContext]:
     """The model, the stage and what it works with, the data checked."""
     if data is not None and not isinstance(data, Mapping):
-        raise RecipeError(f"data: expected keys and values such as {{'train': 'photos/'}}, got {data!r}")
-    run = {"seed": seed, **({} if workers is None else {"workers": workers})}
-    tree = {"model": model, "data": dict(data or {}), "run": run, "stages": [{"prune": dict(options)}]}
-    try:
-        recipe = with_workers(parse_recipe(tree))
-    except RecipeError as error:  # in the words of who gave options, not a recipe
-        plain = str(error).replace("the recipe: ", "").replace("stages.0.prune.", "").replace(" in stages.0.prune", "")
-        raise RecipeError(plain) from None
-    graph = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
+        raise OptionError("data", f"expected keys and values such as {{'train': 'photos/'}}, got {data!r}")
+    stage = made_of(Prune, options)
+    given, run = parse_data(data or {}), made_of(RunOptions, {"seed": seed, "workers": workers})
+    graph = model if isinstance(model, Graph) else read(model)
     source = only_data_input(graph) if data else None
-    found = Data(open_roles(recipe), preprocess_in(recipe), source)
+    found = Data(open_roles(given), preprocess_in(given), source)
     for role in found.roles:
         check_fits(found.get(role), only_data_input(graph), None, found.preprocess)
-    stage = recipe.stages[0].stage
-    assert isinstance(stage, Prune)
-    context = RunContext(Path(), found, "prune", seed, recipe.run.workers or 1, progress=progress)
+    context = RunContext(Path(), found, "prune", seed, run.workers or usual_workers(), progress=progress)
     return graph, stage, context

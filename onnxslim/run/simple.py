@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy.typing as npt
 
@@ -13,13 +12,14 @@ from onnxslim.brief import Brief
 from onnxslim.calibration import Calibrator, MinMax
 from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, fitted, open_dataset
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.files import require_free, require_name
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.onnx_io import read
 from onnxslim.ir.rewrite import Context, Outcome, Refusal, once_a_place
 from onnxslim.ir.verify import require_sound_attributes, verify
-from onnxslim.recipe import parse_recipe
+from onnxslim.options import made_of
+from onnxslim.recipe import RunOptions
 from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import Sample, find_feeds
@@ -84,7 +84,7 @@ def quantize(
     (default: up to 64, fewer where their activations would take more than 1 GB).
 
     preprocess: default what the model notes about itself, else none. The options are those of a recipe's stage
-    `quantize`. Raises RecipeError for options that are wrong, DataError where the data do not fit the model,
+    `quantize`. Raises OptionError for options that are wrong, DataError where the data do not fit the model,
     UnsupportedError where it is quantised already, or nothing in it can be.
     """
     options = {
@@ -97,7 +97,8 @@ def quantize(
         "samples": samples,
         "batch": batch,
     }
-    stage = _stage(options, seed)
+    stage = made_of(Quantize, options)
+    made_of(RunOptions, {"seed": seed})
     graph = model if isinstance(model, Graph) else read(model)
     preprocess = preprocess or noted_preprocess(graph) or Preprocess()
     dataset = open_dataset(data, split)
@@ -108,18 +109,6 @@ def quantize(
     refused, share = once_a_place((*result.refused, *outcome.refused)), result.summary
     note = " ".join(filter(None, (half_precision_note(graph, "quantised"), stage.note))) or None
     return Quantized(lowered, refused, note, (share["int8_layers"], share["layers"]), share["int8_macs"])
-
-
-def _stage(options: Mapping[str, Any], seed: int) -> Quantize:
-    """The stage `quantize` as a recipe would have it; RecipeError in the words of who gave options, not a recipe."""
-    tree = {"model": Graph(), "data": {}, "run": {"seed": seed}, "stages": [{"quantize": dict(options)}]}
-    try:
-        stage = parse_recipe(tree).stages[0].stage
-    except RecipeError as error:
-        plain = str(error).replace("the recipe: ", "").replace("stages.0.quantize.", "").replace("run.seed", "seed")
-        raise RecipeError(plain) from None
-    assert isinstance(stage, Quantize)
-    return stage
 
 
 @paused()
@@ -142,13 +131,13 @@ def simplify(
     comes, runs; ModelError where it runs on none.
 
     freeze: numbers or arrays by the names of inputs that always get them; these inputs become constants, and what
-    follows from them is computed once. RecipeError names one that does not fit.
+    follows from them is computed once. OptionError names one that does not fit.
 
     Of opsets before 7 only constants, duplicates and what nothing reads
     are removed.
     """
     if not check and (sizes or inputs is not None):
-        raise RecipeError("sizes and inputs say what the model is run on: ask for check, too")
+        raise OptionError("sizes" if sizes else "inputs", "says what the model is run on: ask for `check=True`, too")
     graph = model.copy() if isinstance(model, Graph) else read(model)
     if freeze:
         FreezeInputs(freeze)(graph)

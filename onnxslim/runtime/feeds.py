@@ -169,7 +169,7 @@ class _Search:
             return ModelError(f"Graph '{self.graph.name}' itself does not run on random inputs {last[-1]}")
         return ModelError(
             f"Graph '{self.graph.name}' itself runs on none of {len(last)} sizes tried for its free axes {axes}{why}. "
-            f"Give sizes that it takes (sizes={{'{self.free[-1]}': NUMBER}}). "
+            f"Give sizes that it takes, `sizes={{'{self.free[-1]}': NUMBER}}`. "
             f"The first: {last[0]}. The last: {last[-1]}"
         )
 

@@ -196,7 +196,7 @@ def require_shallow(model: Model) -> None:
     if depth > MODEL_DEPTH:
         raise UnsupportedError(
             f"{model_name(model)} has bodies of If, Loop or Scan {depth} deep; expected at most {MODEL_DEPTH}, because "
-            "ONNX Runtime takes twice as long for each: fold or flatten them (without check=True they stay)"
+            "ONNX Runtime takes twice as long for each: fold or flatten them (without `check=True` they stay)"
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from onnxslim.analysis.sizes import sizes_at
 from onnxslim.data import Dataset, ModelInput, Preprocess, ProgressCallback, Say, fitted
 from onnxslim.data.dataset import input_array
-from onnxslim.errors import DataError, RecipeError
+from onnxslim.errors import DataError, OptionError
 from onnxslim.files import append, read_regular
 from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.ir.rewrite import Refusal
@@ -61,10 +61,10 @@ class Data:
         return tuple(self._openers)
 
     def get(self, role: str) -> Dataset:
-        """The data set of a role; RecipeError where the recipe names none."""
+        """The data set of a role; OptionError where none is given."""
         if role not in self._openers:
             there = ", ".join(self._openers) or "none"
-            raise RecipeError(f"data.{role} is needed here, and is not given (given: {there})")
+            raise OptionError(f"data.{role}", f"is needed here, and is not given (given: {there})")
         if role not in self._opened:
             opened = self._openers[role]()
             self._opened[role] = (

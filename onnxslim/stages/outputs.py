@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxslim.analysis.batch import with_batch
-from onnxslim.errors import RecipeError
+from onnxslim.errors import UnsupportedError
 from onnxslim.evaluation import open_session
 from onnxslim.ir.graph import Array, Graph
 from passes.distill import Loss, OnnxLoss, softmax_behind
@@ -18,8 +18,8 @@ _SUM_TO_ONE = 1e-3  # how near every row's sum must be: float16 probabilities ar
 
 
 def require_scores(graph: Graph, feeds: Mapping[str, Array], what: str) -> None:
-    """Raises RecipeError where a model in the working opset gives probabilities for these samples and no softmax is
-    found that makes them: a loss over logits would be wrong, and nothing would say so.
+    """Raises UnsupportedError where a model in the working opset gives probabilities for these samples and no softmax
+    is found that makes them: a loss over logits would be wrong, and nothing would say so.
 
     feeds: the samples by the input's name, of whichever model. what: "model" or "teacher".
     """
@@ -32,7 +32,7 @@ def require_scores(graph: Graph, feeds: Mapping[str, Array], what: str) -> None:
     if scores.ndim != 2 or scores.shape[1] < 2 or scores.min() < 0:
         return
     if np.abs(scores.sum(axis=1, dtype=np.float64) - 1).max() < _SUM_TO_ONE:
-        raise RecipeError(
+        raise UnsupportedError(
             f"The {what}'s output '{output.name}' gives probabilities (every row is positive and sums to one), but no "
             "softmax is found that makes them, so the logits that the losses are defined on are not known: export the "
             "model with its logits, or train with mean_square (against a teacher) or an ONNX loss"

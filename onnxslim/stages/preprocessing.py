@@ -73,7 +73,7 @@ def chosen_preprocess(
         for model, found in noted.items():
             if found != base:
                 first = next(iter(noted))
-                raise DataError(f"{first} and {model} note different preprocessing: say which (preprocess=…)")
+                raise DataError(f"{first} and {model} note different preprocessing: say which, `preprocess=…`")
         return base
     if layout not in (None, "NCHW", "NHWC"):
         raise DataError(f"layout: expected NCHW or NHWC, got '{layout}'")

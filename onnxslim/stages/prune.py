@@ -16,7 +16,7 @@ from onnxslim.analysis.precision import require_not_quantized
 from onnxslim.analysis.sizes import set_input_shapes, sized, sizes_at, unsized
 from onnxslim.budget import MOST_SAMPLES
 from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
-from onnxslim.errors import DataError, RecipeError
+from onnxslim.errors import DataError, OptionError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.verify import require_sound, verify
@@ -172,7 +172,7 @@ class Prune(Stage):
     def check(self, graph: Graph, context: RunContext) -> None:
         """Finds a wrong scope, a criterion that the graph cannot serve, and a target out of reach."""
         if not self.targets and self.latency is None:
-            raise RecipeError("prune needs a target: at least one of macs, params, bytes, latency")
+            raise OptionError("", "prune needs a target: at least one of macs, params, bytes, latency")
         work = self.workspace(graph, context, dry=True)
         if self.strategy == "sensitivity":
             self.check_measured(context)
@@ -192,7 +192,7 @@ class Prune(Stage):
         if self.criterion == "taylor":
             train = context.data.get("train")
             if not train.labelled:
-                raise RecipeError("criterion taylor needs labels, data.train has none: choose l1")
+                raise OptionError("criterion", "taylor needs labels, the data have none: choose l1")
             check_fits(train, only_data_input(graph), classes_of(graph), context.data.preprocess)
         if self.criterion == "bn_scale" and work.batches is None:
             _ = work.pruner.scores  # no batch norm will be put back: it says which group has none
@@ -292,9 +292,10 @@ class Prune(Stage):
             return sizes, None
         free = ", ".join(map(str, unsized(graph, sizes)))
         if self.macs is not None and self.macs > 1:
-            raise RecipeError(
-                f"macs: a number of MACs depends on the sizes of {free}, which the model leaves free: give them "
-                "(sizes={'AXIS': NUMBER}), or a fraction"
+            raise OptionError(
+                "macs",
+                f"a number of MACs depends on the sizes of {free}, which the model leaves free: give them, "
+                "`sizes={'AXIS': NUMBER}`, or a fraction",
             )
         runnable = graph.copy()
         ExpandFakeQuant()(runnable)

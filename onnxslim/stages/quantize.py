@@ -21,7 +21,7 @@ from onnxslim.calibration import CALIBRATORS, Calibrator, MinMax, collect, gathe
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
-from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.ir.statistics import Statistic, Statistics
@@ -69,7 +69,7 @@ class QuantizedShare:
 def _known_target(name: str) -> str:
     try:
         return load_target(name).name
-    except RecipeError:
+    except OptionError:
         raise ValueError(" or ".join(f"'{n}'" for n in target_names())) from None
 
 
@@ -151,7 +151,7 @@ class Quantize(Stage):
     def _prepared(self, graph: Graph, seed: int) -> tuple[Graph, Regions]:
         """A copy ready for fake-quant nodes, and where they go.
 
-        Raises UnsupportedError where the model is quantised already or nothing in it can be, RecipeError where `skip`
+        Raises UnsupportedError where the model is quantised already or nothing in it can be, OptionError where `skip`
         matches nothing, ModelError where a weight is not finite.
         """
         require_not_quantized(graph, "quantised again")
@@ -182,7 +182,7 @@ class Quantize(Stage):
         return (
             "This CPU has no VNNI: its int8 kernels add two products in 16 bits, which 8-bit weights saturate, so "
             "accuracy measured here is lower than where they do not. For CPUs like this one: "
-            f"weight_bits={exact} (weight_bits: {exact} in a recipe)"
+            f"`weight_bits={exact}`"
         )
 
     def _insert(self) -> InsertFakeQuant:

@@ -15,7 +15,7 @@ from onnxslim.analysis.batch import fixed_batch, freed
 from onnxslim.analysis.precision import require_not_quantized
 from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data import Augment, Loader, load_all
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.evaluation import evaluate
 from onnxslim.ir.graph import Array, Graph, Role
 from onnxslim.ir.rewrite import Outcome, Refusal
@@ -135,9 +135,9 @@ class Train(Stage):
         if self.gradient == "ort":
             require_training()
         if self.distill is not None and context.teacher is None:
-            raise RecipeError("`distill` needs a teacher: give the recipe a `teacher`, or leave distill out")
+            raise OptionError("distill", "needs a teacher: give one, or leave distill out")
         if self.needs_labels and not context.data.get("train").labelled:
-            raise RecipeError("task_loss needs labels, data.train has none: set task_loss.weight to 0 and distil")
+            raise OptionError("task_loss", "needs labels, data.train has none: set task_loss.weight to 0 and distil")
         student = prepared(graph)
         if fixed_batch(student) is not None:
             SetBatch()(student.copy())  # which tests whether samples are independent

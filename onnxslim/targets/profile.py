@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 
 __all__ = ["Target", "load_target", "target_names"]
 
@@ -55,27 +55,27 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, source: str) -> Target:
-        """A profile from YAML; RecipeError naming `source` and the key where one is wrong."""
+        """A profile from YAML; OptionError naming `source` and the key where one is wrong."""
         loaded = yaml.safe_load(text)
         if not isinstance(loaded, dict):
-            raise RecipeError(f"Target profile {source}: expected keys and values, got {type(loaded).__name__}")
+            raise OptionError("target", f"profile {source}: expected keys and values, got {type(loaded).__name__}")
         kinds = {field.name: str(field.type) for field in dataclasses.fields(cls)}
         for key in loaded:
             if key not in kinds:
                 near = difflib.get_close_matches(str(key), list(kinds), n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
-                raise RecipeError(f"Target profile {source}: unknown key '{key}'{hint}")
+                raise OptionError("target", f"profile {source}: unknown key '{key}'{hint}")
         for key, kind in kinds.items():
             if key not in loaded:
-                raise RecipeError(f"Target profile {source}: key '{key}' is missing")
+                raise OptionError("target", f"profile {source}: key '{key}' is missing")
             expected = {"str": str, "bool": bool, "int": int}.get(kind, list)
             if type(loaded[key]) is not expected:
                 got = type(loaded[key]).__name__
-                raise RecipeError(f"Target profile {source}: key '{key}' expects {expected.__name__}, got {got}")
+                raise OptionError("target", f"profile {source}: key '{key}' expects {expected.__name__}, got {got}")
         for key, more in (("weight_bits", ()), ("activation_bits", (16,))):
             if not 2 <= loaded[key] <= 8 and loaded[key] not in more:
                 wanted = ", or ".join(["2 to 8", *map(str, more)])
-                raise RecipeError(f"Target profile {source}: key '{key}' expects {wanted}, got {loaded[key]}")
+                raise OptionError("target", f"profile {source}: key '{key}' expects {wanted}, got {loaded[key]}")
         fields: dict[str, Any] = {k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in loaded.items()}
         return cls(**fields)
 
@@ -87,12 +87,12 @@ def target_names() -> list[str]:
 
 
 def load_target(name: str) -> Target:
-    """A built-in profile by its name or an alias; RecipeError naming near ones otherwise."""
+    """A built-in profile by its name or an alias; OptionError naming near ones otherwise."""
     profiles = _profiles()
     if name not in profiles:
         near = difflib.get_close_matches(name, profiles, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise RecipeError(f"Unknown target '{name}'; known: {', '.join(sorted(profiles))}{hint}")
+        raise OptionError("target", f"expected {' or '.join(sorted(profiles))}, got '{name}'{hint}")
     return profiles[name]
 
 

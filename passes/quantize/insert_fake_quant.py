@@ -12,7 +12,7 @@ from onnxslim.analysis.precision import TARGET_KEY
 from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
 from onnxslim.analysis.scope import Names, label, matched, place
 from onnxslim.calibration import Calibrator, Extremes, MinMax, not_finite
-from onnxslim.errors import DataError, ModelError, RecipeError, UnsupportedError
+from onnxslim.errors import DataError, ModelError, OptionError, UnsupportedError
 from onnxslim.ir.graph import DType, Graph, Node, Role, Value
 from onnxslim.ir.quant_math import affine_from_range, weight_scale
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
@@ -39,7 +39,7 @@ class InsertFakeQuant(Pass):
     The target is the context's, or x64.
 
     Refuses, naming the node: weights that are not constant, other types than float32, ops the target
-    has no integer kernel for. Raises RecipeError for an entry of `skip` that matches nothing, ModelError naming a
+    has no integer kernel for. Raises OptionError for an entry of `skip` that matches nothing, ModelError naming a
     weight or bias that holds NaN or infinity, DataError for such a range.
     Changes the numbers by rounding to the grids, nothing else.
     """
@@ -83,7 +83,7 @@ class InsertFakeQuant(Pass):
             ("activation_bits", activation_bits, target.activation_bits),
         ):
             if not 2 <= bits <= 8 and bits != own:
-                raise RecipeError(f"{what}: expected 2 to 8{f' or {own}' if own > 8 else ''}, got {bits}")
+                raise OptionError(what, f"expected 2 to 8{f' or {own}' if own > 8 else ''}, got {bits}")
         per_channel = target.weight_per_channel if self.per_channel is None else self.per_channel
         return replace(target, weight_bits=weight_bits, activation_bits=activation_bits, weight_per_channel=per_channel)
 

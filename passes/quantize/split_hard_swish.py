@@ -18,7 +18,7 @@ class SplitHardSwish(Pass):
     """HardSwish(x)  →  x · HardSigmoid(x; 1/6, 1/2), where the target has integer kernels for both.
 
     ONNX Runtime has none for HardSwish. Before InsertFakeQuant, so that what lies between gets a grid; what its `skip`
-    leaves in float stays one node. Raises RecipeError for an entry of `skip` that matches nothing.
+    leaves in float stays one node. Raises OptionError for an entry of `skip` that matches nothing.
 
     Contract: equal to 1e-5 of the largest output; it is how ONNX defines the op.
     """

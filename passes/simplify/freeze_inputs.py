@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Array, DType, Graph, Value
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.ir.text import type_text
@@ -22,7 +22,7 @@ class FreezeInputs(Pass):
     """f(x, s), s = v  →  f(x), with v for an initialiser of that name.
 
     `values` gives numbers or arrays by the name of an input; a number serves an input of one element, whatever its
-    rank. Raises RecipeError, naming the input, for a name that is none and for values that do not fit its type.
+    rank. Raises OptionError, naming the input, for a name that is none and for values that do not fit its type.
 
     Exact, for callers that would feed v.
     """
@@ -34,7 +34,9 @@ class FreezeInputs(Pass):
         fed = {value.name: value for value in graph.inputs}
         for name, given in self.values.items():
             if name not in fed:
-                raise RecipeError(f"'{name}' is no input of graph '{graph.name}': expected one of {', '.join(fed)}")
+                raise OptionError(
+                    "freeze", f"'{name}' is no input of graph '{graph.name}': expected one of {', '.join(fed)}"
+                )
             array = _fitting(fed[name], given)
             graph.remove_input(fed[name])
             graph.set_array(fed[name], array)
@@ -44,15 +46,15 @@ class FreezeInputs(Pass):
 def _fitting(value: Value, given: npt.ArrayLike) -> Array:
     wanted = f"input '{value.name}' is {type_text(value)}"
     if value.dtype is DType.UNDEFINED or value.type_proto is not None:
-        raise RecipeError(f"{wanted}: only a tensor of a known type can be set")
+        raise OptionError("freeze", f"{wanted}: only a tensor of a known type can be set")
     try:
         array = np.asarray(given)
     except ValueError as error:
-        raise RecipeError(f"{wanted}, got {given!r}: {error}") from error
+        raise OptionError("freeze", f"{wanted}, got {given!r}: {error}") from error
     typed = array.astype(object) if value.dtype is DType.STRING else _cast(array, value.dtype)
     texts = value.dtype is DType.STRING
     if typed is None or (texts and not all(isinstance(e, (str, bytes)) for e in typed.flat)):
-        raise RecipeError(f"{wanted}, which cannot hold {given!r} exactly")
+        raise OptionError("freeze", f"{wanted}, which cannot hold {given!r} exactly")
     shape = value.shape
     if shape is not None and typed.shape != shape:
         fixed = [d if isinstance(d, int) else 1 for d in shape]
@@ -60,7 +62,7 @@ def _fitting(value: Value, given: npt.ArrayLike) -> Array:
             return typed.reshape(fixed)
         same = len(shape) == typed.ndim and all(not isinstance(d, int) or d == n for d, n in zip(shape, typed.shape))
         if not same:
-            raise RecipeError(f"{wanted}, got {list(typed.shape)}: give as many numbers as it has")
+            raise OptionError("freeze", f"{wanted}, got {list(typed.shape)}: give as many numbers as it has")
     return typed
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxslim.analysis.channels import Group, find_groups
 from onnxslim.builders import small_cnn
-from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Graph
 from onnxslim.pruning.allocation import (
     LatencyTarget,
@@ -158,7 +158,7 @@ def test_equal_loss_cuts_what_is_not_sensitive(network: Callable[..., Graph]) ->
     assert ideal(0.0112 / highest)["conv2"] == pytest.approx(10)
     assert ideal(0.0) == {"conv1": 0, "conv2": 0}
     assert all(ideal(1.0)[name] == pytest.approx(10) for name in curves)
-    with pytest.raises(RecipeError, match="nothing of channel group 'conv2'"):
+    with pytest.raises(OptionError, match="nothing of channel group 'conv2'"):
         by_loss(groups, {"conv1": {0.5: 0.1}})
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Preprocess
-from onnxslim.errors import DataError, OnnxSlimError, RecipeError
+from onnxslim.errors import DataError, OnnxSlimError, OptionError
 from onnxslim.pruning.metric import load_metric
 
 MODULE = """
@@ -72,5 +72,5 @@ def test_what_goes_wrong_is_said(here: Path, name: str, message: str) -> None:
 
 def test_a_module_that_cannot_be_read_is_named(here: Path) -> None:
     (here / "broken_metrics_of_mine.py").write_text("def metric(:\n")
-    with pytest.raises(RecipeError, match="cannot import 'broken_metrics_of_mine' .*: SyntaxError"):
+    with pytest.raises(OptionError, match="cannot import 'broken_metrics_of_mine' .*: SyntaxError"):
         load_metric("broken_metrics_of_mine:metric")

@@ -131,7 +131,9 @@ def test_overrides_and_their_errors(folder: Path, monkeypatch: pytest.MonkeyPatc
     train = recipe.stages[1].stage
     assert isinstance(train, Train)
     assert (train.epochs, recipe.run.name, recipe.teacher) == (2, "other", None)
-    with pytest.raises(RecipeError, match=r"override .stages\.1\.train\.epoch=2.: unknown key 'epoch' .*mean 'epochs'"):
+    with pytest.raises(
+        RecipeError, match=r"overrides=\[.stages\.1\.train\.epoch=2.\]`: unknown key 'epoch' .*mean 'epochs'"
+    ):
         load_recipe(folder / "r.yaml", ["stages.1.train.epoch=2"])
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
@@ -141,7 +143,7 @@ def test_overrides_and_their_errors(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert recipe.data.train is not None
     assert recipe.data.train.path == str(elsewhere / "mine.npz")
     with pytest.raises(
-        RecipeError, match=r"override .model=gone.: model: file not found: .*elsewhere/gone does not exist"
+        RecipeError, match=r"overrides=\[.model=gone.\]`: model: file not found: .*elsewhere/gone does not exist"
     ):
         load_recipe(folder / "r.yaml", ["model=gone"])
 

@@ -140,19 +140,19 @@ def test_set_replaces_by_keys_and_indices(assignment: str, expected: dict[str, o
 def test_a_set_value_remembers_that_it_was_set() -> None:
     tree = apply_set(parse_yaml(TREE, "r.yaml", Path()), ["a.b=2"], Path("/here"))
     origin = tree.at(("a", "b")).origin
-    assert (str(origin), origin.folder) == ("override 'a.b=2'", Path("/here"))
+    assert (str(origin), origin.folder) == ("`overrides=['a.b=2']`", Path("/here"))
     assert str(tree.at(("a",)).origin) == "r.yaml:1"
 
 
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("a.b", "override 'a.b': expected key=value"),
+        ("a.b", r"overrides=\['a.b'\]`: expected key=value"),
         (".b=1", "expected key=value"),
-        ("a.b.c=1", "override 'a.b.c=1': 'a.b' is a value .1. and has no key 'c'"),
+        ("a.b.c=1", r"overrides=\['a.b.c=1'\]`: 'a.b' is a value .1. and has no key 'c'"),
         ("list.7.t=1", "'list' is a list of 2: expected an index from 0 to 1, got '7'"),
         ("list.t=1", "'list' is a list of 2: .*got 't'"),
-        ("a.b=[1", "override 'a.b=.1': not valid YAML"),
+        ("a.b=[1", r"overrides=\['a.b=.1'\]`: not valid YAML"),
     ],
 )
 def test_a_set_that_leads_nowhere_is_an_error(assignment: str, message: str) -> None:

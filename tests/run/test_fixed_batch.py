@@ -14,7 +14,7 @@ import onnxslim
 from onnxslim.analysis.memory import activation_bytes, samples_within
 from onnxslim.calibration import Range, gather
 from onnxslim.data import open_dataset
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.runtime.batches import in_batches_of
 
@@ -140,5 +140,5 @@ def test_large_images_are_calibrated_few_at_a_time(monkeypatch: pytest.MonkeyPat
     sizes.clear()
     onnxslim.quantize(graph, given, batch=4)
     assert sizes == [4, 2]
-    with pytest.raises(RecipeError, match="batch: expected .*at least 1, got 0|batch.*greater than or equal to 1"):
+    with pytest.raises(OptionError, match="batch: expected .*at least 1, got 0|batch.*greater than or equal to 1"):
         onnxslim.quantize(graph, given, batch=0)

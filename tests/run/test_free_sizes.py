@@ -11,7 +11,7 @@ import pytest
 
 import onnxslim
 from onnxslim.cli import app
-from onnxslim.errors import DataError, RecipeError
+from onnxslim.errors import DataError, OptionError
 from onnxslim.ir.graph import Dim, DType, Graph
 from onnxslim.ir.onnx_io import write
 
@@ -97,7 +97,7 @@ def test_a_fraction_of_macs_is_met_whatever_is_free(
 
 
 def test_a_number_of_macs_needs_sizes() -> None:
-    with pytest.raises(RecipeError, match="macs: a number of MACs depends on the sizes of H, W"):
+    with pytest.raises(OptionError, match="macs: a number of MACs depends on the sizes of H, W"):
         onnxslim.prune(classifier("H", "W"), macs=100_000)
     whole = onnxslim.cost(classifier(8, 10)).macs
     assert whole is not None

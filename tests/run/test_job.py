@@ -19,6 +19,7 @@ from onnxslim.errors import (
     CheckpointError,
     DataError,
     ModelFormatError,
+    OptionError,
     OutputError,
     RecipeError,
     UnsupportedError,
@@ -106,19 +107,19 @@ def test_the_test_set_is_measured_only_when_asked_for(job: Path) -> None:
     assert report.split == "test"
     assert report.rows[0].accuracy is not None
     assert report.rows[0].accuracy.n == len(expected)
-    with pytest.raises(RecipeError, match=r"data\.test is needed here"):
+    with pytest.raises(RecipeError, match=r"data\.test: is needed here"):
         compress("r.yaml", overrides=["run.name=other", "evaluate.test=true"])
 
 
 def test_an_existing_run_is_not_overwritten(job: Path) -> None:
     compress("r.yaml")
     before = {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()}
-    with pytest.raises(OutputError, match="'runs/mine' exists already: continue it .resume=True"):
+    with pytest.raises(OutputError, match="'runs/mine' exists already: continue it .`resume=True`"):
         compress("r.yaml")
     assert {p: p.read_bytes() for p in (job / "runs").rglob("*") if p.is_file()} == before
     replaced = compress("r.yaml", force=True, overrides=["stages.0.quantize.samples=16"])
     assert replaced.stages[0].summary["samples"] == 16
-    with pytest.raises(RecipeError, match="give one of them"):
+    with pytest.raises(OptionError, match="give one of them"):
         compress("r.yaml", force=True, resume=True)
 
 
@@ -405,10 +406,10 @@ def test_a_run_that_was_interrupted_counts_all_of_its_seconds(job: Path, monkeyp
 @pytest.mark.parametrize(
     ("override", "kind", "message"),
     [
-        ("stages.0.quantize.skip=[nothing]", RecipeError, r"stages\.0\.quantize: skip: 'nothing' matches no node"),
+        ("stages.0.quantize.skip=[nothing]", RecipeError, r"stages\.0\.quantize\.skip: 'nothing' matches no node"),
         ("data.normalize={mean: [1, 2, 3], std: [1, 1, 1]}", DataError, "3 channels, the data have 1"),
         ("stages.0.quantize.data=test", RecipeError, "expected 'train' or 'val', got text 'test'"),
-        ("data={val: {path: data.npz, split: val}}", RecipeError, r"stages\.0\.quantize: data\.train is needed"),
+        ("data={val: {path: data.npz, split: val}}", RecipeError, r"stages\.0\.quantize: data\.train: is needed"),
         ("data.val={path: data.npz, split: vla}", DataError, "no such split 'vla'"),
         ("model=r.yaml", ModelFormatError, r"r\.yaml"),
     ],
@@ -430,7 +431,7 @@ def test_a_role_is_its_split_only_where_roles_share_a_path(job: Path) -> None:
     recipe = parse_recipe({"model": "student.onnx", "data": {"train": "data.npz"}, "stages": [{"export": {}}]})
     assert recipe.data.train is not None
     with pytest.raises(DataError, match="has the splits .*: say which"):
-        open_data(recipe.data.train, "train", recipe)
+        open_data(recipe.data.train, "train", recipe.data)
 
 
 def test_an_unsound_installation_stops_the_run(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

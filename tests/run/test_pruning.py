@@ -14,7 +14,7 @@ import onnxslim
 import onnxslim.recipe
 from onnxslim.analysis.cost import cost
 from onnxslim.data import Preprocess
-from onnxslim.errors import ModelError, RecipeError, UnsupportedError
+from onnxslim.errors import ModelError, OptionError, RecipeError, UnsupportedError
 from onnxslim.evaluation import open_session
 from onnxslim.ir.graph import DType, Graph, Role
 from onnxslim.ir.onnx_io import from_proto, read, to_bytes, write
@@ -60,9 +60,9 @@ def test_sensitivity_is_written_and_used(job: Path) -> None:
 
 
 def test_options_are_checked_like_a_recipes(job: Path) -> None:
-    with pytest.raises(RecipeError, match="^unknown key 'mac'; did you mean 'macs'"):
+    with pytest.raises(OptionError, match="^unknown key 'mac'; did you mean 'macs'"):
         onnxslim.prune("student.onnx", mac=0.5)
-    with pytest.raises(RecipeError, match="at least one of"):
+    with pytest.raises(OptionError, match="at least one of"):
         onnxslim.prune("student.onnx")
     with pytest.raises(UnsupportedError, match="cannot be reached"):
         onnxslim.plan_pruning("student.onnx", macs=0.01)
@@ -145,13 +145,13 @@ def test_a_plan_by_sensitivity_leaves_no_file(job: Path) -> None:
 
 
 def test_wrong_arguments_from_python(job: Path) -> None:
-    with pytest.raises(RecipeError, match="data: expected keys and values such as"):
+    with pytest.raises(OptionError, match="data: expected keys and values such as"):
         onnxslim.prune("student.onnx", "data.npz", macs=0.5)
-    with pytest.raises(RecipeError, match="sensitivity: unknown option 'macs'; it takes ratios"):
+    with pytest.raises(OptionError, match="sensitivity: unknown option 'macs'; it takes ratios"):
         onnxslim.sensitivity("student.onnx", DATA, macs=0.5)
     unlabelled = {"image": np.zeros((4, 8, 8, 1), np.uint8)}
     data = {**DATA, "train": unlabelled, "val": {"path": "data.npz", "split": "train"}}
-    with pytest.raises(RecipeError, match="criterion taylor needs labels"):
+    with pytest.raises(OptionError, match="criterion: taylor needs labels"):
         onnxslim.sensitivity("student.onnx", data, criterion="taylor")
 
 

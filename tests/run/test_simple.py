@@ -10,7 +10,7 @@ import pytest
 
 from onnxslim.analysis.precision import TARGET_KEY, precision_of
 from onnxslim.data import Preprocess
-from onnxslim.errors import OutputError, RecipeError, UnsupportedError
+from onnxslim.errors import OptionError, OutputError, UnsupportedError
 from onnxslim.evaluation import open_session
 from onnxslim.ir.graph import DType
 from onnxslim.ir.onnx_io import read, to_bytes, write
@@ -40,12 +40,12 @@ def test_quantize_takes_the_preprocessing_that_a_model_notes(job: Path) -> None:
     assert to_bytes(quantize(graph, "data.npz", split="train").graph) == to_bytes(found.graph)
 
 
-def test_wrong_options_are_recipe_errors(job: Path) -> None:
-    with pytest.raises(RecipeError, match="samples: expected at least 1, got 0"):
+def test_wrong_options_are_named(job: Path) -> None:
+    with pytest.raises(OptionError, match="samples: expected at least 1, got 0"):
         quantize("student.onnx", "data.npz", split="train", samples=0)
-    with pytest.raises(RecipeError, match="Unknown target 'amr'.*'arm'"):
+    with pytest.raises(OptionError, match="target: expected android or arm or .*, got 'amr'; did you mean 'arm'"):
         quantize("student.onnx", "data.npz", split="train", target="amr")
-    with pytest.raises(RecipeError, match="Unknown target"):
+    with pytest.raises(OptionError, match="target: expected"):
         export("student.onnx", "amr", job)
 
 
@@ -112,7 +112,7 @@ def test_options_of_quantize_are_those_of_the_stage(job: Path) -> None:
         v.array for v in narrow.graph.initializers() if v.dtype is DType.INT8 and v.shape and v.array is not None
     ]
     assert max(int(np.abs(w.astype(np.int64)).max()) for w in weights) == 7
-    with pytest.raises(RecipeError, match=r"^weight_bits: expected at most 8, got 9$"):
+    with pytest.raises(OptionError, match=r"^weight_bits: expected at most 8, got 9$"):
         quantize("student.onnx", "data.npz", split="train", weight_bits=9)
-    with pytest.raises(RecipeError, match=r"^seed: expected at least 0, got -1$"):
+    with pytest.raises(OptionError, match=r"^seed: expected at least 0, got -1$"):
         quantize("student.onnx", "data.npz", split="train", seed=-1)

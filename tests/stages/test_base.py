@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from onnxslim.builders import mlp
 from onnxslim.data import Dataset
 from onnxslim.data.dataset import ArrayDataset
-from onnxslim.errors import DataError, RecipeError
+from onnxslim.errors import DataError, OptionError
 from onnxslim.ir.graph import DType
 from onnxslim.stages import STAGES, Data, Quantize
 from onnxslim.stages.base import Log, only_data_input
@@ -29,7 +29,7 @@ def test_data_are_opened_once_and_only_when_asked_for() -> None:
     assert (data.has("train"), data.has("val"), opened) == (True, False, [])
     assert data.get("train") is data.get("train")
     assert opened == ["train"]
-    with pytest.raises(RecipeError, match=r"data\.val is needed here, .*given: train"):
+    with pytest.raises(OptionError, match=r"data\.val: is needed here, .*given: train"):
         data.get("val")
 
 

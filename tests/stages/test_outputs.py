@@ -9,7 +9,7 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset
-from onnxslim.errors import RecipeError
+from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Graph
 from onnxslim.stages import Train
 from onnxslim.stages.base import Data, RunContext, prepared
@@ -42,7 +42,9 @@ def ending_in(*ops: str, seed: int = 0, extra: bool = False) -> Graph:
 
 @pytest.mark.parametrize("ops", [("Abs", "Sum"), ("Softplus", "Sum"), ("Softmax", "Abs")])
 def test_probabilities_of_an_unknown_kind_are_refused(ops: tuple[str, ...]) -> None:
-    with pytest.raises(RecipeError, match=r"The teacher's output 'y.*' gives probabilities .* export the model with"):
+    with pytest.raises(
+        UnsupportedError, match=r"The teacher's output 'y.*' gives probabilities .* export the model with"
+    ):
         require_scores(ending_in(*ops), IMAGES, "teacher")
 
 
@@ -57,7 +59,7 @@ def test_a_recipe_is_refused_before_it_runs(role: str, tmp_path: Path) -> None:
     student, teacher = (bad, good) if role == "model" else (good, bad)
     arrays = {"image": np.transpose(IMAGES["image"], (0, 2, 3, 1)), "label": np.arange(8) % 3}
     context = RunContext(tmp_path, Data({"train": lambda: ArrayDataset(arrays)}), teacher=teacher)
-    with pytest.raises(RecipeError, match=f"The {role}'s output"):
+    with pytest.raises(UnsupportedError, match=f"The {role}'s output"):
         Train(batch=4, distill={"soft_label": {}}).check(student, context)
     numbers = {"task_loss": {"weight": 0.0}, "distill": {"mean_square": {}}}
     Train(batch=4, **numbers).check(student, context)

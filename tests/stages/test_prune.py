@@ -12,7 +12,7 @@ from onnxslim.analysis.cost import cost
 from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess
 from onnxslim.data.dataset import ArrayDataset
-from onnxslim.errors import DataError, RecipeError, UnsupportedError
+from onnxslim.errors import DataError, OptionError, UnsupportedError
 from onnxslim.evaluation import evaluate, open_session
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import to_bytes
@@ -140,16 +140,16 @@ def test_sensitivities_are_reused_and_another_models_are_refused(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, RecipeError, "at least one of macs, params, bytes, latency"),
+        ({}, OptionError, "at least one of macs, params, bytes, latency"),
         ({"macs": 0.001}, UnsupportedError, "cannot be reached: within these limits between"),
-        ({"macs": 0.5, "scope": ["konv1"]}, RecipeError, "'konv1' matches no channel group; near names: .*conv1"),
-        ({"macs": 0.5, "exclude": ["*"]}, RecipeError, "no channel group is left"),
-        ({"macs": 0.5, "scope": ["head"]}, RecipeError, "'logits' is an output of the graph"),
-        ({"macs": 0.5, "limits": {"nothing": 0.5}}, RecipeError, "limits: 'nothing' matches no channel group"),
-        ({"macs": 0.5, "strategy": "sensitivity"}, RecipeError, "data.val is needed"),
-        ({"macs": 0.5, "strategy": "sensitivity", "metric": "nowhere:f"}, RecipeError, "cannot import 'nowhere'"),
-        ({"macs": 0.5, "strategy": "sensitivity", "metric": "f"}, RecipeError, "package.module:function"),
-        ({"macs": 0.5, "strategy": "sensitivity", "metric": "json:f"}, RecipeError, "no function 'f'"),
+        ({"macs": 0.5, "scope": ["konv1"]}, OptionError, "'konv1' matches no channel group; near names: .*conv1"),
+        ({"macs": 0.5, "exclude": ["*"]}, OptionError, "no channel group is left"),
+        ({"macs": 0.5, "scope": ["head"]}, OptionError, "'logits' is an output of the graph"),
+        ({"macs": 0.5, "limits": {"nothing": 0.5}}, OptionError, "limits: 'nothing' matches no channel group"),
+        ({"macs": 0.5, "strategy": "sensitivity"}, OptionError, "data.val: is needed"),
+        ({"macs": 0.5, "strategy": "sensitivity", "metric": "nowhere:f"}, OptionError, "cannot import 'nowhere'"),
+        ({"macs": 0.5, "strategy": "sensitivity", "metric": "f"}, OptionError, "package.module:function"),
+        ({"macs": 0.5, "strategy": "sensitivity", "metric": "json:f"}, OptionError, "no function 'f'"),
     ],
 )
 def test_what_is_wrong_is_found_by_the_check(
@@ -169,7 +169,7 @@ def test_an_untrained_model_is_refused(dataset: ArrayDataset, tmp_path: Path) ->
 
 def test_taylor_without_labels(tmp_path: Path) -> None:
     images = ArrayDataset({"image": np.zeros((8, 8, 8, 1), np.uint8)})
-    with pytest.raises(RecipeError, match="taylor needs labels"):
+    with pytest.raises(OptionError, match="taylor needs labels"):
         Prune(macs=0.5, criterion="taylor").check(small_cnn((8,), classes=6), context(images, tmp_path, "train"))
 
 

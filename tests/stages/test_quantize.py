@@ -13,7 +13,7 @@ from onnxslim.analysis.precision import TARGET_KEY
 from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess
 from onnxslim.data.dataset import ArrayDataset
-from onnxslim.errors import DataError, ModelError, RecipeError
+from onnxslim.errors import DataError, ModelError, OptionError
 from onnxslim.evaluation import open_session
 from onnxslim.ir.graph import Dim, Graph
 from onnxslim.ir.onnx_io import to_bytes
@@ -86,7 +86,7 @@ def test_the_target_is_noted_and_read_off_the_grids_where_it_is_not(dataset: Arr
 def test_wrong_data_and_wrong_skips_are_found_by_the_check(dataset: ArrayDataset) -> None:
     with pytest.raises(DataError, match="do not fit model input"):
         Quantize().check(small_cnn((4,), image=(3, 8, 8)), context(dataset))
-    with pytest.raises(RecipeError, match="'haed' matches no node .*near names: head"):
+    with pytest.raises(OptionError, match="'haed' matches no node .*near names: head"):
         Quantize(skip=["haed"]).check(small_cnn((4,)), context(dataset))
     Quantize(skip=["head"]).check(small_cnn((4,)), context(dataset))
 
@@ -114,7 +114,7 @@ def test_kernels_that_saturate_are_told_of(
     monkeypatch.setattr("onnxslim.stages.quantize.host_target", lambda: "x64")
     assert Quantize(weight_bits=bits, target="arm").note is None  # measured by the integer evaluator, not here
     note = Quantize(weight_bits=bits).note
-    assert (note is not None and "weight_bits: 7" in note) == told
+    assert (note is not None and "`weight_bits=7`" in note) == told
 
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (1, "h", "w"), (None, None, None)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onnxslim.analysis.precision import activation_type
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import DType
 from onnxslim.targets import Target, load_target, target_names
 
@@ -51,7 +51,7 @@ def test_phones_are_arm(name: str) -> None:
 
 
 def test_unknown_name_suggests_a_near_one() -> None:
-    with pytest.raises(RecipeError, match="did you mean 'x64'"):
+    with pytest.raises(OptionError, match="did you mean 'x64'"):
         load_target("x46")
 
 
@@ -79,5 +79,5 @@ def test_activations_of_16_bits() -> None:
     ],
 )
 def test_mistakes_are_named(text: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(OptionError, match=message):
         Target.parse(text, "t.yaml")

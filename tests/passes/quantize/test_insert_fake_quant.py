@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxslim.calibration import Extremes
-from onnxslim.errors import DataError, RecipeError
+from onnxslim.errors import DataError, OptionError
 from onnxslim.ir.graph import Array, DType, Graph, Node, Role
 from onnxslim.ir.quant_math import affine_from_range, weight_scale
 from onnxslim.ir.rewrite import Context
@@ -182,7 +182,7 @@ def test_bits(net: Any) -> None:
     InsertFakeQuant(weight_bits=4, activation_bits=6, default_range=(0, 1))(graph)
     assert {n.attr("bits") for n in fake_quants(graph, "weight").values()} == {4}
     assert {n.attr("bits") for n in fake_quants(graph, "activation").values()} == {6}
-    with pytest.raises(RecipeError, match="weight_bits: expected 2 to 8, got 1"):
+    with pytest.raises(OptionError, match="weight_bits: expected 2 to 8, got 1"):
         InsertFakeQuant(weight_bits=1).requests(graph, Context())
 
 
@@ -213,7 +213,7 @@ def test_skip(net: Any, pattern: str) -> None:
 @pytest.mark.parametrize(("pattern", "message"), [("cnov", "near names: conv"), ("re:(", "not a regular expression")])
 def test_skip_that_matches_nothing_is_an_error(net: Any, pattern: str, message: str) -> None:
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(OptionError, match=message):
         InsertFakeQuant(skip=(pattern,), default_range=(0, 1))(graph)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.integer import run_integer
@@ -92,5 +92,5 @@ def test_what_is_skipped_stays_one_node() -> None:
     assert [node.op for node in graph.nodes()] == ["HardSigmoid", "Mul", "HardSwish"]
     graph = swishes()
     assert SplitHardSwish(("HardSwish",))(graph).rewrites == 0
-    with pytest.raises(RecipeError, match="nothing"):
+    with pytest.raises(OptionError, match="nothing"):
         SplitHardSwish(("nothing",))(graph)

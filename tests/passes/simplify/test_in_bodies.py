@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim import simplify as simplify_model
 from onnxslim.analysis.bodies import close_bodies, count_nodes, open_bodies, walk
-from onnxslim.errors import RecipeError, UnsupportedError
+from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.ir.onnx_io import from_proto, to_bytes
 from onnxslim.ir.verify import verify
@@ -162,7 +162,7 @@ def test_frozen_inputs_choose_branches() -> None:
     ],
 )
 def test_what_cannot_be_frozen(values: dict[str, object], why: str) -> None:
-    with pytest.raises(RecipeError, match=why):
+    with pytest.raises(OptionError, match=why):
         FreezeInputs(values)(choice())
 
 
