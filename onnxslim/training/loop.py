@@ -27,6 +27,7 @@ from onnxslim.training.state import State
 from onnxslim.training.step import Layout, Step, StepOptions, build_step
 from onnxslim.training.teacher_cache import TeacherCache
 from onnxslim.training.update import Optimizer, UpdatePlan
+from onnxslim.training.worker import LocalWorker, Worker
 from onnxslim.training.workers import Engine, shares
 
 __all__ = ["Interrupted", "Trainer", "TrainingResult"]
@@ -55,7 +56,8 @@ class Trainer:
     validate: the metric (larger is better) of an evaluation-mode graph; it is also measured before training, which
     need not better it; shown: the metric in words. freeze_from: the first epoch in which batch norm uses its running
     statistics. folder: for checkpoints; None keeps none. say: takes a line an epoch, and what is done before the first.
-    start: the state to go on from, such as one that was cut with its model; default: the student's own.
+    start: the state to go on from, such as one that was cut with its model; default: the student's own. make_worker:
+    makes one of `workers`, in this process or elsewhere (`pipe_worker`).
     Equal seeds, data and workers give equal weights, however often a run is interrupted and resumed.
     """
 
@@ -78,6 +80,7 @@ class Trainer:
     say: Say | None = None
     shown: Callable[[float], str] = "{:.4g}".format
     start: State | None = None
+    make_worker: Callable[[], Worker] = LocalWorker
     _stop: bool = field(default=False, init=False)
     _built: dict[tuple[int, bool, Layout], Step] = field(default_factory=dict, init=False)
     _best: State | None = field(default=None, init=False)
@@ -178,7 +181,7 @@ class Trainer:
         steps = [self._step(size, frozen, layout) for size in sizes]
         self._built = {key: step for key, step in self._built.items() if key[2] == layout}
         plan = UpdatePlan(steps[0].updates, tuple(size / self.loader.batch for size in sizes), self.optimizer)
-        return Engine(steps, plan, state.arrays), steps
+        return Engine(steps, plan, state.arrays, workers=[self.make_worker() for _ in steps]), steps
 
     def _epoch(
         self, engine: Engine, steps: list[Step], state: State, epoch: int, checkpoints: Checkpoints | None

@@ -7,22 +7,23 @@ the state from before the step is still there when a loss turns out to be NaN.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
+from onnxslim.errors import CrashError, TrainingError
 from onnxslim.ir.graph import Array
 from onnxslim.runtime.denormals import flush_denormals
-from onnxslim.runtime.installation import load_runtime
 from onnxslim.runtime.session import Session
 from onnxslim.training.ports import Kind, Port, named
-from onnxslim.training.rows import Arena, Rows, plans
+from onnxslim.training.rows import Arena, plans
 from onnxslim.training.step import Step
 from onnxslim.training.update import UpdateGraph, UpdatePlan, build_norm, build_update, moves_of
+from onnxslim.training.worker import Buffer, LocalWorker, Memory, Worker
 
-__all__ = ["Engine", "LocalWorker", "Worker", "shares"]
+__all__ = ["Engine", "shares"]
 
 _PIECE = 1 << 15
 """Numbers of a row that are updated at once: with all that is read and written for them they fit a core's cache."""
@@ -37,69 +38,25 @@ def shares(batch: int, workers: int) -> list[int]:
     return [batch // workers + (i < batch % workers) for i in range(workers)]
 
 
-class Worker(Protocol):
-    """Runs the step graph on its share of a batch, reading the bank of state buffers it is told."""
-
-    def run(self, feeds: Mapping[Port, Array], bank: int) -> None: ...
-
-    @property
-    def results(self) -> Mapping[Port, Buffer]:
-        """The step's outputs, in buffers that the next run writes over."""
-        ...
-
-
-class Buffer:
-    """An array that sessions read and write in place."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = np.asarray(array, order="C")
-        # It shares the array's memory, which must outlive it.
-        self.value = load_runtime().OrtValue.ortvalue_from_numpy(self.array, "cpu")
-
-
-class LocalWorker:
-    """A session in this process; its inputs and outputs are bound once."""
-
-    def __init__(self, step: Step, banks: Sequence[Mapping[Port, Buffer]], rows: Rows, threads: int = 1) -> None:
-        self.step = step
-        self.arena = Arena(rows)
-        self._session = Session(step.graph, threads=threads, fuse_qdq=False)
-        places = self.arena.arrays
-        self.results: dict[Port, Buffer] = {}
-        for port, value in step.outputs.items():
-            shape = value.static_shape
-            place = places[port].reshape(shape) if port in places else np.zeros(shape, value.dtype.numpy)
-            self.results[port] = Buffer(place)
-        self._bindings, self._read = [], []
-        for bank in banks:
-            binding = self._session.raw.io_binding()
-            for name, array in step.fed_from({port: buffer.array for port, buffer in bank.items()}).items():
-                self._read.append(Buffer(array))
-                binding.bind_ortvalue_input(name, self._read[-1].value)
-            for port, buffer in self.results.items():
-                binding.bind_ortvalue_output(step.ports[port], buffer.value)
-            self._bindings.append(binding)
-
-    def run(self, feeds: Mapping[Port, Array], bank: int) -> None:
-        binding = self._bindings[bank]
-        kept = [(self.step.ports[port], np.asarray(feeds[port], order="C")) for port in self.step.data]
-        for name, array in kept:
-            binding.bind_cpu_input(name, array)
-        self._session.raw.run_with_iobinding(binding)
-
-
 class Engine:
     """Workers, the update, and the state between them.
 
     steps: one a worker (workers with equal shares may share the same Step); plan: how the state follows; arrays:
-    the state, copied in. threads: inside each session; workers of one thread are faster than one
-    session of several, whose gradient kernels do not scale.
+    the state, copied in. threads: inside each session; workers of one thread are faster than one session of several,
+    whose gradient kernels do not scale. workers: one a step; default: in this process. They are closed with the engine.
 
     Parameters move in pieces that stay in a core's cache from the first op to the last, each worker taking its
     part of them; what follows the parameters comes after.
     """
 
-    def __init__(self, steps: Sequence[Step], plan: UpdatePlan, arrays: Mapping[Port, Array], threads: int = 1) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        plan: UpdatePlan,
+        arrays: Mapping[Port, Array],
+        threads: int = 1,
+        workers: Sequence[Worker] | None = None,
+    ) -> None:
         rows = plans(plan)
         self._sizes = [step.batch for step in steps]
         moved = {port for rule in plan.rules for port in moves_of(rule, plan.optimizer)}
@@ -107,8 +64,9 @@ class Engine:
         self._arenas = [Arena(rows.state) for _ in (0, 1)]
         self._banks = [{port: _placed(arena, port, arrays[port], shared) for port in arrays} for arena in self._arenas]
         self._bank = 0
-        self._locals = [LocalWorker(step, self._banks, rows.results, threads) for step in steps]
-        self.workers: list[Worker] = list(self._locals)
+        self._results = [Arena(rows.results) for _ in steps]
+        self._steps, self._workers = steps, workers or [LocalWorker(threads) for _ in steps]
+        self._memories = [self._memory(step, arena) for step, arena in zip(steps, self._results)]
         self._scalars = {Port(kind): Buffer(np.zeros((), np.float32)) for kind in _SCALARS}
         self._norm: list[_Bound] = []
         if plan.optimizer.clip_norm is not None:
@@ -124,6 +82,22 @@ class Engine:
                     self._pieces[bank].append(_Bound(session, update.ports, place))
         self._follows = self._bound(build_update(rows.follows), threads) if rows.follows.rules else []
         self._pool = ThreadPoolExecutor(len(steps), thread_name_prefix="worker", initializer=flush_denormals)
+        try:
+            for worker, step, memory in zip(self._workers, steps, self._memories, strict=True):
+                worker.start(step, memory)
+        except BaseException:
+            self.close()
+            raise
+
+    def _memory(self, step: Step, arena: Arena) -> Memory:
+        """What a worker and this engine have in common."""
+        results = {}
+        for port, value in step.outputs.items():
+            shape = value.static_shape
+            is_placed = port in arena.arrays
+            results[port] = arena.arrays[port].reshape(shape) if is_placed else np.zeros(shape, value.dtype.numpy)
+        banks = [{port: buffer.array for port, buffer in bank.items()} for bank in self._banks]
+        return Memory(banks, results)
 
     def _bound(self, update: UpdateGraph, threads: int) -> list[_Bound]:
         """An update graph for either bank."""
@@ -138,9 +112,8 @@ class Engine:
             if port in self._scalars:
                 return self._scalars[port].array
             if port.worker is not None:
-                worker, result = self._locals[port.worker], port.by(None)
-                rows = worker.arena.rows
-                return rows[result][part] if result in rows else worker.results[result].array
+                rows, result = self._results[port.worker].rows, port.by(None)
+                return rows[result][part] if result in rows else self._memories[port.worker].results[result]
             arena, bank_ = following if port.kind is Kind.NEXT else now
             port = port.belongs_to if port.kind is Kind.NEXT else port
             return arena.rows[port][part] if port in arena.rows else bank_[port].array
@@ -150,26 +123,42 @@ class Engine:
     def compute(self, feeds: Mapping[Port, Array]) -> dict[str, float]:
         """Forward and backward on a batch: the loss and its terms, averaged by share; `correct` is summed."""
         jobs, start = [], 0
-        for worker, size in zip(self.workers, self._sizes):
+        for number, size in enumerate(self._sizes):
             part = {port: array[start : start + size] for port, array in feeds.items()}
-            jobs.append(self._pool.submit(worker.run, part, self._bank))
+            jobs.append(self._pool.submit(self._run, number, part))
             start += size
+        wait(jobs)  # whichever fails, no other is left writing
         for job in jobs:
             job.result()
         metrics: dict[str, float] = {}
-        for worker, size in zip(self.workers, self._sizes):
-            for port, buffer in worker.results.items():
+        for memory, size in zip(self._memories, self._sizes):
+            for port, array in memory.results.items():
                 if port.kind in _METRICS:
-                    value, name = float(buffer.array), metric_name(port)
+                    value, name = float(array), metric_name(port)
                     value = value if port.kind is Kind.CORRECT else value * size / sum(self._sizes)
                     metrics[name] = metrics.get(name, 0.0) + value
         return metrics
+
+    def _run(self, number: int, feeds: Mapping[Port, Array]) -> None:
+        """A worker's share. One that dies is started anew and does it again, once: the state is still there."""
+        worker = self._workers[number]
+        try:
+            worker.run(feeds, self._bank)
+        except CrashError as error:
+            warnings.warn(f"Worker {number} died in a training step, which it does again: {error}", stacklevel=2)
+            try:
+                worker.start(self._steps[number], self._memories[number])
+                worker.run(feeds, self._bank)
+            except CrashError as again:
+                raise TrainingError(
+                    f"Worker {number} died twice in the same training step; the state is the one before it: {again}"
+                ) from again
 
     def apply(self, rate: float, step: int) -> None:
         """The update, from the gradients of the last `compute`; `step` is 1 for the first."""
         self._scalars[Port(Kind.RATE)].array[...] = rate
         self._scalars[Port(Kind.STEP)].array[...] = step
-        workers, pieces = len(self.workers), self._pieces[self._bank]
+        workers, pieces = len(self._workers), self._pieces[self._bank]
         if self._norm:
             self._pool.submit(self._norm[self._bank].run).result()
         jobs = [self._pool.submit(_run_all, pieces[i::workers]) for i in range(workers)]
@@ -188,8 +177,10 @@ class Engine:
         return {port: buffer.array.copy() for port, buffer in self._banks[1 - self._bank].items()}
 
     def close(self) -> None:
-        """Ends the threads, once what runs has ended. A further call does nothing."""
+        """Ends the threads and the workers, once what runs has ended. A further call does nothing."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
 
 
 def metric_name(port: Port) -> str:
