@@ -21,6 +21,7 @@ from onnxslim.analysis.sizes import with_sizes
 from onnxslim.brief import Brief
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.ir.graph import CAPTURE, DType, Graph, Node, Role, Value
+from onnxslim.ir.op_facts import facts_of
 from onnxslim.ir.ops import fused_order
 from onnxslim.ir.shapes import infer_shapes
 
@@ -170,22 +171,9 @@ def _is_parameter(graph: Graph, value: Value) -> bool:
         if node.op == "DequantizeLinear":
             if slot == 0:
                 return True
-        elif value.dtype.is_float and slot not in _NO_WEIGHTS.get(node.op, ()):
+        elif value.dtype.is_float and slot not in (*facts_of(node).statistics, *facts_of(node).settings):
             return True
     return False
-
-
-_NO_WEIGHTS: Mapping[str, tuple[int, ...]] = {
-    "BatchNormalization": (3, 4),
-    "Clip": (1, 2),
-    "FakeQuant": (1, 2, 3),
-    "Pad": (2,),
-    "QuantizeLinear": (1, 2),
-    "QLinearConv": (1, 2, 4, 5, 6, 7),
-    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
-    "Resize": (1, 2),
-    "Upsample": (1,),
-}
 
 
 def stored_bytes(graph: Graph) -> int:
@@ -228,18 +216,12 @@ def node_macs(graph: Graph, node: Node) -> int | None:
         return None
 
 
-def _convolution(weight: int) -> Callable[[Graph, Node], int]:
-    """Each output element is one product with a filter [I/group, *kernel]."""
-
-    def rule(graph: Graph, node: Node) -> int:
-        return math.prod(graph.result(node).static_shape) * math.prod(graph.operand(node, weight).static_shape[1:])
-
-    return rule
-
-
-def _transposed(graph: Graph, node: Node) -> int:
-    """Each input element is multiplied with a filter [O/group, *kernel] (what `pads` crop is computed too)."""
-    return math.prod(graph.operand(node, 0).static_shape) * math.prod(graph.operand(node, 1).static_shape[1:])
+def _convolution(graph: Graph, node: Node) -> int:
+    """Each output element is one product with a filter [I/group, *kernel]; each input element of a transposed one is
+    multiplied with a filter [O/group, *kernel] (what `pads` crop is computed too)."""
+    facts = facts_of(node)
+    image = graph.result(node) if facts.outs == 0 else graph.operand(node, 0)
+    return math.prod(image.static_shape) * math.prod(graph.operand(node, facts.weights[0]).static_shape[1:])
 
 
 def _gemm(graph: Graph, node: Node) -> int:
@@ -268,21 +250,21 @@ def _attention(graph: Graph, node: Node) -> int:
 
 
 _RULES: Mapping[str, Callable[[Graph, Node], int]] = {
-    "Conv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "ConvTranspose": _transposed,
+    "Conv": _convolution,
+    "ConvInteger": _convolution,
+    "ConvTranspose": _convolution,
     "GRU": _recurrent,
     "Gemm": _gemm,
     "LSTM": _recurrent,
     "MatMul": _product,
     "MatMulInteger": _product,
-    "QLinearConv": _convolution(3),
+    "QLinearConv": _convolution,
     "QLinearMatMul": _product,
     "RNN": _recurrent,
 }
 _MICROSOFT: Mapping[str, Callable[[Graph, Node], int]] = {
     "Attention": _attention,
-    "FusedConv": _convolution(1),
+    "FusedConv": _convolution,
     "FusedGemm": _gemm,
     "FusedMatMul": _product,
 }

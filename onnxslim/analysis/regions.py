@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from onnxslim.ir.graph import CAPTURE, DType, Graph, Node, Use, Value
+from onnxslim.ir.op_facts import channel_axes, facts_of
 from onnxslim.ir.ops import given_numbers, is_left_out, is_training
 from onnxslim.targets import Target
 
@@ -56,12 +57,8 @@ class Regions:
 
 def weight_axis(node: Node, weight: Value) -> int | None:
     """The axis of output channels of a compute node's weight; None where only one scale per tensor fits."""
-    rank = len(weight.static_shape)
-    if node.op == "Conv":
-        return 0
-    if node.op == "Gemm":
-        return 0 if node.attr("transB", 0) else 1
-    return 1 if rank == 2 else None
+    axes = channel_axes(node, len(weight.static_shape))
+    return None if axes is None else axes[0]
 
 
 def bias_fits(graph: Graph, node: Node) -> bool:
@@ -85,12 +82,18 @@ def fused_tail(graph: Graph, node: Node) -> Value:
     value = graph.result(node)
     follower = _only_reader(graph, value)
     norm = follower is not None and follower.op == "BatchNormalization" and not is_training(graph, follower)
-    if follower is not None and norm and node.op in ("Conv", "Gemm"):
+    if follower is not None and norm and _absorbs_norm(node):
         value = graph.result(follower)
         follower = _only_reader(graph, value)
     if follower is not None and cuts_at_zero(graph, follower):
         value = graph.result(follower)
     return value
+
+
+def _absorbs_norm(node: Node) -> bool:
+    """Whether a batch norm behind a layer can become part of it: it is linear, and has a bias to take the shift."""
+    facts = facts_of(node)
+    return facts.linear and bool(facts.biases)
 
 
 def hands_on(graph: Graph, node: Node, target: Target) -> bool:

@@ -27,6 +27,7 @@ from typing import TypeAlias
 import numpy as np
 
 from onnxslim.ir.graph import CAPTURE, Array, DType, Graph, Node, Role, Use, Value
+from onnxslim.ir.op_facts import FACTS, facts_of
 
 __all__ = ["Differentiable", "Parameter", "Survey", "find_trainable"]
 
@@ -53,53 +54,26 @@ class Survey:
 
 
 _RECURRENT = ("GRU", "LSTM", "RNN")
-_MICROSOFT = "com.microsoft"
 
-CONTRACTING: Mapping[tuple[str, str], tuple[int, ...]] = {
-    **{("", op): (1,) for op in ("Conv", "ConvTranspose")},
-    **{("", op): (0, 1) for op in ("Gemm", "MatMul")},
-    ("", "Einsum"): tuple(range(8)),
-    **{("", op): (1, 2) for op in _RECURRENT},
-    (_MICROSOFT, "Attention"): (1,),
-    (_MICROSOFT, "FusedConv"): (1,),
-    **{(_MICROSOFT, op): (0, 1) for op in ("FusedGemm", "FusedMatMul")},
-}
-"""Slots whose weights are summed over: weight decay applies."""
 GATHERED: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("", op): (0,) for op in ("Gather", "GatherElements", "GatherND")
 }
 """Tables that rows are taken of: decayed where the data say which, like embeddings, and not where constants do, like
 positions."""
-BESIDE: Mapping[tuple[str, str], tuple[int, ...]] = {
-    **{("", op): (2,) for op in ("Conv", "ConvTranspose", "Gemm")},
-    **{
-        ("", op): (1, 2)
-        for op in ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization")
-    },
-    **{("", op): (1,) for op in ("PRelu", "SimplifiedLayerNormalization")},
-    **{("", op): (3, 7) for op in _RECURRENT},
-    **{(_MICROSOFT, op): (1,) for op in ("BiasGelu", "FastGelu")},
-    **{(_MICROSOFT, op): (2,) for op in ("Attention", "FusedConv", "FusedGemm")},
-    (_MICROSOFT, "SkipLayerNormalization"): (2, 3, 4),
-    (_MICROSOFT, "SkipSimplifiedLayerNormalization"): (2, 3),
-}
-"""Biases, the scales of norms, slopes: trained, not decayed."""
 FIXED: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
-    ("", "BatchNormalization"): ((3, 4), "a running statistic, which follows the batches"),
-    ("", "Clip"): ((1, 2), "a bound"),
+    **{key: (facts.settings, facts.settings_are) for key, facts in FACTS.items() if facts.settings},
+    **{
+        key: (facts.statistics, "a running statistic, which follows the batches")
+        for key, facts in FACTS.items()
+        if facts.statistics
+    },
     ("", "Div"): ((1,), "a divisor"),
-    ("", "Dropout"): ((1,), "a rate"),
     ("", "Max"): (tuple(range(64)), "a bound"),
     ("", "Min"): (tuple(range(64)), "a bound"),
     ("", "NegativeLogLikelihoodLoss"): ((2,), "class weights of a loss"),
-    ("", "Pad"): ((2,), "what is padded with"),
     ("", "Pow"): ((1,), "an exponent, whose gradient is no number where the base is 0"),
-    ("", "Resize"): ((1, 2), "a size"),
     ("", "SoftmaxCrossEntropyLoss"): ((2,), "class weights of a loss"),
-    ("", "Upsample"): ((1,), "a size"),
     **{("", op): ((5, 6), "an initial state") for op in _RECURRENT},
-    **{("", op): ((1, 2), "a grid of quantisation") for op in ("DequantizeLinear", "QuantizeLinear")},
-    ("onnxslim", "FakeQuant"): ((1, 2, 3), "a grid of quantisation"),
 }
 """Slots of constants that are no weights."""
 FLAT = ("Ceil", "Floor", "Round", "Sign")
@@ -314,7 +288,7 @@ class _Search:
         producer = None if other is None else graph.producer(other)
         while producer is not None and _moves(Use(producer, 0)):
             producer = graph.producer(graph.operand(producer, 0))
-        return producer is not None and (producer.domain, producer.op) in CONTRACTING
+        return producer is not None and bool(facts_of(producer).weights)
 
     def _is_angle(self, node: Node) -> bool:
         """Whether both the sine and the cosine of what a node makes are taken."""
@@ -350,7 +324,7 @@ class _Search:
     def _decays(self, value: Value) -> bool:
         for use in self._places(value):
             key = (use.node.domain, use.node.op)
-            if use.slot in CONTRACTING.get(key, ()):
+            if use.slot in facts_of(use.node).weights:
                 return True
             if use.slot in GATHERED.get(key, ()):
                 index = self.graph.input(use.node, 1)
@@ -380,5 +354,5 @@ def _moves(use: Use) -> bool:
 
 
 def _is_weight(use: Use) -> bool:
-    key = (use.node.domain, use.node.op)
-    return any(use.slot in table.get(key, ()) for table in (CONTRACTING, GATHERED, BESIDE))
+    facts, tables = facts_of(use.node), GATHERED.get((use.node.domain, use.node.op), ())
+    return use.slot in (*facts.weights, *facts.scales, *facts.biases, *tables)

@@ -15,6 +15,7 @@ import onnx
 
 from onnxslim.ir.graph import Graph, Node, Shape
 from onnxslim.ir.onnx_io.bodies import bodies_of
+from onnxslim.ir.op_facts import FACTS, OpFacts, channel_counts
 
 __all__ = ["attribute_fault", "nodes_faults"]
 
@@ -74,17 +75,6 @@ _OTHERWISE: Mapping[tuple[str, str], Bounds | None] = {
     ("Reshape", "shape"): None,  # with marks
 }
 """By op and attribute: other bounds, or none."""
-
-_POOLS = ("AveragePool", "LpPool", "MaxPool", "MaxUnpool", "QLinearAveragePool")
-_WEIGHTS: Mapping[str, int] = {
-    "Conv": 1,
-    "ConvInteger": 1,
-    "ConvTranspose": 1,
-    "DeformConv": 1,
-    "FusedConv": 1,
-    "QLinearConv": 3,
-}
-"""Of convolutions: the slot of the filters [O, I/group, *kernel]; of ConvTranspose, [I, O/group, *kernel]."""
 
 _AXES: Mapping[str, tuple[int, int]] = {
     "ArgMax": (0, -1),
@@ -147,8 +137,9 @@ def _fault(op: str, domain: str, attributes: Attributes, shape: Shapes) -> str |
         fault = None if bounds is None else _outside(name, attribute, bounds)
         if fault is not None:
             return fault
-    if domain in ("", "com.microsoft") and (op in _WEIGHTS or op in _POOLS):
-        return _window_fault(op, attributes, shape)
+    facts = FACTS.get((domain, op))
+    if facts is not None and facts.window:
+        return _window_fault(op, facts, attributes, shape)
     if domain:
         return None
     if op in _AXES:
@@ -186,10 +177,10 @@ def _outside(name: str, attribute: onnx.AttributeProto, bounds: Bounds) -> str |
     return f"expected its attribute '{name}' to be {wanted}{too}, got {got}"
 
 
-def _window_fault(op: str, attributes: Attributes, shape: Shapes) -> str | None:
+def _window_fault(op: str, facts: OpFacts, attributes: Attributes, shape: Shapes) -> str | None:
     """Of a convolution or pool: as many numbers as there are spatial axes, that the filters agree with, and pads and
     paddings of the output that a window can have."""
-    x, w = shape(0), shape(_WEIGHTS[op]) if op in _WEIGHTS else None
+    x, w = shape(0), shape(facts.weights[0]) if facts.weights else None
     kernel = _numbers(attributes, "kernel_shape")
     ranks = {len(s) - 2: f"the rank of {what}" for what, s in (("its input", x), ("its filters", w)) if s is not None}
     if kernel:
@@ -209,15 +200,15 @@ def _window_fault(op: str, attributes: Attributes, shape: Shapes) -> str | None:
         return f"expected its filters to have at least one number along each spatial axis, got shape {list(w)}"
     if kernel and w is not None and any(isinstance(d, int) and d != k for d, k in zip(w[2:], kernel)):
         return f"expected its attribute 'kernel_shape' to be {list(w[2:])} as its filters are, got {kernel}"
-    if op in _POOLS:
+    if not facts.weights:
         pads = _numbers(attributes, "pads")
         dilated = [d * (k - 1) + 1 for k, d in zip(kernel, _numbers(attributes, "dilations") or [1] * spatial)]
         if any(pad >= size for pad, size in zip(pads, dilated * 2)):
             return f"expected its attribute 'pads' to be smaller than its kernel {dilated}, got {pads}"
         return None
     if op == "ConvTranspose":
-        return _padding_fault(attributes, spatial) or _group_fault(op, attributes, x, w)
-    return _group_fault(op, attributes, x, w)
+        return _padding_fault(attributes, spatial) or _group_fault(facts, attributes, x, w)
+    return _group_fault(facts, attributes, x, w)
 
 
 def _padding_fault(attributes: Attributes, spatial: int) -> str | None:
@@ -235,13 +226,12 @@ def _padding_fault(attributes: Attributes, spatial: int) -> str | None:
     return None
 
 
-def _group_fault(op: str, attributes: Attributes, x: Shape | None, w: Shape | None) -> str | None:
+def _group_fault(facts: OpFacts, attributes: Attributes, x: Shape | None, w: Shape | None) -> str | None:
     group = _integer(attributes, "group", 1)
     filters = None if w is None else w[0]
     if isinstance(filters, int) and filters % group:
         return f"expected its attribute 'group' to divide {filters}, the first axis of its filters, got {group}"
-    channels, width = None if x is None else x[1], None if w is None else w[1]
-    wanted = filters if op == "ConvTranspose" else width * group if isinstance(width, int) else None
+    channels, wanted = None if x is None else x[1], None if w is None else channel_counts(facts, w, group)[1]
     if isinstance(channels, int) and isinstance(wanted, int) and channels != wanted:
         return f"expected {wanted} channels, for filters {list(w or ())} in {group} groups, got an input of {channels}"
     return None

@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping
 
 from onnxslim.errors import ModelError
 from onnxslim.ir.graph import Dim, Graph, Node, Shape, Value
+from onnxslim.ir.op_facts import channel_counts, facts_of
 from onnxslim.ir.ops import padding
 from onnxslim.ir.shapes import Types
 
 __all__ = ["misfit"]
 
-_NORMS: Mapping[str, tuple[int, ...]] = {"BatchNormalization": (1, 2, 3, 4), "InstanceNormalization": (1, 2)}
-"""Slots that hold one number a channel."""
-
 
 def misfit(graph: Graph, node: Node, found: Types) -> str | None:
     """What does not fit, in words that follow the node's name; None where nothing is wrong, or known. found: shapes
     that values do not know themselves."""
+    facts = facts_of(node)
+    if facts.window and facts.weights:
+        return _a_number_each(graph, node, found)
     rule = None if node.domain else _RULES.get(node.op)
     return None if rule is None else rule(graph, node, found)
 
@@ -31,7 +32,8 @@ def _a_number_each(graph: Graph, node: Node, found: Types) -> str | None:
     channels = _channels(graph, node, found)
     if channels is None:
         return None
-    for slot in _NORMS.get(node.op, (2,)):
+    facts = facts_of(node)
+    for slot in (*facts.scales, *facts.biases, *facts.statistics):
         value = graph.input(node, slot)
         shape = _shape(value, found)
         if value is not None and shape is not None and not (len(shape) == 1 and _same(shape[0], channels)):
@@ -64,16 +66,14 @@ def _pad(graph: Graph, node: Node, found: Types) -> str | None:
 
 def _channels(graph: Graph, node: Node, found: Types) -> Dim:
     """Of the input of a norm, or of what a convolution makes; None where that is not known."""
-    if node.op in _NORMS:
+    facts, group = facts_of(node), node.attr("group", 1)
+    if not facts.window:
         x = _shape(graph.input(node, 0), found)
         return x[1] if x is not None and len(x) > 1 else None
-    weight, group = _shape(graph.input(node, 1), found), node.attr("group", 1)
-    if weight is None or len(weight) < 3:
+    weight = _shape(graph.input(node, facts.weights[0]), found)
+    if weight is None or len(weight) < 3 or not isinstance(group, int):
         return None
-    channels = weight[1] if node.op == "ConvTranspose" else weight[0]
-    if not isinstance(channels, int) or not isinstance(group, int):
-        return None
-    return channels * group if node.op == "ConvTranspose" else channels
+    return channel_counts(facts, weight, group)[0]
 
 
 def _shape(value: Value | None, found: Types) -> Shape | None:
@@ -95,8 +95,6 @@ def _squeeze(graph: Graph, node: Node, found: Types) -> str | None:
 
 _RULES: Mapping[str, Callable[[Graph, Node, Types], str | None]] = {
     "BatchNormalization": _a_number_each,
-    "Conv": _a_number_each,
-    "ConvTranspose": _a_number_each,
     "Gemm": _gemm,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _a_number_each,

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.op_facts import facts_of
 
 __all__ = [
     "RANDOM",
@@ -29,6 +30,7 @@ __all__ = [
     "target_axes",
     "target_slot",
     "window",
+    "window_of",
 ]
 
 RANDOM = (
@@ -114,27 +116,35 @@ class Window:
 
 
 def window(graph: Graph, node: Node) -> Window:
-    """The window of a Conv, ConvTranspose or pool whose input (and weight) shapes are known.
+    """The window of a convolution or pool whose input (and weight) shapes are known, `auto_pad` resolved into pads.
 
-    `auto_pad` is resolved into pads. Raises UnsupportedError where that needs unknown sizes.
+    Raises UnsupportedError where that needs unknown sizes.
     """
-    shape = graph.operand(node, 0).shape
-    has_weight = node.op in ("Conv", "ConvTranspose", "ConvInteger")
-    kernel = node.attr("kernel_shape") or (graph.operand(node, 1).static_shape[2:] if has_weight else None)
-    if kernel is None:
+    facts = facts_of(node)
+    kernel = node.attr("kernel_shape")
+    if not kernel and facts.weights:
+        kernel = graph.operand(node, facts.weights[0]).static_shape[2:]
+    if not kernel:
         raise UnsupportedError(f"{node} has no kernel_shape")
-    rank = len(kernel)
-    strides = tuple(node.attr("strides") or [1] * rank)
-    dilations = tuple(node.attr("dilations") or [1] * rank)
-    pads = tuple(node.attr("pads") or [0] * (2 * rank))
+    shape = graph.operand(node, 0).shape
+    sizes = None if shape is None or not all(isinstance(d, int) for d in shape[2:]) else shape[2:]
+    return window_of(node, tuple(kernel), None if sizes is None else [int(d) for d in sizes if isinstance(d, int)])
+
+
+def window_of(node: Node, kernel: Sequence[int], sizes: Sequence[int] | None) -> Window:
+    """The window of a node with that kernel, over an input of those spatial sizes (None: not known); as `window`."""
+    rank, facts = len(kernel), facts_of(node)
+    strides = tuple(int(s) for s in node.attr("strides") or [1] * rank)
+    dilations = tuple(int(d) for d in node.attr("dilations") or [1] * rank)
+    pads = tuple(int(p) for p in node.attr("pads") or [0] * (2 * rank))
     auto = node.attr("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        if shape is None or not all(isinstance(d, int) for d in shape[2:]) or node.op == "ConvTranspose":
-            raise UnsupportedError(f"{node} has auto_pad={auto} on sizes {shape}; make its pads explicit first")
-        total = []
-        for size, k, s, d in zip(shape[2:], kernel, strides, dilations):
-            assert isinstance(size, int)
-            total.append(max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0))
+        if sizes is None or facts.outs == 1:  # of a transposed convolution, they depend on the sizes that are asked for
+            raise UnsupportedError(
+                f"{node} has auto_pad={auto} on sizes {sizes or 'that are not known'}; make its pads explicit first"
+            )
+        spans = zip(sizes, kernel, strides, dilations)
+        total = [max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0) for size, k, s, d in spans]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
         pads = tuple(small + large if auto == "SAME_UPPER" else large + small)
     elif auto == "VALID":

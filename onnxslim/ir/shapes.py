@@ -17,6 +17,7 @@ from onnxslim.ir.graph import Array, Dim, DType, Graph, Node, Shape, Value
 from onnxslim.ir.onnx_io import node_proto, tensor_type, type_proto
 from onnxslim.ir.onnx_io.bodies import bodies_of
 from onnxslim.ir.onnx_io.functions import expansion
+from onnxslim.ir.op_facts import FACTS
 from onnxslim.ir.shape_values import LIMIT, evaluate
 from onnxslim.ir.stand_ins import has_stand_in, stand_in
 
@@ -27,8 +28,6 @@ TYPES = "types"
 _LONGEST = 1 << 20
 _SIZING = ("CenterCropPad", "ConstantOfShape", "Expand", "OneHot", "Pad", "Range", "Reshape", "Resize", "Tile")
 """Ops whose result is as large as a number in an input says."""
-_WINDOWS = ("AveragePool", "Conv", "ConvInteger", "ConvTranspose", "LpPool", "MaxPool", "Pad", "QLinearConv")
-"""Ops whose result may be smaller than nothing, by what inference reckons."""
 _STAGES = 4
 """Of inference up to a Slice, beyond which none is looked at: each costs as much as inferring what stands before."""
 _REFUSALS = (
@@ -216,7 +215,7 @@ def _require_sizes(model: onnx.ModelProto) -> None:
     for place, node in enumerate(model.graph.node):
         if node.op_type == "Slice" and window:
             ends.append(place)
-        window = node.op_type in _WINDOWS or (window and node.op_type != "Slice")
+        window = _may_shrink(node) or (window and node.op_type != "Slice")
     for end in ends[:_STAGES]:
         before = onnx.ModelProto()
         before.CopyFrom(model)
@@ -231,6 +230,12 @@ def _require_sizes(model: onnx.ModelProto) -> None:
                 raise ValueError(
                     f"'{info.name}' would have the size {min(sizes)}: a window is larger than what it reads"
                 )
+
+
+def _may_shrink(node: onnx.NodeProto) -> bool:
+    """Whether a node's result may be smaller than nothing, by what inference reckons."""
+    facts = FACTS.get((node.domain, node.op_type))
+    return node.op_type == "Pad" or (facts is not None and facts.window)
 
 
 def _is_within(message: str) -> bool:

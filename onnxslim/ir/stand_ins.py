@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from onnx import NodeProto, helper
 
 from onnxslim.ir.graph import DType, Graph, Node
+from onnxslim.ir.op_facts import FACTS
 from onnxslim.ir.ops import fused_order
 
 __all__ = ["has_stand_in", "stand_in"]
@@ -132,22 +133,19 @@ def _attention(w: _Words) -> None:
 Rule: TypeAlias = Callable[[_Words], None]
 
 _RULES: Mapping[tuple[str, str], Rule] = {
+    **{key: _like_first for key, facts in FACTS.items() if key[0] and facts.is_like_first},
+    **{key: _biased for key, facts in FACTS.items() if key[0] and facts.elementwise == "broadcast"},
     ("", "GroupNormalization"): _like_first,
     ("", "MeanVarianceNormalization"): _like_first,
     ("", "SimplifiedLayerNormalization"): _like_first,
     ("com.microsoft", "Attention"): _attention,
-    ("com.microsoft", "BiasGelu"): _biased,
     ("com.microsoft", "DequantizeLinear"): _dequantized,
-    ("com.microsoft", "FastGelu"): _biased,
     ("com.microsoft", "FusedConv"): _fused_conv,
     ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
-    ("com.microsoft", "Gelu"): _like_first,
     ("com.microsoft", "QuantizeLinear"): _quantized,
-    ("com.microsoft", "QuickGelu"): _like_first,
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
-    ("onnxslim", "FakeQuant"): _like_first,
 }
 """What onnx infers nothing for, or by a definition that it does not follow to its end (ai.onnx's two norms)."""
 

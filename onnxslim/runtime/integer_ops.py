@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Array, Node
+from onnxslim.ir.ops import window_of
 from onnxslim.ir.quant_math import dequantize, per_axis
 
 __all__ = ["Accumulator", "Ints", "Product", "Sum", "Tensor", "conv", "matmul", "mean", "pool", "real", "reshape_like"]
@@ -237,19 +238,12 @@ class _Window:
 
     @classmethod
     def of(cls, node: Node, size: tuple[int, ...], kernel: tuple[int, ...]) -> _Window:
-        rank = len(kernel)
-        strides = tuple(int(s) for s in node.attr("strides") or [1] * rank)
-        dilations = tuple(int(d) for d in node.attr("dilations") or [1] * rank)
-        flat = [int(p) for p in node.attr("pads") or [0] * (2 * rank)]
-        mode = node.attr("auto_pad", "NOTSET")
+        rank, w = len(kernel), window_of(node, kernel, size)
+        strides, dilations = w.strides, w.dilations
         pads, extra, out = [], [], []
         for i in range(rank):
             reach = (kernel[i] - 1) * dilations[i] + 1
-            ends = flat[i], flat[i + rank]
-            if mode in ("SAME_UPPER", "SAME_LOWER"):
-                missing = max(0, (-(-size[i] // strides[i]) - 1) * strides[i] + reach - size[i])
-                small, large = missing // 2, missing - missing // 2
-                ends = (small, large) if mode == "SAME_UPPER" else (large, small)
+            ends = w.pads[i], w.pads[i + rank]
             room = size[i] + sum(ends) - reach
             steps = -(-room // strides[i]) if node.attr("ceil_mode", 0) else room // strides[i]
             if node.attr("ceil_mode", 0) and steps * strides[i] >= size[i] + ends[0]:

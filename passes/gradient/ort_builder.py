@@ -19,7 +19,7 @@ import onnx
 from onnxslim.errors import GradientError, UnsupportedError
 from onnxslim.ir.graph import DType, Graph, Node, Role, Value
 from onnxslim.ir.onnx_io import from_proto, to_bytes
-from onnxslim.ir.ops import is_training
+from onnxslim.ir.ops import is_training, window
 from onnxslim.ir.quant_math import qrange
 from onnxslim.ir.shapes import infer_shapes
 
@@ -194,22 +194,10 @@ def _sum(graph: Graph, node: Node) -> None:
 
 def _conv(graph: Graph, node: Node) -> None:
     """auto_pad → pads: the gradients of SAME are wrong."""
-    mode = node.attr("auto_pad", "NOTSET")
-    mode = mode.decode() if isinstance(mode, bytes) else mode
-    if mode == "NOTSET":
-        return
-    image, kernel = graph.operand(node, 0).static_shape[2:], graph.operand(node, 1).static_shape[2:]
-    strides = node.attr("strides", [1] * len(image))
-    dilations = node.attr("dilations", [1] * len(image))
-    before, after = [], []
-    for size, k, stride, dilation in zip(image, kernel, strides, dilations):
-        reach = (k - 1) * dilation + 1
-        total = 0 if mode == "VALID" else max((-(-size // stride) - 1) * stride + reach - size, 0)
-        less, more = total // 2, total - total // 2
-        before.append(more if mode == "SAME_LOWER" else less)
-        after.append(less if mode == "SAME_LOWER" else more)
-    graph.set_attribute(node, "auto_pad", None)
-    graph.set_attribute(node, "pads", [*before, *after])
+    if node.attr("auto_pad", "NOTSET") != "NOTSET":
+        pads = window(graph, node).pads
+        graph.set_attribute(node, "auto_pad", None)
+        graph.set_attribute(node, "pads", list(pads))
 
 
 def _where(graph: Graph, node: Node) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxslim.ir.graph import DType, Graph, Node, Value
+from onnxslim.ir.op_facts import FACTS, OpFacts
 from onnxslim.ir.ops import axes_of, axis_of
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 from passes.layout.geometry import geometry_attributes
@@ -186,7 +187,7 @@ def _unary(r: _Laying, node: Node) -> bool:
     graph = r.graph
     x, y = graph.operand(node, 0), graph.result(node)
     others = graph.node_inputs(node)[1:]
-    if any(v is not None and v.shape not in ((), (1,)) for v in others[:2]):
+    if y.dtype is not DType.FLOAT or any(v is not None and v.shape not in ((), (1,)) for v in others[:2]):
         return False
     laid = r.of(x)
     attributes = {k: v for k, v in node.attributes.items() if k != "axis"}
@@ -294,12 +295,11 @@ def _max_pool(r: _Laying, node: Node) -> bool:
     return r.put(y, r.op("MaxPool", r.of(x), name=f"{y.name}/laid", shape=shape, domain=DOMAIN, **attributes))
 
 
+def _keeps_floats(facts: OpFacts) -> bool:
+    return facts.elementwise == "broadcast" and not facts.discrete
+
+
 _ANCHORS = ("Conv",)
-_UNARY = (
-    "Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
-    "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt",
-    "Tanh",
-)  # fmt: skip
 RULES: dict[tuple[str, str], Callable[[_Laying, Node], bool]] = {
     ("", "Conv"): _conv,
     ("", "BatchNormalization"): _batch_norm,
@@ -313,6 +313,7 @@ RULES: dict[tuple[str, str], Callable[[_Laying, Node], bool]] = {
     ("", "Reshape"): _flatten,
     ("", "Squeeze"): _flatten,
     ("onnxslim", "FakeQuant"): _unary,
-    **{("", op): _unary for op in _UNARY},
-    **{("", op): _broadcast for op in ("Add", "Div", "Max", "Min", "Mul", "PRelu", "Sub", "Sum")},
+    ("", "Clip"): _unary,
+    **{key: _unary for key, facts in FACTS.items() if facts.elementwise == "unary" and not facts.discrete},
+    **{("", op): _broadcast for (domain, op), facts in FACTS.items() if not domain and _keeps_floats(facts)},
 }

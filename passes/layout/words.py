@@ -63,17 +63,17 @@ class Words:
         target = tuple(size // known if d == -1 else d for d in shape)
         if target == value.static_shape:
             return value
-        return self.op("Reshape", value, self.const(target), shape=target, name=name)
+        return self.op("Reshape", value, self.const(target), shape=target, dtype=value.dtype, name=name)
 
     def transpose(self, value: Value, perm: Sequence[int], name: str = "") -> Value:
         shape = [value.static_shape[axis] for axis in perm]
-        return self.op("Transpose", value, shape=shape, name=name, perm=list(perm))
+        return self.op("Transpose", value, shape=shape, dtype=value.dtype, name=name, perm=list(perm))
 
     def gather(self, value: Value, rows: Array, axis: int = 0) -> Value:
         """Slices of an axis by number, int64 [k]."""
         shape = list(value.static_shape)
         shape[axis] = rows.size
-        return self.op("Gather", value, self.const(rows.reshape(-1)), shape=shape, axis=axis)
+        return self.op("Gather", value, self.const(rows.reshape(-1)), shape=shape, dtype=value.dtype, axis=axis)
 
     def pad(self, value: Value, pads: Sequence[int], fill: float | None = None) -> Value:
         """Pads as of ONNX, all begins first; negative ones cut off."""

@@ -11,6 +11,7 @@ import numpy as np
 from onnxslim.analysis.channels import Axis, Group, find_groups
 from onnxslim.analysis.channels.couplings import Reader
 from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.op_facts import FACTS
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.prune.selection import chosen_units, known_size
 
@@ -64,26 +65,11 @@ _NOT_AT_ZERO = (
 """Ops that may give no number where a channel is zero. Groups that go through one are masked where they are read."""
 _DIVIDES_BY_SPREAD = ("GroupNormalization", "InstanceNormalization", "LayerNormalization")
 """Those too, where no epsilon is added to a spread of zero."""
-_FACTORS: Mapping[str, Sequence[int]] = {
-    "Add": (0, 1),
-    "Attention": (1, 2),
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Einsum": (0, 1, 2),
-    "FakeQuant": (0,),
-    "FusedConv": (1, 2),
-    "FusedGemm": (0, 1, 2),
-    "FusedMatMul": (0, 1),
-    "GRU": (1, 2, 3, 5, 6, 7),
-    "Gemm": (0, 1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LSTM": (1, 2, 3, 5, 6, 7),
-    "MatMul": (0, 1),
-    "Mul": (0, 1),
-    "RNN": (1, 2, 3, 5, 6, 7),
-    "Sub": (0, 1),
+_FACTORS: Mapping[tuple[str, str], Sequence[int]] = {
+    **{key: (*facts.weights, *facts.scales, *facts.biases) for key, facts in FACTS.items()},
+    **{("", op): (0, 1) for op in ("Add", "Mul", "Sub")},
+    **{("", op): (*FACTS["", op].weights, *FACTS["", op].biases, 5, 6) for op in ("GRU", "LSTM", "RNN")},
+    ("onnxslim", "FakeQuant"): (0,),
 }
 """Where ops have their weights, factors and summands: zero is a number like others there, unlike in a divisor."""
 
@@ -102,7 +88,7 @@ def _zero_constants(graph: Graph, group: Group, units: Array) -> set[int]:
         value = member.value
         if value.array is None or not value.dtype.is_float:
             continue
-        if all(use.slot in _FACTORS.get(use.node.op, ()) for use in graph.uses(value)):
+        if all(use.slot in _FACTORS.get((use.node.domain, use.node.op), ()) for use in graph.uses(value)):
             array = np.array(value.array)
             np.moveaxis(array, member.axis, 0)[member.index[units].reshape(-1)] = 0
             graph.set_array(value, array)

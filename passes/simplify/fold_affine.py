@@ -10,7 +10,7 @@ import numpy as np
 from onnxslim.ir.graph import Array, Graph, Node
 from onnxslim.ir.rewrite import Context, LocalPass
 from onnxslim.spill import Spill
-from passes.simplify.linear_layers import Linear, linear_layer, scaled_weight, set_bias
+from passes.simplify.linear_layers import Linear, linear_layer, may_be_linear, scaled_weight, set_bias
 
 __all__ = ["FoldAffine"]
 
@@ -42,7 +42,7 @@ def _affine(graph: Graph, node: Node) -> tuple[Node, Array, int] | None:
         producer = graph.producer(y)
         if producer is None or constant is None or constant.dtype.kind != "f":
             continue
-        if producer.domain or producer.op not in ("Conv", "ConvTranspose", "Gemm"):
+        if not may_be_linear(producer):
             continue
         if node.op != "Div" or (slot == 0 and constant.all()):
             return producer, constant, slot

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxslim.ir.graph import Array, DType, Graph, Node, Role, Value
+from onnxslim.ir.op_facts import channel_axes, facts_of
 from onnxslim.spill import Spill
 
-__all__ = ["Linear", "grid_obstacle", "linear_layer", "per_channel", "scaled_weight", "set_bias"]
+__all__ = ["Linear", "grid_obstacle", "linear_layer", "may_be_linear", "per_channel", "scaled_weight", "set_bias"]
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A Conv, ConvTranspose or Gemm with constant weights.
+    """A layer that is linear in its constant weights and bias: Conv, ConvTranspose, Gemm.
 
     axis: of the weight, along which its output channels lie. fake_quant: the node between weight and
-    layer, if any. bias: [C] or [1, C], if any.
+    layer, if any. bias: [C] or [1, C], if any; bias_slot: where it is read.
     """
 
     node: Node
@@ -25,6 +26,7 @@ class Linear:
     axis: int
     fake_quant: Node | None
     bias: Value | None
+    bias_slot: int
     channels: int
 
     @property
@@ -40,15 +42,22 @@ class Linear:
         return self.bias.array.reshape(-1).astype(np.float64)
 
 
+def may_be_linear(node: Node) -> bool:
+    """Whether the op is linear in weights and bias."""
+    facts = facts_of(node)
+    return facts.linear and bool(facts.biases)
+
+
 def linear_layer(graph: Graph, node: Node) -> Linear | str:
     """The linear layer of a node, or why it is none that can be rewritten."""
-    if node.domain or node.op not in ("Conv", "ConvTranspose", "Gemm"):
+    facts = facts_of(node)
+    if not may_be_linear(node):
         return f"{node.op} is no convolution or Gemm"
-    if node.op == "ConvTranspose" and int(node.attr("group", 1)) != 1:
-        return "a grouped ConvTranspose spreads its output channels over two axes"
+    if facts.window and facts.outs == 1 and int(node.attr("group", 1)) != 1:
+        return f"a grouped {node.op} spreads its output channels over two axes"
     if node.op == "Gemm" and (node.attr("alpha", 1.0), node.attr("beta", 1.0)) != (1.0, 1.0):
         return "its alpha or beta is not 1"
-    weight = graph.operand(node, 1)
+    weight = graph.operand(node, facts.weights[0])
     fake_quant = graph.producer(weight)
     if fake_quant is not None:
         if fake_quant.op != "FakeQuant" or fake_quant.domain != "onnxslim":
@@ -62,14 +71,17 @@ def linear_layer(graph: Graph, node: Node) -> Linear | str:
         return f"its weight '{weight.name}' is shared"
     if weight.dtype is not DType.FLOAT:
         return f"its weight '{weight.name}' is {weight.dtype.name}, not FLOAT"
-    bias = graph.input(node, 2)
+    bias = graph.input(node, facts.biases[0])
     if bias is not None and graph.constant_of(bias) is None:
         return f"its bias '{bias.name}' is not constant"
-    axis = {"Conv": 0, "ConvTranspose": 1}.get(node.op, 0 if node.attr("transB", 0) else 1)
+    axes = channel_axes(node, len(weight.static_shape))
+    if axes is None:
+        return f"its weight has the shape {weight.static_shape}"
+    axis = axes[0]
     channels = weight.static_shape[axis]
     if bias is not None and bias.static_shape not in ((channels,), (1, channels)):
         return f"its bias has the shape {bias.static_shape}, not one value a channel"
-    return Linear(node, weight, axis, fake_quant, bias, channels)
+    return Linear(node, weight, axis, fake_quant, bias, facts.biases[0], channels)
 
 
 def grid_obstacle(graph: Graph, layer: Linear) -> str | None:
@@ -113,7 +125,7 @@ def set_bias(graph: Graph, layer: Linear, bias: Array) -> None:
     old = layer.bias
     base = layer.node.name or layer.weight.name
     new = graph.add_constant(f"{base}.bias", bias.astype(np.float32), role=Role.PARAMETER)
-    graph.set_input(layer.node, 2, new)
+    graph.set_input(layer.node, layer.bias_slot, new)
     if old is not None and not graph.is_used(old) and not graph.is_input(old):
         name = old.name
         graph.remove_value(old)

@@ -108,6 +108,6 @@ def _drop_bias(graph: Graph, layer: Linear) -> None:
     """The bias lives in β from here on."""
     if layer.bias is None:
         return
-    graph.set_input(layer.node, 2, None)
+    graph.set_input(layer.node, layer.bias_slot, None)
     if not graph.is_used(layer.bias) and not graph.is_input(layer.bias):
         graph.remove_value(layer.bias)

@@ -137,7 +137,7 @@ def constant(graph: Graph, *shape: int) -> Value:
     return graph.add_constant("k", np.random.default_rng(1).normal(size=shape).astype(np.float32))
 
 
-@pytest.mark.parametrize("op", ["Relu", "HardSwish", "Sigmoid", "LeakyRelu", "Identity"])
+@pytest.mark.parametrize("op", ["Relu", "HardSwish", "Sigmoid", "LeakyRelu", "Identity", "Celu", "Sin", "Atan"])
 def test_elementwise_follows(check_layout: Callable[..., Graph], op: str) -> None:
     graph = Graph()
     graph.add_output(graph.op(op, start(graph), name="y"))
@@ -152,11 +152,29 @@ def test_clip_follows_with_its_bounds(check_layout: Callable[..., Graph]) -> Non
     check_layout(graph, ToLanes(LANES), ["x", "w"], 2)
 
 
-@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Max", "Min"])
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Max", "Min", "Mean"])
 @pytest.mark.parametrize("shape", [(), (1,), (4, 1, 1), (1, 4, 1, 1), (1, 1, 1, 1)])
 def test_broadcast_constants_follow(check_layout: Callable[..., Graph], op: str, shape: tuple[int, ...]) -> None:
     graph = Graph()
     graph.add_output(graph.op(op, start(graph), constant(graph, *shape), name="y"))
+    check_layout(graph, ToLanes(LANES), ["x", "w"], 2)
+
+
+def test_operands_that_are_no_floats_follow_with_their_type(check_layout: Callable[..., Graph]) -> None:
+    """Whole exponents, and a truth value a channel."""
+    graph = Graph()
+    exponent = graph.add_constant("exponent", np.array(2, np.int64))
+    power = graph.op("Pow", start(graph), exponent, name="power")
+    where = graph.add_constant("where", np.array([True, False, True, True]).reshape(1, 4, 1, 1))
+    graph.add_output(graph.op("Where", where, power, constant(graph), name="y"))
+    check_layout(graph, ToLanes(LANES), ["x", "w"], 3)
+
+
+def test_what_gives_no_floats_stays(check_layout: Callable[..., Graph]) -> None:
+    graph = Graph()
+    x = start(graph)
+    above = graph.op("Greater", x, constant(graph), name="above")
+    graph.add_output(graph.op("Mul", x, graph.op("Cast", above, name="mask", to=1), name="y"))
     check_layout(graph, ToLanes(LANES), ["x", "w"], 2)
 
 

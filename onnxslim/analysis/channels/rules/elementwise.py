@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from onnxslim.analysis.channels.couplings import Couplings, End
 from onnxslim.ir.graph import Node, Value
+from onnxslim.ir.op_facts import FACTS
 
 __all__ = ["RULES", "broadcast", "join_axes"]
 
@@ -76,84 +77,13 @@ def _grid(couplings: Couplings, node: Node) -> None:
         couplings.join(node, [End(value, place), End(result, place), *extra], start=constant)
 
 
-_UNARY = [
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitwiseNot",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Cos",
-    "Cosh",
-    "Elu",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Log",
-    "Mish",
-    "Neg",
-    "Not",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-]
-_LIMITED = ("Clip", "Dropout", "CastLike")
-_VARIADIC = [
-    "Add",
-    "And",
-    "BitwiseAnd",
-    "BitwiseOr",
-    "BitwiseXor",
-    "BitShift",
-    "Div",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Or",
-    "Pow",
-    "PRelu",
-    "Sub",
-    "Sum",
-    "Where",
-    "Xor",
-]
-
+_BY_KIND: Mapping[str, Callable[[Couplings, Node], None]] = {
+    "unary": _all_inputs,
+    "limited": _first_input,
+    "broadcast": _all_inputs,
+}
 RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
-    **{("", op): _all_inputs for op in (*_UNARY, *_VARIADIC)},
-    **{("", op): _first_input for op in _LIMITED},
-    **{("com.microsoft", op): _all_inputs for op in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")},
+    **{key: _BY_KIND[facts.elementwise] for key, facts in FACTS.items() if facts.elementwise is not None},
     **{("", op): _grid for op in ("DequantizeLinear", "QuantizeLinear")},
     ("onnxslim", "FakeQuant"): _grid,
 }
