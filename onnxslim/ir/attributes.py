@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import onnx
 
+from onnxslim.ir.dialect import DIALECT, OwnOp
 from onnxslim.ir.graph import Graph, Node, Shape
 from onnxslim.ir.onnx_io.bodies import bodies_of
 from onnxslim.ir.op_facts import FACTS, OpFacts, channel_counts
@@ -70,7 +71,6 @@ _BOUNDS: Mapping[str, Bounds] = {
 """Least and most of an attribute's numbers; only of integers and floats that the table names."""
 
 _OTHERWISE: Mapping[tuple[str, str], Bounds | None] = {
-    ("FakeQuant", "bits"): None,  # which has a check of its own
     ("Pad", "pads"): None,  # negative ones crop
     ("Reshape", "shape"): None,  # with marks
 }
@@ -130,6 +130,9 @@ Attributes: TypeAlias = Mapping[str, onnx.AttributeProto]
 
 
 def _fault(op: str, domain: str, attributes: Attributes, shape: Shapes) -> str | None:
+    own = DIALECT.get((domain, op))
+    if own is not None:
+        return _own_fault(own, attributes)
     for name, attribute in attributes.items():
         if name not in _BOUNDS:
             continue
@@ -145,6 +148,19 @@ def _fault(op: str, domain: str, attributes: Attributes, shape: Shapes) -> str |
     if op in _AXES:
         return _axis_fault(op, attributes, shape(0))
     return _SPECIAL[op](attributes, shape) if op in _SPECIAL else None
+
+
+def _own_fault(own: OwnOp, attributes: Attributes) -> str | None:
+    for name, attribute in attributes.items():
+        declared = own.attributes.get(name)
+        if declared is None:
+            continue
+        fault, choices = _outside(name, attribute, declared.bounds), declared.choices
+        if choices and attribute.s.decode("utf-8", "replace") not in choices:
+            fault = f"expected its attribute '{name}' to be {' or '.join(choices)}, got {attribute.s!r}"
+        if fault is not None:
+            return fault
+    return None
 
 
 def _numbers(attributes: Attributes, name: str) -> list[int]:

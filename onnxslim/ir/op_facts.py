@@ -118,16 +118,19 @@ FACTS: Mapping[tuple[str, str], OpFacts] = {
     ("", "Upsample"): OpFacts(settings=(1,), settings_are="a size"),
     (_MICROSOFT, "Attention"): OpFacts(weights=(1,), outs=1, ins=0, biases=(2,)),
     (_MICROSOFT, "BiasGelu"): OpFacts(elementwise="broadcast", biases=(1,)),
+    (_MICROSOFT, "DequantizeLinear"): _GRID,
     (_MICROSOFT, "FastGelu"): OpFacts(elementwise="broadcast", biases=(1,)),
     (_MICROSOFT, "FusedConv"): _CONV,
     (_MICROSOFT, "FusedGemm"): _GEMM,
     (_MICROSOFT, "FusedMatMul"): OpFacts(weights=(1, 0), outs=1, ins=0, turned="transB"),
     (_MICROSOFT, "Gelu"): OpFacts(elementwise="unary"),
     (_MICROSOFT, "QLinearAveragePool"): _POOL,
+    (_MICROSOFT, "QuantizeLinear"): _GRID,
     (_MICROSOFT, "QuickGelu"): OpFacts(elementwise="unary"),
     (_MICROSOFT, "SkipLayerNormalization"): OpFacts(scales=(2,), biases=(3, 4), keeps_shape=True),
     (_MICROSOFT, "SkipSimplifiedLayerNormalization"): OpFacts(scales=(2,), biases=(3,), keeps_shape=True),
-    ("onnxslim", "FakeQuant"): OpFacts(settings=(1, 2, 3), keeps_shape=True),
+    (f"{_MICROSOFT}.nchwc", "Conv"): _CONV,
+    ("onnxslim", "FakeQuant"): OpFacts(settings=(1, 2, 3)),
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from onnxslim.errors import ModelError
+from onnxslim.ir.dialect import DIALECT
 from onnxslim.ir.graph import Dim, Graph, Node, Shape, Value
 from onnxslim.ir.op_facts import channel_counts, facts_of
 from onnxslim.ir.ops import padding
@@ -18,7 +19,10 @@ __all__ = ["misfit"]
 def misfit(graph: Graph, node: Node, found: Types) -> str | None:
     """What does not fit, in words that follow the node's name; None where nothing is wrong, or known. found: shapes
     that values do not know themselves."""
-    facts = facts_of(node)
+    own, facts = DIALECT.get((node.domain, node.op)), facts_of(node)
+    if own is not None:
+        values = graph.node_inputs(node)
+        return own.misfit(node, values, [_shape(value, found) for value in values])
     if facts.window and facts.weights:
         return _a_number_each(graph, node, found)
     rule = None if node.domain else _RULES.get(node.op)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from onnx import NodeProto, helper
 
+from onnxslim.ir.dialect import DIALECT, OwnOp
 from onnxslim.ir.graph import DType, Graph, Node
 from onnxslim.ir.op_facts import FACTS
 from onnxslim.ir.ops import fused_order
@@ -62,6 +63,9 @@ class _Words:
         return {name: self.node.attr(name) for name in names if name in self.node.attributes}
 
 
+Rule: TypeAlias = Callable[[_Words], None]
+
+
 def _like_first(w: _Words) -> None:
     w.give(0, w.x())
 
@@ -100,6 +104,19 @@ def _fused_conv(w: _Words) -> None:
     w.give(0, w.op("Conv", w.x(), w.x(1), **attributes)[0])
 
 
+def _reordered(w: _Words) -> None:
+    """Into blocks of channels, and back: of as many channels as before, where `channels` does not say otherwise."""
+    shape = w.graph.operand(w.node, 0).shape
+    if w.node.attr("channels") is None or (shape is not None and shape[1:2] == (w.node.attr("channels"),)):
+        w.give(0, w.x())
+
+
+def _conv_grad(w: _Words) -> None:
+    """dX and dW of dY, X, W."""
+    w.give(0, w.x(1))
+    w.give(1, w.x(2))
+
+
 def _fused_gemm(w: _Words) -> None:
     w.give(0, w.op("Gemm", w.x(), w.x(1), w.x(2), **w.kept("alpha", "beta", "transA", "transB"))[0])
 
@@ -130,19 +147,37 @@ def _attention(w: _Words) -> None:
     w.give(0, parts[2])
 
 
-Rule: TypeAlias = Callable[[_Words], None]
+def _own(own: OwnOp) -> Rule:
+    """One of ours: the shape of one of its inputs, or the one that the dialect says."""
+
+    def rule(w: _Words) -> None:
+        if isinstance(own.result, int):
+            w.give(0, w.x(own.result))
+            return
+        values = w.graph.node_inputs(w.node)
+        shape = own.result(w.node, [None if value is None else value.shape for value in values])
+        if shape is not None and all(isinstance(axis, int) for axis in shape):
+            w.give(0, w.op("ConstantOfShape", *w.op("Constant", value_ints=list(shape)))[0])
+
+    return rule
+
 
 _RULES: Mapping[tuple[str, str], Rule] = {
+    **{key: _own(own) for key, own in DIALECT.items()},
     **{key: _like_first for key, facts in FACTS.items() if key[0] and facts.is_like_first},
     **{key: _biased for key, facts in FACTS.items() if key[0] and facts.elementwise == "broadcast"},
     ("", "GroupNormalization"): _like_first,
     ("", "MeanVarianceNormalization"): _like_first,
     ("", "SimplifiedLayerNormalization"): _like_first,
     ("com.microsoft", "Attention"): _attention,
+    ("com.microsoft", "ConvGrad"): _conv_grad,
     ("com.microsoft", "DequantizeLinear"): _dequantized,
     ("com.microsoft", "FusedConv"): _fused_conv,
     ("com.microsoft", "FusedGemm"): _fused_gemm,
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft.nchwc", "Conv"): _fused_conv,
+    ("com.microsoft.nchwc", "ReorderInput"): _reordered,
+    ("com.microsoft.nchwc", "ReorderOutput"): _reordered,
     ("com.microsoft", "QuantizeLinear"): _quantized,
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,

@@ -12,7 +12,8 @@ import onnx
 
 from onnxslim.errors import ModelError, VerifyError
 from onnxslim.ir.attributes import attribute_fault, nodes_faults
-from onnxslim.ir.graph import DType, Graph, Node, Shape, Value
+from onnxslim.ir.dialect import DIALECT
+from onnxslim.ir.graph import DType, Graph, Node, Shape, Value, shapes_agree, type_name
 from onnxslim.ir.operands import misfit
 from onnxslim.ir.shapes import TYPES, has_rule, infer_shapes, inferred_types, known_types
 
@@ -53,7 +54,6 @@ def verify(graph: Graph, since: int | None = None, *, types: bool = True) -> Non
         _check_sources(graph, node)
         if (node.domain, node.op) not in local:
             _check_signature(graph, node, types)
-        _check_fake_quant(graph, node)
     if types:
         _check_types(graph, nodes)
 
@@ -88,11 +88,11 @@ def _check_value(graph: Graph, value: Value) -> None:
         expected = (DType.of(value.array), value.array.shape)
         if (value.dtype, value.shape) != expected:
             raise VerifyError(
-                f"Initialiser '{value.name}' is declared as {_type(value.dtype, value.shape)}, "
-                f"but its array is {_type(*expected)}"
+                f"Initialiser '{value.name}' is declared as {type_name(value.dtype, value.shape)}, "
+                f"but its array is {type_name(*expected)}"
             )
     if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
-        raise VerifyError(f"Value '{value.name}' has a negative axis: {_type(value.dtype, value.shape)}")
+        raise VerifyError(f"Value '{value.name}' has a negative axis: {type_name(value.dtype, value.shape)}")
 
 
 def _check_sources(graph: Graph, node: Node) -> None:
@@ -204,8 +204,17 @@ class _Signature:
 
 @cache
 def _signature(op: str, version: int, domain: str) -> _Signature | int | None:
-    """The op's definition; the first opset that has it, where this one does not; None for ops that are not onnx's,
-    which are left alone."""
+    """The op's definition; the first opset that has it, where this one does not; None for ops that are neither onnx's
+    nor ours, which are left alone."""
+    own = DIALECT.get((domain, op))
+    if own is not None:
+        return _Signature(
+            (len(own.inputs) - own.optional, len(own.inputs)),
+            (1, 1),
+            dict(enumerate(own.inputs[: len(own.inputs) - own.optional])),
+            {name: attribute.kind for name, attribute in own.attributes.items()},
+            tuple(name for name, attribute in own.attributes.items() if attribute.required),
+        )
     if not onnx.defs.has(op, domain):
         return None
     if not onnx.defs.has(op, version, domain):
@@ -224,32 +233,6 @@ def _signature(op: str, version: int, domain: str) -> _Signature | int | None:
 
 def _range(least: int, most: int) -> str:
     return f"{least}" if least == most else f"{least} to {most}" if most < 1 << 30 else f"at least {least}"
-
-
-def _check_fake_quant(graph: Graph, node: Node) -> None:
-    if node.op != "FakeQuant" or node.domain != "onnxslim":
-        return
-    if node.arity[0] not in (3, 4) or node.arity[1] != 1:
-        raise VerifyError(f"{_where(graph, node)} has {node.arity} slots; expected x, scale, zero_point(, range) → y")
-    for name in ("bits", "signed", "narrow", "kind"):
-        if name not in node.attributes:
-            raise VerifyError(f"{_where(graph, node)} lacks its attribute '{name}'")
-    x, axis = graph.operand(node, 0), node.attr("axis")
-    if axis is not None and x.shape is not None and not 0 <= axis < len(x.shape):
-        raise VerifyError(
-            f"{_where(graph, node)} has axis {axis}; expected one of '{x.name}' {_type(x.dtype, x.shape)}"
-        )
-    for slot in (1, 2):
-        value = graph.operand(node, slot)
-        if value.dtype not in (DType.FLOAT, DType.UNDEFINED):
-            raise VerifyError(f"{_where(graph, node)}: expected '{value.name}' to be FLOAT, got {value.dtype.name}")
-        channels = None if axis is None or x.shape is None else x.shape[axis]
-        expected: Shape = () if axis is None else (channels,)
-        if value.shape is not None and not _agree(value.shape, expected):
-            raise VerifyError(
-                f"{_where(graph, node)}: expected '{value.name}' of shape {expected} (axis {axis} of '{x.name}' "
-                f"{x.shape}), got {value.shape}"
-            )
 
 
 def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
@@ -271,10 +254,10 @@ def _check_types(graph: Graph, nodes: Sequence[Node]) -> None:
             if dtype is value.dtype and shape == value.shape:
                 continue
             same_type = DType.UNDEFINED in (dtype, value.dtype) or dtype is value.dtype
-            if not same_type or not (shape is None or value.shape is None or _agree(shape, value.shape)):
+            if not same_type or not (shape is None or value.shape is None or shapes_agree(shape, value.shape)):
                 raise VerifyError(
-                    f"{node} makes '{value.name}': expected {_type(value.dtype, value.shape)} as declared, "
-                    f"got {_type(dtype, shape)} from its inputs"
+                    f"{node} makes '{value.name}': expected {type_name(value.dtype, value.shape)} as declared, "
+                    f"got {type_name(dtype, shape)} from its inputs"
                 )
 
 
@@ -287,15 +270,6 @@ def _typed(graph: Graph, nodes: Sequence[Node]) -> list[Node]:
             typed.append(node)
             known.update(v.id for v in graph.node_outputs(node) if v is not None)
     return typed
-
-
-def _agree(a: Shape, b: Shape) -> bool:
-    return len(a) == len(b) and all(not isinstance(x, int) or not isinstance(y, int) or x == y for x, y in zip(a, b))
-
-
-def _type(dtype: DType, shape: Shape | None) -> str:
-    dims = "?" if shape is None else ", ".join("?" if d is None else str(d) for d in shape)
-    return f"{dtype.name}[{dims}]"
 
 
 def _where(graph: Graph, node: Node) -> str:

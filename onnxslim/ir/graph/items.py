@@ -14,7 +14,20 @@ from onnx import helper
 
 from onnxslim.errors import ModelError
 
-__all__ = ["CAPTURE", "Array", "DType", "Dim", "Node", "Role", "Shape", "Use", "Value", "attribute"]
+__all__ = [
+    "CAPTURE",
+    "Array",
+    "DType",
+    "Dim",
+    "Node",
+    "Role",
+    "Shape",
+    "Use",
+    "Value",
+    "attribute",
+    "shapes_agree",
+    "type_name",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Dim: TypeAlias = int | str | None
@@ -176,3 +189,13 @@ def attribute(name: str, value: Any) -> onnx.AttributeProto:
     if isinstance(value, onnx.AttributeProto):
         return value
     return helper.make_attribute(name, value)
+
+
+def shapes_agree(a: Shape, b: Shape) -> bool:
+    """Whether two shapes may be of one tensor: as many axes, and no two numbers that differ."""
+    return len(a) == len(b) and all(not isinstance(x, int) or not isinstance(y, int) or x == y for x, y in zip(a, b))
+
+
+def type_name(dtype: DType, shape: Shape | None) -> str:
+    """FLOAT[batch, 3]; `?` for what is not known."""
+    return f"{dtype.name}[{'?' if shape is None else ', '.join('?' if d is None else str(d) for d in shape)}]"
