@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxslim.analysis.batch import freed
+from onnxslim.calibration import ChannelMoments, gather
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array, Graph, Node, Role, Value
 from onnxslim.ir.ops import is_training
-from onnxslim.runtime.batches import in_batches_of
-from onnxslim.runtime.session import Session
 from passes.gradient.train_batchnorm import TrainBatchnorm
 from passes.quantize import ExpandFakeQuant
 
@@ -30,32 +30,30 @@ def reestimate(graph: Graph, batches: Iterable[Mapping[str, Array]], *, threads:
         return 0
     twin = freed(graph).copy() if free else graph.copy()
     TrainBatchnorm()(twin)
-    for value in twin.outputs:
-        twin.remove_output(value)
-    measured = [node for node in map(twin.item, (norm.id for norm in norms)) if isinstance(node, Node)]
-    for node in measured:
-        for slot in (1, 2):
-            twin.add_output(twin.result(node, slot))
     ExpandFakeQuant()(twin)
-    session = Session(twin, threads=threads, fuse_qdq=False)
-    moments = [np.zeros((2, graph.operand(n, 3).static_shape[0])) for n in norms]  # sums of x and of x²
-    total = 0
-    for feeds in in_batches_of(twin, batches):
-        size = len(next(iter(feeds.values())))
-        found = session.run(feeds)
-        for node, sums in zip(measured, moments):
-            mean, var = (found[twin.result(node, slot).name].astype(np.float64) for slot in (1, 2))
-            sums += size * np.stack([mean, var + np.square(mean)])
-        total += size
-    if not total:
-        raise DataError("Batch norm's statistics need at least one batch of data, got none")
-    for node, (mean, square) in zip(norms, (sums / total for sums in moments)):
-        if not np.isfinite([mean, square]).all():
+    measured = [node for node in map(twin.item, (norm.id for norm in norms)) if isinstance(node, Node)]
+    asked = [_BatchMoments(twin.result(node).name) for node in measured]
+    found = gather(twin, asked, batches, threads=threads)
+    for node, moments in zip(norms, (found[statistic] for statistic in asked)):
+        if not moments.finite:
             raise DataError(f"Batch norm's statistics at {node} are NaN or infinite: look for such numbers in the data")
-        for slot, array in ((3, mean), (4, np.maximum(square - np.square(mean), 0))):
+        for slot, array in ((3, moments.mean), (4, moments.variance)):
             value = _own(graph, node, slot)
             graph.set_array(value, array.astype(value.dtype.numpy))
     return len(norms)
+
+
+@dataclass(frozen=True)
+class _BatchMoments(ChannelMoments):
+    """Those of what the batch norm reads that makes a value, as it tells them in training; a batch counts by its
+    samples."""
+
+    def reduce(self, graph: Graph, value: Value, base: str) -> list[Value]:
+        node = graph.producer(value)
+        assert node is not None
+        sizes = graph.op("Shape", graph.operand(node, 0), name=f"{base}/sizes")
+        samples = graph.op("Gather", sizes, graph.add_constant("statistic/first", np.int64(0)), name=f"{base}/samples")
+        return [graph.result(node, 1), graph.result(node, 2), samples]
 
 
 def _own(graph: Graph, node: Node, slot: int) -> Value:
