@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -22,9 +25,9 @@ from onnxslim.training.optimizers import Sgd
 from onnxslim.training.ports import Kind, Port
 from onnxslim.training.remote import RemoteWorker, StepServer, pipe_worker, serve
 from onnxslim.training.state import State
-from onnxslim.training.step import StepOptions, build_step
+from onnxslim.training.step import Step, StepOptions, build_step
 from onnxslim.training.update import UpdatePlan
-from onnxslim.training.worker import LocalWorker, Worker
+from onnxslim.training.worker import LocalWorker, Memory, Worker
 from onnxslim.training.workers import Engine, shares
 from passes.distill import CrossEntropy
 
@@ -117,7 +120,8 @@ def test_a_killed_process_costs_a_step_that_is_done_again(student: Callable[[boo
         for number in range(1, 4):
             if number == 2:
                 assert peer.process is not None
-                peer.process.kill()
+                os.kill(peer.process.pid, signal.SIGSTOP)  # it has got the step, and does not answer
+                threading.Timer(0.3, peer.process.kill).start()
                 with pytest.warns(
                     UserWarning, match=r"Worker 1 died in a training step, which it does again: .*SIGKILL"
                 ):
@@ -149,6 +153,51 @@ def test_a_step_that_kills_its_worker_twice_is_an_error_and_the_state_is_kept(
         with pytest.raises(TrainingError, match="Worker 0 died twice in the same training step; the state is the one"):
             engine.compute(feeds_of(graph, 2))
         assert {port: array.tobytes() for port, array in engine.arrays().items()} == before
+
+
+class Late:
+    """A worker that is late, or fails at once."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds, self.done, self.closed = seconds, False, False
+
+    def start(self, step: Step, memory: Memory) -> None:
+        if self.seconds is not None and self.seconds < 0:
+            raise DataError("no such step")
+
+    def run(self, feeds: Mapping[Port, Array], bank: int) -> None:
+        if self.seconds is None:
+            raise DataError("no such feeds")
+        time.sleep(self.seconds)
+        self.done = True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_no_worker_is_left_writing_where_another_fails(student: Callable[[bool], Graph]) -> None:
+    graph, late = student(False), Late(0.3)
+    with closing(engine_of(graph, [Late(None), late])) as engine:
+        with pytest.raises(DataError, match="no such feeds"):
+            engine.compute(feeds_of(graph, 1))
+        assert late.done
+    assert late.closed
+
+
+def test_workers_are_closed_where_one_does_not_start(student: Callable[[bool], Graph]) -> None:
+    workers = [Late(0.0), Late(-1.0)]
+    with pytest.raises(DataError, match="no such step"):
+        engine_of(student(False), workers)
+    assert all(worker.closed for worker in workers)
+
+
+def test_denormal_numbers_are_zero_elsewhere_too(student: Callable[[bool], Graph]) -> None:
+    """A dead channel's weights: the batch norm behind them makes numbers of them that gradients show."""
+    graph = student(False)
+    weight = next(graph.operand(node, 1) for node in graph.nodes() if node.op == "Conv")
+    assert weight.array is not None
+    graph.set_array(weight, np.full_like(weight.array, 1e-40))
+    assert trained(graph, [pipe_worker(), LocalWorker()], 1) == trained(graph, None, 1)
 
 
 def test_errors_elsewhere_are_raised_as_there(student: Callable[[bool], Graph]) -> None:
