@@ -21,6 +21,10 @@ def compress(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated.")
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Run each training step before and after every pass that makes it, and compare."),
+    ] = False,
 ) -> None:
     """Run a recipe, stage by stage, into runs/NAME: model.onnx, model.ort, report.json.
 
@@ -41,7 +45,13 @@ def compress(
     with progress_bar() as progress:
         try:
             report = run(
-                recipe, resume=resume, force=force, overrides=tuple(set_ or ()), progress=progress, say=progress.say
+                recipe,
+                resume=resume,
+                force=force,
+                overrides=tuple(set_ or ()),
+                check=check,
+                progress=progress,
+                say=progress.say,
             )
         except KeyboardInterrupt as stop:
             again = " ".join(["onnxslim compress", str(recipe), "--resume", *(f"--set {s}" for s in set_ or ())])

@@ -52,6 +52,7 @@ def compress(
     resume: bool = False,
     force: bool = False,
     overrides: Sequence[str] = (),
+    check: bool = False,
     progress: ProgressCallback | None = None,
     say: Say | None = None,
 ) -> Report:
@@ -62,8 +63,9 @@ def compress(
     checkpoint; a finished run is only reported. Options of finished stages must be unchanged; what else differs
     from what ran (stages behind, how is measured) is done.
     force: replaces the run of that name: the files that it wrote, and no others. overrides:
-    "stages.1.train.epochs=2", as on the command line. say: takes lines that say what is being done, one an
-    epoch among them.
+    "stages.1.train.epochs=2", as on the command line. check: runs a training step's graph before and after each of the
+    passes that make it, and names the one that changed its numbers. say: takes lines that say what is being done, one
+    an epoch among them.
 
     Raises RecipeError, ModelError, DataError … before anything is written where the cause can be known
     before, and takes the folder back where it is found before a stage is finished; OutputError where the run's folder
@@ -81,7 +83,7 @@ def compress(
         folder.require_run()
     recipe = with_workers(recipe, folder.stored("run", "workers") if resume else None)
     with _in_recipe():
-        job = _Job.prepare(recipe, progress, say)
+        job = _Job.prepare(recipe, progress, say, check)
     with folder.held():
         is_new = not (resume and folder.exists)
         if is_new:
@@ -125,15 +127,16 @@ class _Job:
     data: Data
     progress: ProgressCallback | None
     say: Say | None = None
+    checked: bool = False
 
     @classmethod
-    def prepare(cls, recipe: Recipe, progress: ProgressCallback | None, say: Say | None) -> _Job:
+    def prepare(cls, recipe: Recipe, progress: ProgressCallback | None, say: Say | None, checked: bool = False) -> _Job:
         student = recipe.model if isinstance(recipe.model, Graph) else read(recipe.model)
         teacher = recipe.teacher
         if teacher is not None and not isinstance(teacher, Graph):
             teacher = read(teacher)
         data = Data(open_roles(recipe.data), preprocess_in(recipe.data), only_data_input(student))
-        job = cls(recipe, student, teacher, data, progress, say)
+        job = cls(recipe, student, teacher, data, progress, say, checked)
         job.tell("checking the recipe, the models and the data")
         job.check()
         return job
@@ -208,6 +211,7 @@ class _Job:
             run.workers or 1,
             self.teacher,
             self.student,
+            checked=self.checked,
             progress=self.progress,
             say=self.say,
         )

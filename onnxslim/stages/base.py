@@ -91,7 +91,8 @@ class RunContext:
     folder: of the run; label: of this stage ("1-train"), for files of its own. teacher: as read from
     its file. whole: the model as the run began, which fractions of its size refer to. resume: whether
     this stage may continue from checkpoints it finds. foreseen: whether `check` sees the channels that the stage will,
-    which it does not behind a cut. say: takes lines that say what is being done.
+    which it does not behind a cut. checked: whether each pass that makes a training step is checked by running the step
+    before and after it. say: takes lines that say what is being done.
     """
 
     folder: Path
@@ -103,6 +104,7 @@ class RunContext:
     whole: Graph | None = None
     resume: bool = False
     foreseen: bool = True
+    checked: bool = False
     progress: ProgressCallback | None = None
     log: Log = field(default_factory=Log)
     say: Say | None = None

@@ -253,6 +253,7 @@ class Train(Stage):
             folder=context.folder / "checkpoints",
             label=context.label,
             keep=self.keep,
+            checked=context.checked,
             validate=self.validation(context),
             progress=context.progress,
             log=context.log,

@@ -25,6 +25,7 @@ from onnxslim.training.ports import Kind, Port
 from onnxslim.training.schedules import Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import Layout, Step, StepOptions, build_step
+from onnxslim.training.step_checker import StepChecker
 from onnxslim.training.teacher_cache import TeacherCache
 from onnxslim.training.update import Optimizer, UpdatePlan
 from onnxslim.training.worker import LocalWorker, Worker
@@ -56,6 +57,7 @@ class Trainer:
     validate: the metric (larger is better) of an evaluation-mode graph; it is also measured before training, which
     need not better it; shown: the metric in words. freeze_from: the first epoch in which batch norm uses its running
     statistics. folder: for checkpoints; None keeps none. say: takes a line an epoch, and what is done before the first.
+    checked: whether a step is run before and after each pass that makes it, and the one that changes it named.
     start: the state to go on from, such as one that was cut with its model; default: the student's own. make_worker:
     makes one of `workers`, in this process or elsewhere (`pipe_worker`).
     Equal seeds, data and workers give equal weights, however often a run is interrupted and resumed.
@@ -74,6 +76,7 @@ class Trainer:
     folder: Path | None = None
     label: str = "train"
     keep: int = 2
+    checked: bool = False
     validate: Callable[[Graph], float] | None = None
     progress: ProgressCallback | None = None
     log: Callable[..., None] | None = None
@@ -173,7 +176,9 @@ class Trainer:
         key = (size, frozen, layout)
         if key not in self._built:
             options = replace(self.options, frozen_batchnorm=frozen, layout=layout)
-            self._built[key] = build_step(self.student, size, options, self.teacher)
+            arrays = {v.name: v.array for v in self.student.initializers() if v.array is not None}
+            checker = StepChecker(arrays) if self.checked else None
+            self._built[key] = build_step(self.student, size, options, self.teacher, checker=checker)
         return self._built[key]
 
     def _engine(self, state: State, frozen: bool) -> tuple[Engine, list[Step]]:

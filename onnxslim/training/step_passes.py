@@ -121,6 +121,7 @@ class FeedState(StepPass):
 
     frozen_batchnorm: bool
     name: ClassVar[str] = "feed_state"
+    keeps_types: ClassVar[bool] = True
 
     def edit(self, graph: Graph, step: StepContext) -> int:
         ports = dict.fromkeys(port for port in step.learns if port.kind is Kind.PARAMETER)

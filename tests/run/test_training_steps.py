@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 
 from onnxslim.builders import small_cnn
-from onnxslim.errors import DataError
-from onnxslim.ir.graph import Graph
+from onnxslim.errors import DataError, VerifyError
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.onnx_io import write
+from onnxslim.ir.rewrite import Outcome
 from onnxslim.run import compress
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.stages import Train
 from onnxslim.stages.base import prepared
 from onnxslim.training import loop
 from onnxslim.training.step import LAYOUTS
-from passes.simplify import FoldBatchnorm
+from onnxslim.training.step_passes import StepContext
+from passes.simplify import EliminateDead, FoldBatchnorm
 
 TRAIN = {"epochs": 2, "batch": 32, "freeze_batchnorm": 0.5}
 BARE = {"export": {"ort": False}}
@@ -57,10 +59,10 @@ def test_check_builds_the_steps_that_run_builds(
     began: list[int] = []
     build, run = loop.build_step, Train.run
 
-    def noted(student: Graph, batch: int, options: Any, of: Graph | None = None) -> Any:
+    def noted(student: Graph, batch: int, options: Any, of: Graph | None = None, **rest: Any) -> Any:
         ops = Counter((node.domain, node.op) for node in student.nodes())
         built.append((frozenset(ops.items()), batch, of is not None, options))
-        return build(student, batch, options, of)
+        return build(student, batch, options, of, **rest)
 
     def started(self: Train, *arguments: Any) -> Any:
         began.append(len(built))
@@ -74,6 +76,30 @@ def test_check_builds_the_steps_that_run_builds(
         {False} if "per_channel" in str(stages) else {False, True}
     )
     assert set(checked) == set(ran)
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["float", "qat"])
+def test_a_recipe_that_is_checked_names_the_pass(job: Path, monkeypatch: pytest.MonkeyPatch, quantize: bool) -> None:
+    """One pass of the training step halves the logits; it is found before anything is written."""
+    run = EliminateDead.run
+
+    def spoiled(self: EliminateDead, graph: Graph, context: Any) -> Outcome:
+        outcome = run(self, graph, context)
+        if not isinstance(context, StepContext):
+            return outcome
+        logits = next(n for n in graph.nodes() if n.op == "LogSoftmax")
+        half = graph.op("Mul", graph.operand(logits, 0), graph.add_constant("half", np.float32(0.5)), name="mistake")
+        graph.set_type(half, DType.FLOAT, graph.operand(logits, 0).shape)
+        graph.set_input(logits, 0, half)
+        return Outcome(outcome.rewrites + 1)
+
+    stages: list[dict[str, Any]] = [{"quantize": {"samples": 32}}] if quantize else []
+    checked = recipe(*stages, {"train": {**TRAIN, "epochs": 1, "layout": "plain"}})
+    compress(checked, check=True)
+    monkeypatch.setattr(EliminateDead, "run", spoiled)
+    with pytest.raises(VerifyError, match=r"After pass 'eliminate_dead': 'eliminate_dead' changed"):
+        compress(checked | {"run": {"name": "other", "workers": 1}}, check=True)
+    assert not (job / "runs" / "other").exists()
 
 
 def test_a_layout_that_cannot_be_had_is_said_and_does_not_end_the_run(job: Path) -> None:
