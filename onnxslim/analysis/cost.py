@@ -20,12 +20,14 @@ from onnxslim.analysis.scope import label
 from onnxslim.analysis.sizes import with_sizes
 from onnxslim.brief import Brief
 from onnxslim.errors import ModelError, UnsupportedError
+from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import CAPTURE, DType, Graph, Node, Role, Value
-from onnxslim.ir.op_facts import facts_of
+from onnxslim.ir.op_facts import FACTS, facts_of
 from onnxslim.ir.ops import fused_order
 from onnxslim.ir.shapes import infer_shapes
 
 __all__ = [
+    "MACS",
     "Cost",
     "NodeCost",
     "cost",
@@ -93,9 +95,7 @@ def cost(graph: Graph, sizes: Mapping[str, int] | None = None) -> Cost:
 
 def is_counted(node: Node) -> bool:
     """Whether there is a rule for the op's MACs, so that only sizes can make them unknown."""
-    if node.domain:
-        return node.domain == "com.microsoft" and (node.op in _RULES or node.op in _MICROSOFT)
-    return node.op in _RULES or node.op == "If"
+    return (node.domain, node.op) in (*MACS, ("", "If"))
 
 
 def one_sample(graph: Graph, sizes: Mapping[str, int] | None = None) -> tuple[Graph, int]:
@@ -205,11 +205,11 @@ _PACKED: Mapping[DType, int] = {
 
 def node_macs(graph: Graph, node: Node) -> int | None:
     """MACs for all samples of the graph's batch; None where they cannot be known."""
-    if node.domain not in ("", "com.microsoft"):
-        return 0 if (node.domain, node.op) == ("onnxslim", "FakeQuant") else None
-    rule = _RULES.get(node.op) or (_MICROSOFT if node.domain else _BODIES).get(node.op)
+    rule = MACS.get((node.domain, node.op)) or (None if node.domain else _BODIES.get(node.op))
     if rule is None:
-        return None if node.domain or node.op in _UNKNOWN else 0
+        facts = facts_of(node)
+        known = not node.domain or facts.keeps_shape or facts.elementwise is not None or is_fake_quant(node)
+        return 0 if known and node.op not in _UNKNOWN else None
     try:
         return rule(graph, node)
     except (ModelError, IndexError, ValueError):  # an axis is dynamic, or an operand has other axes than the op takes
@@ -249,26 +249,21 @@ def _attention(graph: Graph, node: Node) -> int:
     return batch * length * (depth * columns + seen * ((columns - value) // 2 + value))
 
 
-_RULES: Mapping[str, Callable[[Graph, Node], int]] = {
-    "Conv": _convolution,
-    "ConvInteger": _convolution,
-    "ConvTranspose": _convolution,
-    "GRU": _recurrent,
-    "Gemm": _gemm,
-    "LSTM": _recurrent,
-    "MatMul": _product,
-    "MatMulInteger": _product,
-    "QLinearConv": _convolution,
-    "QLinearMatMul": _product,
-    "RNN": _recurrent,
-}
-_MICROSOFT: Mapping[str, Callable[[Graph, Node], int]] = {
-    "Attention": _attention,
-    "FusedConv": _convolution,
-    "FusedGemm": _gemm,
-    "FusedMatMul": _product,
-}
 _UNKNOWN = ("Attention", "DeformConv", "Einsum")
+MACS: Mapping[tuple[str, str], Callable[[Graph, Node], int]] = {
+    **{key: _convolution for key, facts in FACTS.items() if facts.window and facts.weights and key[1] not in _UNKNOWN},
+    ("", "GRU"): _recurrent,
+    ("", "Gemm"): _gemm,
+    ("", "LSTM"): _recurrent,
+    ("", "MatMul"): _product,
+    ("", "MatMulInteger"): _product,
+    ("", "QLinearMatMul"): _product,
+    ("", "RNN"): _recurrent,
+    ("com.microsoft", "Attention"): _attention,
+    ("com.microsoft", "FusedGemm"): _gemm,
+    ("com.microsoft", "FusedMatMul"): _product,
+}
+"""By domain and op."""
 
 
 def _branches(graph: Graph, node: Node) -> int:

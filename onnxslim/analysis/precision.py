@@ -14,6 +14,7 @@ from typing import Literal
 import onnx
 
 from onnxslim.errors import UnsupportedError
+from onnxslim.ir.dialect import FAKE_QUANT, FakeQuant, is_fake_quant
 from onnxslim.ir.graph import DType, Graph, Node
 from onnxslim.ir.onnx_io.bodies import bodies_of
 from onnxslim.ir.quant_math import storage
@@ -82,7 +83,7 @@ def precision_of(graph: Graph) -> Precision:
     counts: Counter[str] = Counter()
     fake = False
     for domain, op in _ops(graph):
-        fake |= (domain, op) == ("onnxslim", "FakeQuant")
+        fake |= (domain, op) == FAKE_QUANT
         if _is_integer(domain, op):
             counts[op] += 1
     floats = tuple(sorted({value.dtype for value in graph.initializers() if value.dtype.is_float}))
@@ -130,13 +131,8 @@ def _target(graph: Graph, activations: tuple[DType, ...]) -> str | None:
 
 def _grids(graph: Graph) -> tuple[DType, ...]:
     """What the activations of a fake-quant graph will be stored in."""
-    nodes = (node for node in graph.nodes() if (node.domain, node.op) == ("onnxslim", "FakeQuant"))
-    found = {
-        storage(node.attr("bits", 8), bool(node.attr("signed", 1)))
-        for node in nodes
-        if node.attr("kind", "activation") == "activation"
-    }
-    return tuple(sorted(found))
+    grids = [FakeQuant.of(node) for node in graph.nodes() if is_fake_quant(node)]
+    return tuple(sorted({storage(grid.bits, grid.signed) for grid in grids if not grid.is_weight}))
 
 
 def _activations(graph: Graph) -> tuple[DType, ...]:

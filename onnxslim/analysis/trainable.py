@@ -26,6 +26,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import CAPTURE, Array, DType, Graph, Node, Role, Use, Value
 from onnxslim.ir.op_facts import FACTS, facts_of
 
@@ -348,7 +349,7 @@ def _fixed(use: Use) -> str:
 
 
 def _moves(use: Use) -> bool:
-    if (use.node.domain, use.node.op) == ("onnxslim", "FakeQuant"):
+    if is_fake_quant(use.node):
         return use.slot == 0
     return not use.node.domain and use.node.op in _MOVES and use.slot == 0
 

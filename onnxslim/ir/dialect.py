@@ -16,7 +16,7 @@ import onnx
 
 from onnxslim.ir.graph import DType, Node, Shape, Value, shapes_agree, type_name
 
-__all__ = ["BLOCKED", "DIALECT", "LANES", "OURS", "Attribute", "OwnOp", "is_fake_quant"]
+__all__ = ["BLOCKED", "DIALECT", "FAKE_QUANT", "LANES", "OURS", "Attribute", "FakeQuant", "OwnOp", "is_fake_quant"]
 
 OURS, LANES, BLOCKED = "onnxslim", "onnxslim.lanes", "onnxslim.blocked"
 """Domains: of fake-quant, and of the ops in which a training step is laid out."""
@@ -65,9 +65,44 @@ class OwnOp:
 # ---------------------------------------------------------------------- fake-quant
 
 
+FAKE_QUANT = (OURS, "FakeQuant")
+"""Its key in tables by domain and op."""
+
+
 def is_fake_quant(node: Node | None) -> bool:
     """Whether a node is a FakeQuant of ours."""
-    return node is not None and node.op == "FakeQuant" and node.domain == OURS
+    return node is not None and (node.domain, node.op) == FAKE_QUANT
+
+
+@dataclass(frozen=True)
+class FakeQuant:
+    """What a FakeQuant's attributes say: a grid of so many bits, signed or not, narrow where it leaves out its least
+    integer; `axis`: along which scale and zero point lie, None where they are one number."""
+
+    bits: int
+    signed: bool
+    narrow: bool = False
+    axis: int | None = None
+    is_weight: bool = False
+
+    @classmethod
+    def of(cls, node: Node) -> FakeQuant:
+        return cls(
+            int(node.attr("bits", 8)),
+            bool(node.attr("signed", 1)),
+            bool(node.attr("narrow", 0)),
+            node.attr("axis"),
+            node.attr("kind", "activation") == "weight",
+        )
+
+    def attributes(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "signed": int(self.signed),
+            "narrow": int(self.narrow),
+            "axis": self.axis,
+            "kind": "weight" if self.is_weight else "activation",
+        }
 
 
 def _grid_fits(node: Node, values: Sequence[Value | None], shapes: Shapes) -> str | None:
@@ -181,7 +216,7 @@ _POOLS = {
 }
 
 DIALECT: Mapping[tuple[str, str], OwnOp] = {
-    (OURS, "FakeQuant"): _FAKE_QUANT,
+    FAKE_QUANT: _FAKE_QUANT,
     **{(domain, op): own for domain in (BLOCKED, LANES) for op, own in _CONVOLUTIONS.items()},
     **{(LANES, op): own for op, own in _POOLS.items()},
 }

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from onnxslim.ir.dialect import FAKE_QUANT
 from onnxslim.ir.graph import Dim, Node, Shape
 
 __all__ = ["FACTS", "OpFacts", "channel_axes", "channel_counts", "facts_of"]
@@ -130,7 +131,7 @@ FACTS: Mapping[tuple[str, str], OpFacts] = {
     (_MICROSOFT, "SkipLayerNormalization"): OpFacts(scales=(2,), biases=(3, 4), keeps_shape=True),
     (_MICROSOFT, "SkipSimplifiedLayerNormalization"): OpFacts(scales=(2,), biases=(3,), keeps_shape=True),
     (f"{_MICROSOFT}.nchwc", "Conv"): _CONV,
-    ("onnxslim", "FakeQuant"): OpFacts(settings=(1, 2, 3)),
+    FAKE_QUANT: OpFacts(settings=(1, 2, 3)),
 }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxslim.errors import ModelError
+from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import Array, DType, Graph, Node, Value
 from onnxslim.ir.quant_math import dequantize
 from onnxslim.runtime.integer import IntegerEvaluator
@@ -107,7 +108,7 @@ def compare_int8(
     before its names are shortened: values are matched by name. Top-1 is over axis 1 of the first
     output. Raises ModelError where nothing can be matched.
     """
-    if any(node.op == "FakeQuant" and node.domain == "onnxslim" for node in fake_quant.nodes()):
+    if any(map(is_fake_quant, fake_quant.nodes())):
         raise ModelError(f"Graph '{fake_quant.name}' has FakeQuant nodes: run ExpandFakeQuant first")
     cuts, fake_cuts = _cuts(qdq), {cut.value for cut in _cuts(fake_quant)}
     if not fake_cuts & {cut.value for cut in cuts}:

@@ -17,6 +17,7 @@ from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import OptionError
 from onnxslim.evaluation import evaluate
+from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import Array, Graph, Role
 from onnxslim.ir.rewrite import Outcome, Refusal
 from onnxslim.options import OneOf, Options
@@ -325,7 +326,7 @@ def mark_roles(graph: Graph) -> None:
     Raises TrainingError where there is nothing to train.
     """
     for node in graph.nodes():
-        if node.op == "FakeQuant" and node.domain == "onnxslim":
+        if is_fake_quant(node):
             owner = graph.operand(node, 0).name
             for slot, role in ((1, Role.SCALE), (2, Role.SCALE), (3, Role.STATISTIC)):
                 value = graph.input(node, slot)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from onnxslim.analysis.cost import parameters
 from onnxslim.analysis.trainable import Survey, find_trainable
 from onnxslim.errors import TrainingError
+from onnxslim.ir.dialect import FakeQuant, is_fake_quant
 from onnxslim.ir.graph import Graph, Node, Role, Value
 from onnxslim.training.ports import Kind, Port
 from onnxslim.training.rules import MOMENTUM, FollowBatchnorm, FollowMaximum, FollowRange, Optimise
@@ -14,7 +15,6 @@ from onnxslim.training.update import Rule
 from passes.gradient import refusal
 
 __all__ = [
-    "is_fake_quant",
     "left_alone",
     "mark_parameters",
     "parameter_port",
@@ -89,10 +89,6 @@ def statistic_port(value: Value) -> Port:
     return Port(Kind.STATISTIC, value.name)
 
 
-def is_fake_quant(node: Node) -> bool:
-    return node.op == "FakeQuant" and node.domain == "onnxslim"
-
-
 def _follow_batchnorm(graph: Graph, node: Node) -> Rule:
     mean, var = graph.operand(node, 3), graph.operand(node, 4)
     momentum = float(node.attr("momentum", MOMENTUM))
@@ -101,16 +97,15 @@ def _follow_batchnorm(graph: Graph, node: Node) -> Rule:
 
 def _follow_range(graph: Graph, node: Node) -> Rule:
     scale, zero_point, observed = (graph.operand(node, slot) for slot in (1, 2, 3))
-    bits, signed = node.attr("bits", 8), bool(node.attr("signed", 1))
-    return FollowRange(statistic_port(observed), scale_port(scale), scale_port(zero_point), bits, signed)
+    grid = FakeQuant.of(node)
+    return FollowRange(statistic_port(observed), scale_port(scale), scale_port(zero_point), grid.bits, grid.signed)
 
 
 def _follow_maximum(graph: Graph, node: Node) -> Rule:
     weight, scale = graph.operand(node, 0), graph.operand(node, 1)
-    axis = node.attr("axis") if scale.shape else None
-    return FollowMaximum(
-        parameter_port(weight), weight.static_shape, scale_port(scale), axis, node.attr("bits", 8)
-    )  # fmt: skip
+    grid = FakeQuant.of(node)
+    axis = grid.axis if scale.shape else None
+    return FollowMaximum(parameter_port(weight), weight.static_shape, scale_port(scale), axis, grid.bits)
 
 
 def _once(rules: Iterable[Rule]) -> Iterable[Rule]:

@@ -16,10 +16,11 @@ import numpy as np
 from onnxslim.analysis.batch import set_sizes, with_batch
 from onnxslim.analysis.regions import cuts_at_zero
 from onnxslim.errors import UnsupportedError
+from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import Array, DType, Graph, Role, Shape, Value
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.runtime.capabilities import capabilities
-from onnxslim.training.parameters import is_fake_quant, scale_port, statistic_port
+from onnxslim.training.parameters import scale_port, statistic_port
 from onnxslim.training.ports import STATE, Kind, Port
 from onnxslim.training.rules import Optimise
 from onnxslim.training.update import Rule

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from onnxslim.errors import GradientError, UnsupportedError
+from onnxslim.ir.dialect import FAKE_QUANT, FakeQuant
 from onnxslim.ir.graph import DType, Graph, Node, Role, Value
 from onnxslim.ir.onnx_io import from_proto, to_bytes
 from onnxslim.ir.ops import is_training, window
@@ -117,7 +118,8 @@ def _fake_quant(graph: Graph, node: Node) -> None:
 
     The kernel's gradient is zero outside the grid, as ours is. Per-channel zero points must be 0.
     """
-    qmin, qmax = qrange(int(node.attr("bits", 8)), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0)))
+    grid = FakeQuant.of(node)
+    qmin, qmax = qrange(grid.bits, grid.signed, grid.narrow)
     x, scale, zero_point = (graph.operand(node, slot) for slot in range(3))
     y = graph.result(node)
     name = node.name or y.name
@@ -126,7 +128,7 @@ def _fake_quant(graph: Graph, node: Node) -> None:
         _ort_fake_quant(graph, name, x, scale, zero_point, y, qmin, qmax)
         return
     rank = len(x.static_shape)
-    axis = int(node.attr("axis", 0)) % rank
+    axis = (grid.axis or 0) % rank
     shape = graph.add_constant(f"{name}/axes", np.array([-1 if a == axis else 1 for a in range(rank)], np.int64))
     factor = graph.op("Reshape", scale, shape, name=f"{name}/scale")
     whole = graph.op("Div", x, factor, name=f"{name}/divided")
@@ -240,7 +242,7 @@ def _gelu(graph: Graph, node: Node) -> None:
 
 
 _REWRITES: dict[tuple[str, str], Callable[[Graph, Node], None]] = {
-    ("onnxslim", "FakeQuant"): _fake_quant,
+    FAKE_QUANT: _fake_quant,
     ("", "BatchNormalization"): _batch_norm,
     ("", "Conv"): _conv,
     ("", "Gelu"): _gelu,

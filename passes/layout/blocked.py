@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxslim.ir.dialect import BLOCKED
 from onnxslim.ir.graph import DType, Graph, Node, Value
 from onnxslim.ir.ops import window
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
@@ -16,7 +17,7 @@ from passes.layout.words import Words, is_static
 
 __all__ = ["ExpandBlocked", "ToBlocked"]
 
-DOMAIN, RUNTIME = "onnxslim.blocked", "com.microsoft.nchwc"
+RUNTIME = "com.microsoft.nchwc"
 _LONGEST = 2**14
 """Products that the kernel adds up one after the other: beyond, the sum is cut into parts, which keep more digits."""
 
@@ -43,7 +44,7 @@ class ToBlocked(Pass):
             x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
             bias, shape = graph.input(node, 2), y.static_shape
             attributes = geometry_attributes(graph, node, self.lanes)
-            made = words.op("Conv", x, w, shape=shape, name=f"{y.name}/blocked", domain=DOMAIN, **attributes)
+            made = words.op("Conv", x, w, shape=shape, name=f"{y.name}/blocked", domain=BLOCKED, **attributes)
             if bias is not None:
                 column = words.reshape(bias, -1, 1, 1, name=f"{y.name}/column")
                 made = words.op("Add", made, column, shape=shape, name=f"{y.name}/biased")
@@ -90,7 +91,7 @@ class ExpandBlocked(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         expansion = _Expansion(graph)
-        nodes = [n for n in graph.nodes() if n.domain == DOMAIN]
+        nodes = [n for n in graph.nodes() if n.domain == BLOCKED]
         for node in nodes:
             value = graph.result(node)
             made = expansion.of(node)
@@ -98,7 +99,7 @@ class ExpandBlocked(Pass):
             graph.replace_uses(value, made)
             graph.remove_node(node)
         if nodes:
-            graph.opsets.pop(DOMAIN, None)
+            graph.opsets.pop(BLOCKED, None)
         return Outcome(len(nodes))
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxslim.ir.dialect import LANES
 from onnxslim.ir.graph import Array, DType, Graph, Node, Value
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.layout.geometry import Geometry
@@ -16,7 +17,7 @@ from passes.layout.words import Words
 
 __all__ = ["ExpandLanes"]
 
-DOMAIN, BLOCKED = "onnxslim.lanes", "com.microsoft.nchwc"
+RUNTIME = "com.microsoft.nchwc"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ExpandLanes(Pass):
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         expansion = _Expansion(graph, self.blocked)
-        nodes = [n for n in graph.nodes() if n.domain == DOMAIN]
+        nodes = [n for n in graph.nodes() if n.domain == LANES]
         for node in nodes:
             value = graph.result(node)
             made = expansion.of(node)
@@ -45,7 +46,7 @@ class ExpandLanes(Pass):
             graph.replace_uses(value, made)
             graph.remove_node(node)
         if nodes:
-            graph.opsets.pop(DOMAIN, None)
+            graph.opsets.pop(LANES, None)
         return Outcome(len(nodes))
 
 
@@ -179,7 +180,7 @@ class _Expansion(Words):
         spans = zip(size or g.size, kernel, strides, dilations, pads[:2], pads[2:])
         made = [(d + begin + end - (k - 1) * apart - 1) // stride + 1 for d, k, stride, apart, begin, end in spans]
         y = self.op(
-            "Conv", image, w, shape=[1, planes, *made], domain=BLOCKED, group=planes, pads=list(pads),
+            "Conv", image, w, shape=[1, planes, *made], domain=RUNTIME, group=planes, pads=list(pads),
             strides=list(strides), dilations=list(dilations), kernel_shape=list(kernel),
         )  # fmt: skip
         return self.reshape(y, g.group, -1)

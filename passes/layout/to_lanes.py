@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxslim.ir.dialect import FAKE_QUANT, LANES
 from onnxslim.ir.graph import DType, Graph, Node, Value
 from onnxslim.ir.op_facts import FACTS, OpFacts
 from onnxslim.ir.ops import axes_of, axis_of
@@ -14,10 +15,7 @@ from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
 from passes.layout.geometry import geometry_attributes
 from passes.layout.words import Words
 
-__all__ = ["DOMAIN", "RULES", "ToLanes"]
-
-DOMAIN = "onnxslim.lanes"
-"""Of the ops that ToLanes writes, `differentiate` has rules for, and ExpandLanes turns into ONNX Runtime's."""
+__all__ = ["RULES", "ToLanes"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def _conv(r: _Laying, node: Node) -> bool:
         return False
     attributes = geometry_attributes(graph, node, r.lanes)
     shape = r.flat(y)
-    laid = r.op("Conv", r.of(x), w, name=f"{y.name}/laid", shape=shape, domain=DOMAIN, **attributes)
+    laid = r.op("Conv", r.of(x), w, name=f"{y.name}/laid", shape=shape, domain=LANES, **attributes)
     if bias is not None:
         column = r.cut(bias, [shape[0], 1], "column")
         laid = r.op("Add", laid, column, name=f"{y.name}/biased", shape=shape)
@@ -292,7 +290,7 @@ def _max_pool(r: _Laying, node: Node) -> bool:
         return False
     attributes = geometry_attributes(graph, node, r.lanes)
     shape = r.flat(y)
-    return r.put(y, r.op("MaxPool", r.of(x), name=f"{y.name}/laid", shape=shape, domain=DOMAIN, **attributes))
+    return r.put(y, r.op("MaxPool", r.of(x), name=f"{y.name}/laid", shape=shape, domain=LANES, **attributes))
 
 
 def _keeps_floats(facts: OpFacts) -> bool:
@@ -312,7 +310,7 @@ RULES: dict[tuple[str, str], Callable[[_Laying, Node], bool]] = {
     ("", "ReduceMin"): _over_all,
     ("", "Reshape"): _flatten,
     ("", "Squeeze"): _flatten,
-    ("onnxslim", "FakeQuant"): _unary,
+    FAKE_QUANT: _unary,
     ("", "Clip"): _unary,
     **{key: _unary for key, facts in FACTS.items() if facts.elementwise == "unary" and not facts.discrete},
     **{("", op): _broadcast for (domain, op), facts in FACTS.items() if not domain and _keeps_floats(facts)},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxslim.ir.graph import Array, DType, Graph, Node, Use, Value
+from onnxslim.ir.op_facts import FACTS
 from onnxslim.ir.ops import attention_widths, padding, sliced, target_axes, target_slot
 from onnxslim.ir.shape_values import evaluate, known_constant
 from passes.prune.selection import Survivors, known_size
@@ -234,8 +235,7 @@ def _attention(graph: Graph, node: Node, survivors: Survivors) -> list[Count]:
 
 
 _RULES: Mapping[tuple[str, str], Callable[[Graph, Node, Survivors], Sequence[Count]]] = {
-    ("", "Conv"): _depthwise,
-    ("", "ConvTranspose"): _depthwise,
+    **{key: _depthwise for key, facts in FACTS.items() if facts.window and facts.weights},
     ("", "GRU"): _recurrent,
     ("", "Gather"): _gather,
     ("", "GroupNormalization"): _group_norm,
@@ -246,5 +246,4 @@ _RULES: Mapping[tuple[str, str], Callable[[Graph, Node, Survivors], Sequence[Cou
     ("", "Split"): _split,
     ("", "Squeeze"): _squeeze,
     ("com.microsoft", "Attention"): _attention,
-    ("com.microsoft", "FusedConv"): _depthwise,
 }

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxslim.analysis.channels import Axis, Group, find_groups
 from onnxslim.analysis.channels.couplings import Reader
+from onnxslim.ir.dialect import FAKE_QUANT
 from onnxslim.ir.graph import Array, Graph, Node
 from onnxslim.ir.op_facts import FACTS
 from onnxslim.ir.rewrite import Context, Outcome, Pass
@@ -69,7 +70,7 @@ _FACTORS: Mapping[tuple[str, str], Sequence[int]] = {
     **{key: (*facts.weights, *facts.scales, *facts.biases) for key, facts in FACTS.items()},
     **{("", op): (0, 1) for op in ("Add", "Mul", "Sub")},
     **{("", op): (*FACTS["", op].weights, *FACTS["", op].biases, 5, 6) for op in ("GRU", "LSTM", "RNN")},
-    ("onnxslim", "FakeQuant"): (0,),
+    FAKE_QUANT: (0,),
 }
 """Where ops have their weights, factors and summands: zero is a number like others there, unlike in a divisor."""
 

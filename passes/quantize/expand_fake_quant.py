@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxslim.errors import UnsupportedError
+from onnxslim.ir.dialect import OURS, FakeQuant, is_fake_quant
 from onnxslim.ir.graph import DType, Graph, Node, Role, Value
 from onnxslim.ir.quant_math import GRID_BITS, pair_domain, qrange, storage
 from onnxslim.ir.rewrite import Context, Outcome, Pass
@@ -31,24 +32,25 @@ class ExpandFakeQuant(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         zero_points: dict[tuple[int, DType], Value] = {}
         bounds: dict[tuple[int, DType], Value] = {}
-        nodes = [n for n in graph.nodes() if n.op == "FakeQuant" and n.domain == "onnxslim"]
+        nodes = [node for node in graph.nodes() if is_fake_quant(node)]
         for node in nodes:
             _expand(graph, node, zero_points, bounds)
         if nodes:
-            graph.opsets.pop("onnxslim", None)
+            graph.opsets.pop(OURS, None)
         return Outcome(len(nodes))
 
 
 def _expand(
     graph: Graph, node: Node, zero_points: dict[tuple[int, DType], Value], bounds: dict[tuple[int, DType], Value]
 ) -> None:
-    bits, signed, narrow = node.attr("bits", 8), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0))
+    grid = FakeQuant.of(node)
+    bits, signed, narrow = grid.bits, grid.signed, grid.narrow
     if bits not in GRID_BITS:
         raise UnsupportedError(f"{node} asks for {bits} bits; QuantizeLinear grids have 2 to 8, or 16")
     if bits == 16 and narrow and signed:
         raise UnsupportedError(f"{node} asks for a narrow grid of 16 bits; ONNX Runtime clips integers of 8")
     x, scale, zero_point = (graph.operand(node, slot) for slot in range(3))
-    axis = node.attr("axis") if scale.shape is not None and len(scale.shape) == 1 else None
+    axis = grid.axis if scale.shape is not None and len(scale.shape) == 1 else None
     dtype = storage(bits, signed)
     domain = pair_domain(dtype, graph.opset)
     name = node.name or "fake_quant"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnxslim.analysis.regions import hands_on
 from onnxslim.errors import ModelError
+from onnxslim.ir.dialect import FakeQuant, is_fake_quant
 from onnxslim.ir.graph import Array, Graph, Node, Value
 from onnxslim.targets import Target
 
@@ -14,7 +15,7 @@ __all__ = ["Grid", "Grids", "fake_quants"]
 
 def fake_quants(graph: Graph) -> list[Node]:
     """All FakeQuant nodes, in order."""
-    return [node for node in graph.nodes() if node.op == "FakeQuant" and node.domain == "onnxslim"]
+    return [node for node in graph.nodes() if is_fake_quant(node)]
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Grid:
             if array is None:
                 raise ModelError(f"{node}: its {what} '{value.name}' must be a constant to be lowered")
             arrays.append(array)
-        axis = node.attr("axis") if arrays[0].ndim == 1 else None
-        bits, signed, narrow = node.attr("bits", 8), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0))
-        return cls(arrays[0], arrays[1], bits, signed, narrow, axis)
+        said = FakeQuant.of(node)
+        axis = said.axis if arrays[0].ndim == 1 else None
+        return cls(arrays[0], arrays[1], said.bits, said.signed, said.narrow, axis)
 
 
 class Grids:
@@ -49,7 +50,7 @@ class Grids:
     def __init__(self, graph: Graph, target: Target) -> None:
         self._of: dict[int, Grid] = {}
         for node in graph.nodes():
-            if node.op == "FakeQuant" and node.domain == "onnxslim":
+            if is_fake_quant(node):
                 self._of[graph.result(node).id] = Grid.of(graph, node)
             elif hands_on(graph, node, target):
                 grid = self._of.get(graph.operand(node, 0).id)

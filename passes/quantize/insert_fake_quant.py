@@ -13,6 +13,7 @@ from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
 from onnxslim.analysis.scope import Names, label, matched, place
 from onnxslim.calibration import Calibrator, Extremes, MinMax, not_finite
 from onnxslim.errors import DataError, ModelError, OptionError, UnsupportedError
+from onnxslim.ir.dialect import OURS, FakeQuant, is_fake_quant
 from onnxslim.ir.graph import DType, Graph, Node, Role, Value
 from onnxslim.ir.quant_math import affine_from_range, weight_scale
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
@@ -57,7 +58,7 @@ class InsertFakeQuant(Pass):
         return [statistic for site in sites for statistic in self.calibrator.requests(site.value.name, known)]
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        present = next((n for n in graph.nodes() if n.domain == "onnxslim" and n.op == "FakeQuant"), None)
+        present = next(filter(is_fake_quant, graph.nodes()), None)
         if present is not None:
             return Outcome(refused=(Refusal(str(present), "the graph has fake-quant nodes already"),))
         target = self._target(context)
@@ -70,7 +71,7 @@ class InsertFakeQuant(Pass):
             _insert_activation(graph, site, observed, target)
         count = len(regions.weights) + len(regions.sites)
         if count:
-            graph.opsets["onnxslim"] = 1
+            graph.opsets[OURS] = 1
             graph.metadata[TARGET_KEY] = target.name
         return Outcome(count, tuple(Refusal(place(graph, node), why) for node, why in regions.refused))
 
@@ -140,8 +141,8 @@ def _insert_weight(graph: Graph, weight: Weight, target: Target) -> None:
         "FakeQuant",
         [value, scale, zero_point],
         [f"{value.name}.quantized"],
-        {"bits": bits, "signed": 1, "narrow": 1, "axis": axis, "kind": "weight"},
-        domain="onnxslim",
+        FakeQuant(bits, signed=True, narrow=True, axis=axis, is_weight=True).attributes(),
+        domain=OURS,
         name=f"{value.name}.fake_quant",
     )
     graph.set_type(graph.result(node), DType.FLOAT, value.shape)
@@ -160,13 +161,12 @@ def _insert_activation(graph: Graph, site: Site, observed: tuple[float, float], 
         for what, array in zip(("scale", "zero_point"), grid)
     )
     grid_values = [scale, zero_point, graph.add_constant(f"{value.name}.range", lo_hi, role=Role.STATISTIC)]
-    attributes = {"bits": bits, "signed": int(signed), "narrow": 0, "kind": "activation"}
     node = graph.add_node(
         "FakeQuant",
         [value, *grid_values],
         [f"{value.name}.quantized"],
-        attributes,
-        domain="onnxslim",
+        FakeQuant(bits, signed).attributes(),
+        domain=OURS,
         name=f"{value.name}.fake_quant",
     )
     result = graph.result(node)

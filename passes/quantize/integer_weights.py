@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxslim.errors import ModelError
+from onnxslim.ir.dialect import FakeQuant
 from onnxslim.ir.graph import Array, DType, Graph, Node, Value
 from onnxslim.ir.quant_math import quantize
 from onnxslim.ir.rewrite import Refusal
@@ -19,7 +20,7 @@ def lower_weights(graph: Graph, grids: Grids, target: Target) -> list[Refusal]:
     """Replaces every weight FakeQuant by an int8 initialiser with a DequantizeLinear, and the biases
     of quantised layers by int32 ones."""
     layers, refused = quantized_layers(graph, grids, target)
-    weights = [node for node in fake_quants(graph) if node.attr("kind") == "weight"]
+    weights = [node for node in fake_quants(graph) if FakeQuant.of(node).is_weight]
     zeros = _Zeros(graph)
     scales = {
         node.id: fitting_scale(Grid.of(graph, node).scale, [layer for layer in layers if layer.weight is node])

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxslim.analysis.regions import bias_fits, weight_axis
 from onnxslim.analysis.scope import place
+from onnxslim.ir.dialect import FakeQuant, is_fake_quant
 from onnxslim.ir.graph import Array, Graph, Node
 from onnxslim.ir.quant_math import fitting_weight_scale
 from onnxslim.ir.rewrite import Refusal
@@ -63,7 +64,7 @@ def _layer(graph: Graph, node: Node, grids: Grids) -> Layer | Refusal | None:
     inputs = graph.node_inputs(node)
     values = [v for v in inputs[:2] if v is not None]
     producers = [graph.producer(v) for v in values]
-    weights = [p for p in producers if p is not None and p.op == "FakeQuant" and p.attr("kind") == "weight"]
+    weights = [p for p in producers if p is not None and is_fake_quant(p) and FakeQuant.of(p).is_weight]
     data = [grids.of(v) for v, p in zip(values, producers) if p not in weights]
     if not weights and len(data) == 2 and None not in data:
         return None  # a product of two activations: nothing stored

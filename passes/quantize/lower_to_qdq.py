@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxslim.analysis.regions import hands_on
 from onnxslim.errors import UnsupportedError
+from onnxslim.ir.dialect import OURS, FakeQuant
 from onnxslim.ir.graph import Array, Graph, Node, Value
 from onnxslim.ir.quant_math import pair_domain, qrange, storage
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
@@ -55,24 +56,24 @@ class LowerToQdq(Pass):
         writer = _PairWriter(graph, signed)
         kernels = set(target.quantized_ops) | set(target.integer_ops)
         for node in found:
-            if node.attr("kind", "activation") != "weight":
+            if not FakeQuant.of(node).is_weight:
                 refused += _lower_activation(graph, node, writer, kernels)
         for node, grid in handed:
             for value in graph.node_outputs(node):
                 if value is not None and graph.uses(value):
                     writer.after(value, grid)
         _drop_unused(graph)
-        graph.opsets.pop("onnxslim", None)
+        graph.opsets.pop(OURS, None)
         return Outcome(len(found), tuple(refused))
 
 
 def _require_kernels(graph: Graph, found: list[Node], target: Target) -> None:
     for node in found:
-        bits = node.attr("bits", 8)
-        if node.attr("kind", "activation") != "weight" and bits > max(8, target.activation_bits):
+        grid = FakeQuant.of(node)
+        if not grid.is_weight and grid.bits > max(8, target.activation_bits):
             raise UnsupportedError(
-                f"Value '{graph.operand(node, 0).name}' is quantised to {bits} bits, but target '{target.name}' takes "
-                f"activations of {target.activation_bits}: quantise the float model for it"
+                f"Value '{graph.operand(node, 0).name}' is quantised to {grid.bits} bits, but target '{target.name}' "
+                f"takes activations of {target.activation_bits}: quantise the float model for it"
             )
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxslim.ir.dialect import FakeQuant
 from onnxslim.ir.graph import Array, Graph, Node, Role
 from onnxslim.ir.ops import is_training
 from onnxslim.ir.quant_math import dequantize, quantize
@@ -90,7 +91,7 @@ def _rescale(graph: Graph, layer: Linear, node: Node, factor: Array, weight: Arr
     """s → s·|k| for the weight's grid; returns the weight, float32, whose integers are ±the former ones."""
     scale = graph.operand(node, 1)
     assert scale.array is not None
-    bits, axis = node.attr("bits", 8), layer.axis
+    bits, axis = FakeQuant.of(node).bits, layer.axis
     before = quantize(layer.weight_array, scale.array, bits=bits, narrow=True, axis=axis)
     rescaled = (scale.array.astype(np.float64) * np.abs(factor)).astype(np.float32)
     # A channel that the batch norm silences: its weights are nothing on any grid.

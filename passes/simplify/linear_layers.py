@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxslim.ir.dialect import FakeQuant, is_fake_quant
 from onnxslim.ir.graph import Array, DType, Graph, Node, Role, Value
 from onnxslim.ir.op_facts import channel_axes, facts_of
 from onnxslim.spill import Spill
@@ -60,7 +61,7 @@ def linear_layer(graph: Graph, node: Node) -> Linear | str:
     weight = graph.operand(node, facts.weights[0])
     fake_quant = graph.producer(weight)
     if fake_quant is not None:
-        if fake_quant.op != "FakeQuant" or fake_quant.domain != "onnxslim":
+        if not is_fake_quant(fake_quant):
             return f"its weight is computed by {fake_quant}"
         if len(graph.uses(weight)) > 1 or graph.is_output(weight):
             return "its fake-quantised weight is shared"
@@ -95,7 +96,8 @@ def grid_obstacle(graph: Graph, layer: Linear) -> str | None:
         return f"the scale of {node} is computed"
     if scale.static_shape != (layer.channels,) or node.attr("axis", 0) % len(layer.weight.static_shape) != layer.axis:
         return f"{node} has no scale of its own for each output channel"
-    if offset.any() or not node.attr("signed", 1) or not node.attr("narrow", 0):
+    grid = FakeQuant.of(node)
+    if offset.any() or not grid.signed or not grid.narrow:
         return f"the grid of {node} is not symmetric"
     return None
 

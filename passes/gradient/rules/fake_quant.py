@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxslim.analysis.regions import cuts_at_zero
+from onnxslim.ir.dialect import FakeQuant
 from onnxslim.ir.graph import DType, Value
 from onnxslim.ir.quant_math import qrange
 from passes.gradient.tape import Tape
@@ -19,13 +20,14 @@ def fake_quant(t: Tape) -> Sequence[Value | None]:
     ReLU's or ReLU6's output and cannot fall below the grid needs the upper bound only. A weight's scale follows its
     largest value: nothing of it is clipped.
     """
-    if t.node.attr("kind") == "weight":
+    grid = FakeQuant.of(t.node)
+    if grid.is_weight:
         return [t.dy, None, None, None]
-    qmin, qmax = qrange(int(t.node.attr("bits", 8)), bool(t.node.attr("signed", 1)), bool(t.node.attr("narrow", 0)))
+    qmin, qmax = qrange(grid.bits, grid.signed, grid.narrow)
     scale, zero_point = t.x(1), t.x(2)
     if scale.shape:
         rank = len(t.shape())
-        axis = int(t.node.attr("axis", 0)) % rank
+        axis = (grid.axis or 0) % rank
         broadcast = [-1 if a == axis else 1 for a in range(rank)]
         scale, zero_point = t.reshape(scale, broadcast), t.reshape(zero_point, broadcast)
     producer = t.graph.producer(t.x())

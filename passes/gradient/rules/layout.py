@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxslim.ir.dialect import BLOCKED, LANES
 from onnxslim.ir.graph import Value
 from passes.gradient.tape import Rule, Tape
 
@@ -32,7 +33,7 @@ def _max_pool(t: Tape) -> Gradients:
 
 
 RULES: dict[tuple[str, str], Rule] = {
-    ("onnxslim.blocked", "Conv"): _conv,
-    ("onnxslim.lanes", "Conv"): _conv,
-    ("onnxslim.lanes", "MaxPool"): _max_pool,
+    (BLOCKED, "Conv"): _conv,
+    (LANES, "Conv"): _conv,
+    (LANES, "MaxPool"): _max_pool,
 }

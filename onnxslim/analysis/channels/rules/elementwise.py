@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from onnxslim.analysis.channels.couplings import Couplings, End
+from onnxslim.ir.dialect import FAKE_QUANT
 from onnxslim.ir.graph import Node, Value
 from onnxslim.ir.op_facts import FACTS
 
@@ -85,5 +86,5 @@ _BY_KIND: Mapping[str, Callable[[Couplings, Node], None]] = {
 RULES: Mapping[tuple[str, str], Callable[[Couplings, Node], None]] = {
     **{key: _BY_KIND[facts.elementwise] for key, facts in FACTS.items() if facts.elementwise is not None},
     **{("", op): _grid for op in ("DequantizeLinear", "QuantizeLinear")},
-    ("onnxslim", "FakeQuant"): _grid,
+    FAKE_QUANT: _grid,
 }
