@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxslim.errors import OnnxSlimError, VerifyError
+from onnxslim.ir.dialect import FakeQuant, is_fake_quant
 from onnxslim.ir.graph import Array, Graph, Node, Role, Value
 from onnxslim.ir.quant_math import qrange
 from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.checker import relative_error
 from onnxslim.runtime.session import Session
-from onnxslim.training.parameters import is_fake_quant
 from onnxslim.training.step_passes import Differentiate, LayOut
 from passes.gradient.train_batchnorm import TrainBatchnorm
 from passes.layout import ExpandBlocked, ExpandLanes
@@ -114,9 +114,10 @@ def _sizes(value: Value, array: Array) -> tuple[int, ...]:
 def _round_to_grid(graph: Graph, node: Node) -> None:
     """FakeQuant(x, s, z) → (clip(round(x / s) + z) − z)·s in float: another way than `ExpandFakeQuant`'s."""
     x, scale, zero_point = (graph.operand(node, slot) for slot in range(3))
-    low, high = qrange(int(node.attr("bits", 8)), bool(node.attr("signed", 1)), bool(node.attr("narrow", 0)))
+    grid = FakeQuant.of(node)
+    low, high = qrange(grid.bits, grid.signed, grid.narrow)
     if scale.shape:
-        axis, rank = int(node.attr("axis", 0)), len(x.shape or ())
+        axis, rank = grid.axis or 0, len(x.shape or ())
         spread = graph.add_constant("spread", np.array([-1 if a == axis % rank else 1 for a in range(rank)], np.int64))
         scale, zero_point = (graph.op("Reshape", value, spread, name="grid") for value in (scale, zero_point))
     rounded = graph.op("Round", graph.op("Div", x, scale, name="grid"), name="grid")

@@ -158,7 +158,7 @@ def test_a_constant_that_a_body_captures_stays() -> None:
 def test_initialisers_that_a_caller_may_replace_stay() -> None:
     net = Net("N", 3, 5, 5)
     a = net.conv(net.x, 4, "a")
-    net.graph.add_input("a.w", DType.FLOAT, (4, 3, 1, 1))
+    net.graph.feed(net.graph.value("a.w"))
     found = find_groups(net.finish(net.conv(a, 2, "b"))).by_name
     assert found["a"].pinned == ("node 'a' (Conv) meets 'a.w' there, whose axis cannot be cut",)
 
