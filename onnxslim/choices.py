@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-__all__ = ["Criterion", "Layout", "Strategy"]
+__all__ = ["TARGETS", "Criterion", "Layout", "Strategy"]
 
 Criterion: TypeAlias = Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"]
 """What tells channels that matter from those that do not."""
@@ -14,3 +16,15 @@ Layout: TypeAlias = Literal["NCHW", "NHWC"]
 
 Strategy: TypeAlias = Literal["uniform", "global", "sensitivity"]
 """How a cut is spread over the channel groups."""
+
+
+def _targets() -> tuple[str, ...]:
+    """The names of the profiles in `targets/`, and then their aliases, without reading them as YAML."""
+    texts = {file.stem: file.read_text("utf-8") for file in (Path(__file__).parent / "targets").glob("*.yaml")}
+    names = sorted(texts, reverse=True)
+    listed = (re.search(r"^aliases: \[(.*)\]$", texts[name], re.MULTILINE) for name in names)
+    return (*names, *(alias.strip() for found in listed if found for alias in found[1].split(",") if alias.strip()))
+
+
+TARGETS = _targets()
+"""What a model can be quantised for."""

@@ -7,7 +7,6 @@ of its own, and all are compared on the test images, which nothing before has lo
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from onnxslim.ir.graph import Array, Graph
 from onnxslim.report import ModelRow, model_rows
 from onnxslim.report.tables import int8_path, rows_table
 from onnxslim.run import RunFolder, compress
-from onnxslim.runtime.capabilities import capabilities
+from onnxslim.runtime.capabilities import capabilities, host_target
 
 __all__ = ["DemoResult", "load_digits_arrays", "run_demo", "train_models"]
 
@@ -142,7 +141,7 @@ def _jobs(folder: Path, seed: int, epochs: int) -> list[tuple[str, str, dict[str
     trained, trained_teacher = str(folder / "student" / "model.onnx"), str(folder / "teacher" / "model.onnx")
     first, again = _training(epochs, 0.1), _training(epochs, 0.02)
     distilled = {**again, "distill": {"soft_label": {"weight": 0.9}}, "task_loss": {"weight": 0.1}}
-    target = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x64"
+    target = host_target() or "x64"
     quantize: dict[str, Any] = {"quantize": {"target": target, "weight_bits": capabilities().exact_weight_bits}}
     export: dict[str, Any] = {"export": {}}
     return [

@@ -15,9 +15,9 @@ from typer.testing import CliRunner, Result
 
 import onnxslim
 from onnxslim.builders import small_cnn
+from onnxslim.choices import TARGETS
 from onnxslim.cli import app
 from onnxslim.cli.flags import in_flags
-from onnxslim.cli.options import TARGETS
 from onnxslim.data import Preprocess
 from onnxslim.errors import InstallationError
 from onnxslim.ir.onnx_io import read, write
@@ -447,4 +447,6 @@ def test_choices_are_shown_as_choices() -> None:
     ):
         assert any(option in line and choices in line for line in good(name, "--help").splitlines())
     assert run("prune", "m.onnx", "--strategy", "some").exit_code == 2
-    assert {load_target(target).name for target in TARGETS} == set(target_names())
+    names = target_names()
+    assert TARGETS == ("x64", "arm", "android", "ios")
+    assert set(TARGETS) == {*names, *(alias for name in names for alias in load_target(name).aliases)}

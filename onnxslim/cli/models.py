@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from onnxslim.choices import TARGETS
 from onnxslim.cli.flags import in_flags
 from onnxslim.cli.options import (
-    TARGETS,
     DataPath,
     Force,
     Frozen,

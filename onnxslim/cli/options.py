@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from onnxslim.choices import Layout
+from onnxslim.choices import TARGETS, Layout
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
@@ -36,9 +36,6 @@ __all__ = [
     "progress_bar",
     "sizes_of",
 ]
-
-TARGETS = ("x64", "arm", "android", "ios")
-"""Those of `onnxslim.targets`, known before anything is imported."""
 
 _PIPE = 10_000
 """Letters a line that is read by a program may have."""

@@ -10,10 +10,9 @@ from pathlib import Path
 from onnxslim.errors import InstallationError
 from onnxslim.runtime.installation import TRAINING, Problem, diagnose, no_training, observe, passes_problem
 from onnxslim.runtime.probe import block_lanes, has_training_kernels, newest_read
+from onnxslim.targets import load_target, target_names
 
 __all__ = ["Capabilities", "capabilities", "host_target", "require_sound", "require_training"]
-
-_TARGETS = {**dict.fromkeys(("x86_64", "amd64"), "x64"), **dict.fromkeys(("aarch64", "arm64"), "arm")}
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ def capabilities() -> Capabilities:
 
 def host_target() -> str | None:
     """The target profile that describes this machine's CPU; None where none does."""
-    return _TARGETS.get(platform.machine().lower())
+    machine = platform.machine().lower()
+    return next((name for name in target_names() if machine in load_target(name).machines), None)
 
 
 def require_sound() -> Capabilities:

@@ -22,7 +22,7 @@ from onnxslim.runtime.ort_format import write_ort
 from onnxslim.stages.base import RunContext, Stage, StageResult
 from onnxslim.stages.preprocessing import note_preprocess
 from onnxslim.stages.quantize import TargetName
-from onnxslim.targets import Target, load_target
+from onnxslim.targets import Target, load_target, target_names
 from passes.deploy import finish
 from passes.quantize import FlattenToReshape, LowerToQdq, RoundBiases, SaturateHardSigmoid, ShiftActivations
 from passes.simplify import FoldBatchnorm, FuseNormalization, canonicalize
@@ -62,8 +62,9 @@ class Export(Stage):
 
     targets: list[TargetName] = Field(
         default=[],
-        description="What to write for: x64, arm, or both; one quantised model serves both. The first is "
-        "written to the run's folder, others to folders of their own. Default: what was quantised for.",
+        description=f"What to write for: one or several of {', '.join(target_names())}. One quantised model serves all "
+        "that take activations of as many bits. The first is written to the run's folder, others to folders of their "
+        "own. Default: what was quantised for.",
     )
     ort: bool = Field(default=True, description="Also write the ORT format and required_operators.config.")
 

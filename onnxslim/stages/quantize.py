@@ -81,7 +81,9 @@ class Quantize(Stage):
 
     kind: ClassVar[str] = "quantize"
 
-    target: TargetName = Field(default="x64", description="What the int8 model will run on: x64 or arm.")
+    target: TargetName = Field(
+        default="x64", description=f"What the int8 model will run on: {' or '.join(target_names())}."
+    )
     weight_bits: int | None = Field(default=None, ge=2, le=8, description="Bits of weights. Default: the target's, 8.")
     activation_bits: int | None = Field(
         default=None, ge=2, le=8, description="Bits of activations. Default: the target's, 8."

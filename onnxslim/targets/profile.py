@@ -24,6 +24,7 @@ class Target:
     """One deployment target.
 
     aliases: other names that mean this target.
+    machines: what Python's platform.machine() calls the machines that it describes, in small letters.
     activation_signed: int8 or uint8 activations (int16 or uint16). The grids coincide: zp_u8 = zp_s8 + 128.
     activation_bits: 2 to 8, or 16; a target of 16 bits takes activations of 8, too.
     weight_per_channel: one weight scale an output channel; else one a tensor.
@@ -40,6 +41,7 @@ class Target:
     name: str
     title: str
     aliases: tuple[str, ...]
+    machines: tuple[str, ...]
     activation_signed: bool
     activation_bits: int
     weight_bits: int

@@ -12,6 +12,7 @@ from onnxslim.targets import Target, load_target, target_names
 GOOD = """
 name: t
 title: T
+machines: []
 aliases: [u]
 activation_signed: false
 activation_bits: 8
