@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
@@ -25,6 +27,8 @@ from onnxslim.errors import OptionError
 
 __all__ = [
     "LARGEST",
+    "Choices",
+    "Entries",
     "Fault",
     "InputPath",
     "OneOf",
@@ -38,7 +42,10 @@ __all__ = [
     "made_of",
     "option_error",
     "options_in",
+    "options_of",
+    "plain_type",
     "reworded",
+    "takes",
 ]
 
 LARGEST = 1e6
@@ -49,6 +56,7 @@ Way: TypeAlias = tuple[str | int, ...]
 
 T = TypeVar("T")
 M = TypeVar("M", bound="Options")
+P = ParamSpec("P")
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
 )
@@ -86,6 +94,21 @@ class InputPath:
     """Marks an option that names a file or folder; it is made absolute."""
 
     must_exist: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Entries:
+    """Marks an option that is keys and values, and says what they are: `Entries("AXIS", "NUMBER")`."""
+
+    key: str
+    value: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """Marks a text that is one of the names that a function tells, such as the files of a folder."""
+
+    names: Callable[[], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +227,16 @@ def _classes(annotation: Any) -> tuple[type, ...]:
     return ()
 
 
+def plain_type(annotation: Any) -> Any:
+    """A type without what marks it further in."""
+    if get_origin(annotation) is Annotated:
+        return plain_type(get_args(annotation)[0])
+    if get_origin(annotation) in (list, tuple, dict):
+        inner = tuple(plain_type(one) for one in get_args(annotation))
+        return types.GenericAlias(get_origin(annotation), inner)
+    return annotation
+
+
 def known_keys(cls: type, way: Sequence[str | int], given: Any = None) -> list[str]:
     """The keys that there are behind `way` in a class's options; `given`: what was given, which tells of objects that
     a table lists which one it is."""
@@ -251,6 +284,48 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def takes(
+    cls: type[Options], *, only: Sequence[str] = (), without: Sequence[str] = ()
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Gives a function whose `**options` are those of a class (`only` some, or all `without` some) their signature:
+    `options_of` and `inspect.signature` tell names, types and defaults. It raises OptionError for a name that is none.
+    """
+    taken = {name: info for name, info in fields_of(cls).items() if name not in without and name in (only or (name,))}
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+        given = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        own = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=info.get_default(), annotation=plain_type(info.annotation)
+            )
+            for name, info in taken.items()
+        ]
+        known = {one.name for one in (*given, *own)}
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name in kwargs:
+                if name not in known:
+                    close = difflib.get_close_matches(name, list(taken), n=1)
+                    hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(taken)}"
+                    raise OptionError("", f"{function.__name__}: unknown option '{name}'; {hint}")
+            return function(*args, **kwargs)
+
+        marked: Any = checked
+        marked.__signature__ = signature.replace(parameters=[*given, *own])
+        marked.__options__ = taken
+        return checked
+
+    return decorate
+
+
+def options_of(function: Callable[..., Any]) -> Mapping[str, FieldInfo]:
+    """The options that a function takes from a class (see `takes`)."""
+    found: Mapping[str, FieldInfo] = getattr(function, "__options__", {})
+    return found
 
 
 class Fault(NamedTuple):

@@ -279,7 +279,7 @@ def test_recipe_lists_keys_and_prints_a_schema() -> None:
         (("--mean", "1,2"), "2 means, 0 stds"),
         (("--std", "0", "--mean", "1"), "positive stds"),
         (("--layout", "CHW"), "'CHW' is not one of 'NCHW', 'NHWC'"),
-        (("--target", "arn"), "--target: expected android or arm or"),
+        (("--target", "arn"), "--target: expected 'arm' or 'x64', got text 'arn'; did you mean 'arm'?"),
         (("--samples", "0"), "samples: expected at least 1, got 0"),
         (("--skip", "haed"), "'haed' matches no node"),
     ],

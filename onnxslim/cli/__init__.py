@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from onnxslim.cli import looks, models, pruning, runs
 from onnxslim.cli.boundary import bounded, flushed, tolerate_encodings
+from onnxslim.cli.generated import with_options
 from onnxslim.cli.watch import watched
 from onnxslim.runtime.installation import require_own_passes
 
@@ -16,7 +17,12 @@ __all__ = ["app", "main"]
 
 
 class _Commands(TyperGroup):
-    """Whatever a command raises becomes a message and an exit code."""
+    """Whatever a command raises becomes a message and an exit code; the one that is asked for gets the options that are
+    declared elsewhere."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if command is None else _full(str(command.name)), rest
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with bounded():  # help is printed here
@@ -67,7 +73,7 @@ def _top(
     pass
 
 
-for _command in (
+COMMANDS = (
     runs.compress,
     looks.evaluate,
     models.quantize,
@@ -79,5 +85,15 @@ for _command in (
     looks.doctor,
     runs.recipe,
     runs.demo,
-):
+)
+
+for _command in COMMANDS:
     app.command()(_command)
+
+
+def _full(name: str) -> Any:
+    """The command of that name, with all its options."""
+    command = next(one for one in COMMANDS if one.__name__ == name)
+    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    alone.command(name)(with_options(command))
+    return typer.main.get_command(alone)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["flag_of", "in_flags"]
+__all__ = ["SWITCHES", "flag_of", "in_flags"]
 
 _OTHER = {
     "data.train": "--data",
     "data.val": "--val-split",
     "freeze": "--set",
     "limits": "--limit",
-    "mode": "--masked",
     "overrides": "--set",
-    "per_channel": "--per-tensor",
     "preprocess": "--mean, --std and --layout",
     "sizes": "--size",
 }
 """Flags that are not called like their option."""
+
+SWITCHES: dict[str, tuple[str, object, str]] = {
+    "mode": ("--masked", "masked", "Set channels to zero and keep all shapes."),
+    "per_channel": ("--per-tensor", False, "One weight scale a tensor, not one an output channel."),
+}
+"""Options that are a flag without a value: what the flag stands for, and its help."""
 
 _PAIR = re.compile(r"\{'([^']*)': (\w+)\}")
 _ITEM = re.compile(r"\['(.*)'\]")
@@ -25,6 +29,8 @@ _ITEM = re.compile(r"\['(.*)'\]")
 
 def flag_of(option: str) -> str:
     """The flag of an option: `max_ratio` is --max-ratio."""
+    if option in SWITCHES:
+        return SWITCHES[option][0]
     return _OTHER.get(option) or f"--{option.rpartition('.')[2].replace('_', '-')}"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from onnxslim.choices import TARGETS
 from onnxslim.cli.flags import in_flags
+from onnxslim.cli.generated import takes
 from onnxslim.cli.options import (
     DataPath,
     Force,
@@ -19,7 +20,6 @@ from onnxslim.cli.options import (
     Sizes,
     Split,
     Std,
-    TargetOption,
     batch_of,
     frozen_of,
     preprocess_of,
@@ -31,6 +31,7 @@ from onnxslim.cli.options import (
 __all__ = ["export", "quantize", "simplify"]
 
 
+@takes("quantize")
 def quantize(
     model: ModelFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="The int8 ONNX file to write.", show_default=False)],
@@ -39,21 +40,8 @@ def quantize(
     mean: Mean = None,
     std: Std = None,
     layout: LayoutOption = None,
-    target: TargetOption = "x64",
-    weight_bits: Annotated[int | None, typer.Option(help="Bits of weights, 2 to 8. Default: the target's, 8.")] = None,
-    activation_bits: Annotated[
-        int | None, typer.Option(help="Bits of activations, 2 to 8. Default: the target's, 8.")
-    ] = None,
-    per_tensor: Annotated[
-        bool, typer.Option("--per-tensor", help="One weight scale a tensor, not one an output channel.")
-    ] = False,
-    batch: Annotated[
-        int | None, typer.Option(help="Images at a time. Default: up to 64, within 1 GB.", show_default=False)
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(help="Leave in float: a node's name, an op type, a glob; may be repeated.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="How many samples the scales are measured on.")] = 512,
+    *,
+    options: dict[str, Any],
     seed: Annotated[int, typer.Option(help="Draws the samples.")] = 0,
     force: Force = False,
 ) -> None:
@@ -80,21 +68,7 @@ def quantize(
     before = size_of(model)
     preprocess = preprocess_of([model], mean, std, layout)
     with progress_bar() as progress:
-        result = run(
-            graph,
-            data,
-            target=target,
-            split=split,
-            preprocess=preprocess,
-            weight_bits=weight_bits,
-            activation_bits=activation_bits,
-            per_channel=False if per_tensor else None,
-            batch=batch,
-            skip=tuple(skip or ()),
-            samples=samples,
-            seed=seed,
-            progress=progress,
-        )
+        result = run(graph, data, split=split, preprocess=preprocess, seed=seed, progress=progress, **options)
     untried = require_runs(result.graph, graph)
     write(result.graph, out, value_info=False)
     after = size_of(out)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
 
     from onnxslim.data import Preprocess
+    from onnxslim.options import Entries
 
 __all__ = [
     "DataPath",
@@ -137,6 +138,41 @@ def batch_of(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise OptionError("batch", f"expected a number of at least 1, or dynamic, got '{text}'")
     return int(text)
+
+
+def entries_of(option: str, marks: Entries, kind: type, texts: list[str]) -> dict[str, Any]:
+    """`--limit PATTERN=RATIO`, repeated: numbers by name."""
+    from onnxslim.errors import OptionError
+
+    if kind is int:
+        return dict(sizes_of(texts))
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        try:
+            found[name] = kind(number)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise OptionError(option, f"expected {marks.key}={marks.value}, got '{text}'")
+    return found
+
+
+def object_of(option: str, text: str) -> dict[str, Any]:
+    """`NAME` or `NAME,KEY=VALUE,…`: keys and values of an object that a table tells by its name."""
+    from onnxslim.errors import OptionError
+
+    name, *pairs = text.split(",")
+    found: dict[str, Any] = {"name": name}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OptionError(option, f"expected NAME or NAME,KEY=VALUE, got '{text}'")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def sizes_of(texts: list[str] | None) -> dict[str, int]:

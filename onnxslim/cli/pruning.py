@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxslim.choices import Criterion, Strategy
 from onnxslim.cli.flags import in_flags
+from onnxslim.cli.generated import takes
 from onnxslim.cli.options import (
     DataPath,
     Force,
     LayoutOption,
     Mean,
     ModelFile,
-    Sizes,
     Std,
     preprocess_of,
     print_view,
     progress_bar,
-    sizes_of,
 )
 
 if TYPE_CHECKING:
@@ -28,51 +26,18 @@ if TYPE_CHECKING:
 
 __all__ = ["prune", "sensitivity"]
 
-Scope = Annotated[
-    list[str] | None,
-    typer.Option(help="Only these channel groups: a name, an op type, a glob, re:EXPRESSION; may be repeated."),
-]
-Exclude = Annotated[list[str] | None, typer.Option(help="Not these channel groups; may be repeated.")]
-CriterionOption = Annotated[
-    Criterion,
-    typer.Option(
-        help="What tells channels that matter: norms of their weights (l1, l2), batch norm's scale, distance from the "
-        "geometric median (fpgm), first-order Taylor expansion of the loss (needs labels), or chance."
-    ),
-]
 Calibration = Annotated[
     str | None,
     typer.Option("--split", help="Part of the data that batch norm's statistics come from (labels: for taylor alone)."),
 ]
 ValSplit = Annotated[str | None, typer.Option("--val-split", help="Labelled part that top-1 is measured on.")]
-Samples = Annotated[int, typer.Option(help="Images for batch norm's statistics and for taylor.")]
 Seed = Annotated[int, typer.Option(help="Draws the samples, and what the criterion random takes.")]
-RestoreBatchnorm = Annotated[
-    bool, typer.Option(help="Put batch norms back before a cut, and measure them anew after it; needs --data.")
-]
 
 
+@takes("prune")
 def prune(
     model: ModelFile,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)] = None,
-    macs: Annotated[
-        float | None, typer.Option(help="Most multiply-accumulates left: up to 1 a fraction, above it a count.")
-    ] = None,
-    params: Annotated[
-        float | None, typer.Option(help="Most parameters left: up to 1 a fraction, above it a count.")
-    ] = None,
-    bytes: Annotated[
-        float | None, typer.Option(help="Most bytes of weights left: up to 1 a fraction, above it a count.")
-    ] = None,
-    latency: Annotated[float | None, typer.Option(help="Largest fraction of the latency left, as measured.")] = None,
-    strategy: Annotated[
-        Strategy,
-        typer.Option(
-            help="One ratio for every channel group, one threshold of the criterion for all, or one measured loss for "
-            "each (see `onnxslim sensitivity`)."
-        ),
-    ] = "uniform",
-    criterion: CriterionOption = "l1",
     data: Annotated[
         Path | None, typer.Option(help="Image folder, zip of one, .npz, or CIFAR-10 binary archive.")
     ] = None,
@@ -81,22 +46,9 @@ def prune(
     mean: Mean = None,
     std: Std = None,
     layout: LayoutOption = None,
-    scope: Scope = None,
-    exclude: Exclude = None,
-    max_ratio: Annotated[float, typer.Option(help="Most of a group's channels that may go.")] = 0.9,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN=RATIO", help="Another --max-ratio for some groups; may be repeated."),
-    ] = None,
-    multiple: Annotated[int, typer.Option(help="Channels left are a multiple of it, as kernels like.")] = 8,
-    masked: Annotated[bool, typer.Option("--masked", help="Set channels to zero and keep all shapes.")] = False,
-    sensitivities: Annotated[
-        Path | None, typer.Option(help="File of `onnxslim sensitivity`, read and added to.", show_default=False)
-    ] = None,
-    samples: Samples = 512,
-    restore_batchnorm: RestoreBatchnorm = True,
+    *,
+    options: dict[str, Any],
     seed: Seed = 0,
-    size: Sizes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be cut, and write no model.")] = False,
     force: Force = False,
 ) -> None:
@@ -131,28 +83,9 @@ def prune(
         raise OptionError(
             "", "--split, --val-split, --mean, --std and --layout say how --data is read: give --data too"
         )
-    if strategy == "sensitivity" and (data is None or val_split is None):
+    if options["strategy"] == "sensitivity" and (data is None or val_split is None):
         raise OptionError("", "--strategy sensitivity measures on labelled images: give --data and --val-split")
     graph, before = read(model), size_of(model)
-    options: dict[str, Any] = {
-        "macs": macs,
-        "params": params,
-        "bytes": bytes,
-        "latency": latency,
-        "strategy": strategy,
-        "criterion": criterion,
-        "scope": list(scope or ()),
-        "exclude": list(exclude or ()),
-        "max_ratio": max_ratio,
-        "limits": dict(_limit(text) for text in limit or ()),
-        "multiple": multiple,
-        "mode": "masked" if masked else "physical",
-        "sensitivities": None if sensitivities is None else str(sensitivities),
-        "samples": samples,
-        "restore_batchnorm": restore_batchnorm,
-        "sizes": sizes_of(size),
-    }
-    options = {key: value for key, value in options.items() if value is not None}
     given = None if data is None else _data(model, data, split, val_split, mean, std, layout)
     with progress_bar() as progress:
         if dry_run:
@@ -160,8 +93,8 @@ def prune(
         else:
             result = run(graph, given, seed=seed, progress=progress, **options)
             plan = result.plan
-    _show(plan, multiple, masked)
-    if (data is None or not restore_batchnorm) and any(node.op == "Conv" for node in graph.nodes()):
+    _show(plan, options["multiple"], options["mode"] == "masked")
+    if (data is None or not options["restore_batchnorm"]) and any(node.op == "Conv" for node in graph.nodes()):
         typer.echo("Batch norm was not measured anew (needs --data), which costs accuracy.")
     note = half_precision_note(graph, "pruned and written")
     if note is not None:
@@ -174,6 +107,7 @@ def prune(
         typer.echo(f"{out}: {size_of(out):,} bytes of {before:,}")
 
 
+@takes("sensitivity")
 def sensitivity(
     model: ModelFile,
     data: DataPath,
@@ -185,20 +119,8 @@ def sensitivity(
     mean: Mean = None,
     std: Std = None,
     layout: LayoutOption = None,
-    criterion: CriterionOption = "l1",
-    ratios: Annotated[
-        str, typer.Option(help="Parts of each group's channels that are taken away.")
-    ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="package.module:function(model, data, preprocess) → number, larger is better. Default: top-1."
-        ),
-    ] = None,
-    scope: Scope = None,
-    exclude: Exclude = None,
-    samples: Samples = 512,
-    restore_batchnorm: RestoreBatchnorm = True,
+    *,
+    options: dict[str, Any],
     workers: Annotated[int | None, typer.Option(help="Models evaluated at a time. Default: one a core.")] = None,
     seed: Seed = 0,
     plot: Annotated[
@@ -214,7 +136,6 @@ def sensitivity(
 
         onnxslim sensitivity model.onnx --data cifar10.zip --split train --val-split val -o s.json --plot s.png
     """
-    from onnxslim.cli.options import numbers_of
     from onnxslim.errors import OptionError
     from onnxslim.files import require_place
     from onnxslim.report import sensitivity_table
@@ -227,16 +148,6 @@ def sensitivity(
         require_place(plot)
         if plot.resolve() == out.resolve():
             raise OptionError("", f"--plot and -o both name '{plot}': the picture needs a file of its own")
-    options: dict[str, Any] = {
-        "criterion": criterion,
-        "ratios": list(numbers_of("ratios", ratios)),
-        "metric": metric,
-        "scope": list(scope or ()),
-        "exclude": list(exclude or ()),
-        "samples": samples,
-        "restore_batchnorm": restore_batchnorm,
-    }
-    options = {key: value for key, value in options.items() if value is not None}
     given = _data(model, data, split, val_split, mean, std, layout)
     given.setdefault("val", given["train"])
     with progress_bar() as progress:
@@ -246,7 +157,7 @@ def sensitivity(
             kept = f"{out} has what was measured; the same command goes on" if out.exists() else "Nothing was measured"
             raise KeyboardInterrupt(f"Interrupted. {kept}.") from None
     print_view(sensitivity_table(found))
-    baseline = f"{100 * found.baseline:.2f} %" if metric is None else f"{found.baseline:.6g}"
+    baseline = f"{100 * found.baseline:.2f} %" if options.get("metric") is None else f"{found.baseline:.6g}"
     typer.echo(f"{out}: {sum(len(p) for p in found.metrics.values())} points, baseline {baseline}")
     if plot is not None:
         plot_sensitivities(found, plot)
@@ -290,15 +201,3 @@ def _data(
     if val_split is not None:
         found["val"] = {"path": str(path), "split": val_split}
     return found
-
-
-def _limit(text: str) -> tuple[str, float]:
-    from onnxslim.errors import OptionError
-
-    pattern, equals, ratio = text.rpartition("=")
-    try:
-        if equals and pattern:
-            return pattern, float(ratio)
-    except ValueError:
-        pass
-    raise OptionError("limits", f"expected PATTERN=RATIO such as '/layer1/*=0.3', got '{text}'")

@@ -12,7 +12,7 @@ from onnxslim.data import Preprocess, ProgressCallback, check_fits
 from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import read
-from onnxslim.options import made_of
+from onnxslim.options import made_of, takes
 from onnxslim.pruning.pruner import PrunePlan
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.recipe import RunOptions, parse_data
@@ -36,6 +36,7 @@ class Pruned(Brief):
     plan: PrunePlan
 
 
+@takes(Prune)
 def prune(
     model: Graph | str | Path,
     data: Mapping[str, Any] | None = None,
@@ -63,6 +64,7 @@ def prune(
     return Pruned(cut, plan)
 
 
+@takes(Prune)
 def plan_pruning(
     model: Graph | str | Path,
     data: Mapping[str, Any] | None = None,
@@ -77,6 +79,7 @@ def plan_pruning(
     return stage.plan(graph, context)[0]
 
 
+@takes(Prune, only=_MEASURING)
 def sensitivity(
     model: Graph | str | Path,
     data: Mapping[str, Any],
@@ -92,9 +95,6 @@ def sensitivity(
     path: a file to which every point adds a line of JSON; what it has is not measured again. options: ratios,
     criterion, metric, scope, exclude, samples, restore_batchnorm of the stage `prune`.
     """
-    for name in options:
-        if name not in _MEASURING:
-            raise OptionError("", f"sensitivity: unknown option '{name}'; it takes {', '.join(_MEASURING)}")
     graph, stage, context = _set_up(model, data, options, seed, progress, workers)
     stage.check_measured(context)
     stage.check_criterion(graph, stage.workspace(graph, context, dry=True), context)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 
 from onnxslim.brief import Brief
-from onnxslim.calibration import Calibrator, MinMax
+from onnxslim.calibration import MinMax
 from onnxslim.collector import paused
 from onnxslim.data import Preprocess, ProgressCallback, Source, check_fits, fitted, open_dataset
 from onnxslim.errors import OptionError
@@ -18,7 +19,7 @@ from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.onnx_io import read
 from onnxslim.ir.rewrite import Context, Outcome, Refusal, once_a_place
 from onnxslim.ir.verify import require_sound_attributes, verify
-from onnxslim.options import made_of
+from onnxslim.options import made_of, takes
 from onnxslim.recipe import RunOptions
 from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
@@ -63,40 +64,25 @@ class Quantized(Brief):
     macs: float | None = None
 
 
+@takes(Quantize, without=("data",))
 def quantize(
     model: Graph | str | Path,
     data: Source,
     *,
-    target: str = "x64",
     split: str | None = None,
     preprocess: Preprocess | None = None,
-    weight_bits: int | None = None,
-    activation_bits: int | None = None,
-    per_channel: bool | None = None,
-    batch: int | None = None,
-    calibrator: Calibrator = _MIN_MAX,
-    skip: Sequence[str] = (),
-    samples: int = 512,
     seed: int = 0,
     progress: ProgressCallback | None = None,
+    **options: Any,
 ) -> Quantized:
-    """Post-training quantisation: scales from `samples` of the data, whose labels are not used, `batch` at a time
-    (default: up to 64, fewer where their activations would take more than 1 GB).
+    """Post-training quantisation: scales from `samples` of the data, whose labels are not used, `batch` at a time.
 
-    preprocess: default what the model notes about itself, else none. The options are those of a recipe's stage
-    `quantize`. Raises OptionError for options that are wrong, DataError where the data do not fit the model,
+    preprocess: default what the model notes about itself, else none. options: those of a recipe's stage `quantize`,
+    such as target="arm", weight_bits=7, skip=("head",).
+
+    Raises OptionError for options that are wrong, DataError where the data do not fit the model,
     UnsupportedError where it is quantised already, or nothing in it can be.
     """
-    options = {
-        "target": load_target(target).name,
-        "weight_bits": weight_bits,
-        "activation_bits": activation_bits,
-        "per_channel": per_channel,
-        "calibrator": calibrator,
-        "skip": list(skip),
-        "samples": samples,
-        "batch": batch,
-    }
     stage = made_of(Quantize, options)
     made_of(RunOptions, {"seed": seed})
     graph = model if isinstance(model, Graph) else read(model)

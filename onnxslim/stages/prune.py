@@ -20,7 +20,7 @@ from onnxslim.errors import DataError, OptionError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.verify import require_sound, verify
-from onnxslim.options import InputPath
+from onnxslim.options import Entries, InputPath
 from onnxslim.pruning.allocation import LatencyTarget
 from onnxslim.pruning.batchnorm import reestimate
 from onnxslim.pruning.criteria import Criterion
@@ -108,29 +108,35 @@ class Prune(Stage):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="At most so many multiply-accumulates are left: up to 1 a fraction of the run's model, or a count.",
+        description="Most multiply-accumulates left: up to 1 a fraction of the whole model's, above it a count.",
     )
-    params: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="The same for parameters.")
+    params: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Most parameters left, in the same way."
+    )
     bytes: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="The same for the bytes of weights."
+        default=None, gt=0, allow_inf_nan=False, description="Most bytes of weights left, in the same way."
     )
     latency: Ratio | None = Field(
-        default=None, description="At most this fraction of the run's model's latency, measured on one thread."
+        default=None, description="Largest fraction left of the whole model's latency, measured on one thread."
     )
     strategy: Strategy = Field(
         default="uniform",
         description="The same ratio everywhere, one threshold for all scores (global), or the same measured loss "
         "everywhere (sensitivity).",
     )
-    criterion: Criterion = Field(default="l1", description="What the least important channels are told by.")
+    criterion: Criterion = Field(
+        default="l1",
+        description="What tells the channels that matter: norms of their weights (l1, l2), batch norm's scale, "
+        "distance from the geometric median (fpgm), the loss's first-order Taylor expansion (needs labels), or chance.",
+    )
     scope: list[str] = Field(
         default=[],
-        description="Only these: names of groups, nodes or weights, op types, globs, or re: and a regular expression.",
+        description="Only these channel groups: by name, node, weight, op type, glob, or re: and a regular expression.",
     )
-    exclude: list[str] = Field(default=[], description="Not these, in the same words.")
-    max_ratio: Ratio = Field(default=0.9, description="Of a group's channels that may go.")
-    limits: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default={}, description="The same by pattern, for some groups."
+    exclude: list[str] = Field(default=[], description="Not these channel groups, in the same words.")
+    max_ratio: Ratio = Field(default=0.9, description="Most of a group's channels that may go.")
+    limits: Annotated[dict[str, Annotated[float, Field(ge=0, lt=1)]], Entries("PATTERN", "RATIO")] = Field(
+        default={}, description="Another max_ratio for some groups, by pattern."
     )
     multiple: int = Field(
         default=8, ge=1, description="Channels left are a multiple of it, as kernels like; 1 hits targets exactly."
@@ -141,26 +147,29 @@ class Prune(Stage):
         description="Insert batch norm after folded convolutions before a cut, measure all anew after, fold it back.",
     )
     samples: int = Field(
-        default=512, ge=1, le=MOST_SAMPLES, description="Of data.train, for batch norm and the criterion taylor."
+        default=512,
+        ge=1,
+        le=MOST_SAMPLES,
+        description="Samples of the training data, for batch norm's statistics and the criterion taylor.",
     )
     sensitivities: Annotated[str | None, InputPath(must_exist=False)] = Field(
         default=None,
-        description="File of measured sensitivities, read and added to. Default: one of this stage, in the run.",
+        description="File of measured sensitivities, read and added to. Default, in a run: one of the stage's own.",
     )
     ratios: list[Ratio] = Field(
         default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
         min_length=1,
-        description="Of each group's channels, where its sensitivity is measured.",
+        description="Parts of each group's channels that are taken away, where its sensitivity is measured.",
     )
-    sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(
+    sizes: Annotated[dict[str, Annotated[int, Field(ge=1)]], Entries("AXIS", "NUMBER")] = Field(
         default={},
         description="Of free axes of the input, by name or as x[2], at which MACs are counted and latency is measured. "
         "Default: those of the data; without data, sizes at which the model runs.",
     )
     metric: str | None = Field(
         default=None,
-        description="What sensitivity measures on data.val: package.module:function(model, data, preprocess) → number. "
-        "Default: top-1.",
+        description="What sensitivity measures on the validation data: package.module:function(model, data, "
+        "preprocess) → number, larger is better. Default: top-1.",
     )
 
     @model_validator(mode="after")

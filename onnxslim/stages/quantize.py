@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from onnxslim.analysis.cost import cost
 from onnxslim.analysis.memory import samples_within
@@ -25,10 +26,10 @@ from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.ir.statistics import Statistic, Statistics
-from onnxslim.options import OneOf
+from onnxslim.options import Choices, OneOf
 from onnxslim.runtime.capabilities import capabilities, host_target
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, sizes_in
-from onnxslim.targets import load_target, target_names
+from onnxslim.targets import known_targets, load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
 from passes.quantize.insert_fake_quant import require_finite
 from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, FuseGemm, canonicalize
@@ -70,10 +71,11 @@ def _known_target(name: str) -> str:
     try:
         return load_target(name).name
     except OptionError:
-        raise ValueError(" or ".join(f"'{n}'" for n in target_names())) from None
+        names = " or ".join(f"'{known}'" for known in target_names())
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": names}) from None
 
 
-TargetName = Annotated[str, AfterValidator(_known_target)]
+TargetName = Annotated[str, AfterValidator(_known_target), Choices(known_targets)]
 
 
 class Quantize(Stage):
@@ -82,7 +84,8 @@ class Quantize(Stage):
     kind: ClassVar[str] = "quantize"
 
     target: TargetName = Field(
-        default="x64", description=f"What the int8 model will run on: {' or '.join(target_names())}."
+        default="x64",
+        description=f"The processor whose int8 kernels the model is for: {' or '.join(target_names())}.",
     )
     weight_bits: int | None = Field(default=None, ge=2, le=8, description="Bits of weights. Default: the target's, 8.")
     activation_bits: int | None = Field(
@@ -95,7 +98,7 @@ class Quantize(Stage):
         default=MinMax(), description="How the ranges of activations follow from the data."
     )
     skip: list[str] = Field(
-        default=[], description="Nodes to leave in float: names, op types, globs, or re: and a regular expression."
+        default=[], description="Nodes to leave in float: by name, op type, glob, or re: and a regular expression."
     )
     data: Literal["train", "val"] = Field(default="train", description="Which data the scales are measured on.")
     samples: int = Field(default=512, ge=1, le=MOST_SAMPLES, description="How many of them, drawn by the seed.")

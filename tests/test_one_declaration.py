@@ -1,0 +1,136 @@
+"""Every option is declared once: recipe, command line and Python show what its class says of it, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args, get_origin
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import onnxslim
+from onnxslim import run
+from onnxslim.cli import COMMANDS, app, models, pruning
+from onnxslim.cli.flags import SWITCHES, flag_of
+from onnxslim.cli.generated import with_options
+from onnxslim.errors import OptionError
+from onnxslim.options import OneOf, fields_of, options_of, plain_type
+from onnxslim.recipe import describe
+from onnxslim.stages import STAGES, Prune, Quantize
+
+TAKEN = {
+    "quantize": (models.quantize, Quantize),
+    "prune": (pruning.prune, Prune),
+    "sensitivity": (pruning.sensitivity, Prune),
+}
+
+
+def parameters(command: Callable[..., None]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(command).parameters)
+
+
+def test_the_recipe_has_a_key_for_every_field_with_its_description() -> None:
+    keys = {key.path: key for key in describe()}
+    for stage in STAGES:
+        for name, info in fields_of(stage).items():
+            key = keys[f"stages[…].{stage.kind}.{name}"]
+            assert key.description == " ".join((info.description or "").split())
+            for mark in info.metadata:
+                if isinstance(mark, OneOf):
+                    for cls in mark.table:
+                        assert {f"{key.path}.{option}" for option in fields_of(cls)} <= set(keys)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_python_shows_the_fields_of_the_stage(name: str) -> None:
+    function = getattr(run, name)
+    signature, taken = inspect.signature(function).parameters, options_of(function)
+    stage = TAKEN[name][1]
+    assert taken
+    for option, info in taken.items():
+        assert info is fields_of(stage)[option]
+        assert (signature[option].default, signature[option].kind) == (info.default, inspect.Parameter.KEYWORD_ONLY)
+        assert signature[option].annotation == plain_type(info.annotation)
+    assert set(fields_of(Prune)) == set(options_of(run.prune)) == set(options_of(run.plan_pruning))
+    assert set(fields_of(Quantize)) - set(options_of(run.quantize)) == {"data"}  # is given by itself
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_command_has_a_flag_for_every_option_of_its_function(name: str) -> None:
+    """With its default, and in the help its description, word by word."""
+    command = with_options(TAKEN[name][0])
+    shown = parameters(command)
+    words = CliRunner(env={"COLUMNS": "300"}).invoke(app, [name, "--help"]).stdout.split()
+    for option, info in options_of(getattr(run, name)).items():
+        (mark,) = (one for one in get_args(shown[option].annotation) if isinstance(one, typer.models.OptionInfo))
+        assert str(mark.default).split("/")[0] == flag_of(option)
+        assert flag_of(option) in words
+        if option in SWITCHES:
+            continue
+        assert set((info.description or "").split()) <= {word.strip("│") for word in words}
+        if get_origin(info.annotation) not in (list, dict) and not any(isinstance(m, OneOf) for m in info.metadata):
+            assert shown[option].default == info.default
+
+
+def test_no_command_repeats_an_option() -> None:
+    """What a function takes from a stage, its command does not declare by itself."""
+    for name, (command, _) in TAKEN.items():
+        assert not set(parameters(command)) & set(options_of(getattr(run, name)))
+    taking = {one.__name__ for one in COMMANDS if hasattr(one, "__takes__")}
+    assert taking == set(TAKEN)
+
+
+def test_python_names_what_is_no_option() -> None:
+    with pytest.raises(OptionError, match=r"^prune: unknown option 'mac'; did you mean 'macs'\?$"):
+        onnxslim.prune("m.onnx", mac=0.5)
+    with pytest.raises(OptionError, match="^sensitivity: unknown option 'macs'; it takes criterion, scope"):
+        onnxslim.sensitivity("m.onnx", {}, macs=0.5)
+    with pytest.raises(OptionError, match="^quantize: unknown option 'data2'; it takes target, "):
+        onnxslim.quantize("m.onnx", "d.npz", data2="val")
+
+
+def test_a_choice_with_options_of_its_own_on_the_command_line() -> None:
+    """`--calibrator NAME,KEY=VALUE` is what a recipe writes as keys."""
+    from onnxslim.cli.options import object_of
+
+    assert object_of("calibrator", "min_max") == {"name": "min_max"}
+    given = object_of("optimizer", "adamw,epsilon=1e-6,betas=text")
+    assert given == {"name": "adamw", "epsilon": 1e-6, "betas": "text"}
+    with pytest.raises(OptionError, match="calibrator: expected NAME or NAME,KEY=VALUE, got 'a,b'"):
+        object_of("calibrator", "a,b")
+
+
+def test_values_on_the_command_line_reach_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of another form: a switch, pairs, numbers, a path, repeated texts."""
+    seen: dict[str, Any] = {}
+
+    def pruned(*_: object, **options: object) -> None:
+        seen.update(options)
+        raise OptionError("max_ratio", "enough")
+
+    monkeypatch.setattr("onnxslim.run.plan_pruning", pruned)
+    monkeypatch.setattr("onnxslim.ir.onnx_io.read", lambda _: None)
+    monkeypatch.setattr("onnxslim.evaluation.size_of", lambda _: 1)
+    result = CliRunner().invoke(
+        app,
+        ["prune", "m.onnx", "--dry-run", "--macs", "0.5", "--masked", "--limit", "/a=b/*=0.25", "--limit", "c=0",
+         "--size", "x[2]=8", "--ratios", "0.25, 0.5", "--scope", "a", "--scope", "b", "--sensitivities", "s.json",
+         "--no-restore-batchnorm"],
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert result.stderr == "Error: --max-ratio: enough\n"
+    for name, value in {
+        "macs": 0.5,
+        "mode": "masked",
+        "limits": {"/a=b/*": 0.25, "c": 0.0},
+        "sizes": {"x[2]": 8},
+        "ratios": [0.25, 0.5],
+        "scope": ["a", "b"],
+        "sensitivities": "s.json",
+        "restore_batchnorm": False,
+        "multiple": 8,
+    }.items():
+        assert seen[name] == value, name
+    assert Prune(**{name: value for name, value in seen.items() if name in fields_of(Prune)}).mode == "masked"
