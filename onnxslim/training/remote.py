@@ -39,25 +39,26 @@ class RemoteWorker:
         self._ask, self._close, self._threads = ask, close, threads
         self._step: Step | None = None
         self._memory = Memory((), {})
+        self._moved: frozenset[str] = frozenset()
 
     def start(self, step: Step, memory: Memory) -> None:
+        now, other = memory.banks
         self._step, self._memory = step, memory
-        state = step.fed_from(memory.banks[0])
-        moved = {step.ports[port] for port in step.state if memory.banks[0][port] is not memory.banks[1][port]}
-        names, arrays = arrays_to({name: array for name, array in state.items() if name not in moved})
+        self._moved = frozenset(step.ports[port] for port in step.state if now[port] is not other[port])
+        kept = {name: array for name, array in step.fed_from(now).items() if name not in self._moved}
+        names, arrays = arrays_to(kept)
         options = {"name": f"graph '{step.graph.name}'", "threads": self._threads, "fuse_qdq": False}
         self._ask({"start": options, "state": names}, [to_bytes(step.graph, named=True), *arrays])
 
     def run(self, feeds: Mapping[Port, Array], bank: int) -> None:
-        step, memory = self._step, self._memory
+        step = self._step
         assert step is not None
         fed = {step.ports[port]: np.asarray(feeds[port], order="C") for port in step.data}
-        moved = {step.ports[port] for port in step.state if memory.banks[0][port] is not memory.banks[1][port]}
-        state = {name: array for name, array in step.fed_from(memory.banks[bank]).items() if name in moved}
-        names, arrays = arrays_to({**fed, **state})
+        state = step.fed_from(self._memory.banks[bank])
+        names, arrays = arrays_to({**fed, **{name: state[name] for name in state if name in self._moved}})
         answer, found = self._ask({"run": names}, arrays)
         results = arrays_from(answer["done"], found)
-        for port, array in memory.results.items():
+        for port, array in self._memory.results.items():
             array[...] = results[step.ports[port]]
 
     def close(self) -> None:
