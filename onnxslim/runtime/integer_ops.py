@@ -81,7 +81,7 @@ class Product:
 
     def steps(self, scale: Array) -> Array:
         """The product in units of `scale`, float32: rounded once, where the integers have 16 bits."""
-        product = (self.a.centred(np.float64) * self.b.centred(np.float64)).astype(np.float32)
+        product = self.a.centred(np.float32) * self.b.centred(np.float32)
         return np.asarray(product * (self.a.scale * self.b.scale / scale), np.float32)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from onnxslim.analysis.precision import TARGET_KEY
 from onnxslim.analysis.regions import Regions, Site, Weight, find_regions
 from onnxslim.analysis.scope import Names, label, matched, place
-from onnxslim.calibration import Calibrator, Extremes, MinMax, not_finite
+from onnxslim.calibration import Calibrator, MinMax, not_finite
 from onnxslim.errors import DataError, ModelError, OptionError, UnsupportedError
 from onnxslim.ir.dialect import OURS, FakeQuant, is_fake_quant
 from onnxslim.ir.graph import DType, Graph, Node, Role, Value
@@ -36,7 +36,6 @@ class InsertFakeQuant(Pass):
     `per_channel`: None takes the target's.
     `skip`: nodes to leave in float, each entry a node's name, an op type, a glob, or "re:" and a
     regular expression for the whole name; a node without a name goes by that of its output.
-    `default_range` stands in where the calibrator's statistics were not gathered; None makes that a DataError.
     The target is the context's, or x64.
 
     Refuses, naming the node: weights that are not constant, other types than float32, ops the target
@@ -50,7 +49,6 @@ class InsertFakeQuant(Pass):
     per_channel: bool | None = None
     skip: tuple[str, ...] = ()
     calibrator: Calibrator = field(default_factory=MinMax)
-    default_range: tuple[float, float] | None = None
     name: ClassVar[str] = "insert_fake_quant"
 
     def requests(self, graph: Graph, context: Context) -> Sequence[Statistic[Any]]:
@@ -96,15 +94,12 @@ class InsertFakeQuant(Pass):
         """(lo, hi), widened to hold 0."""
         known = context.statistics
         missing = [s.what for s in self.calibrator.requests(value.name, known) if s not in known]
-        if not missing:
-            found = self.calibrator.range(value.name, bits, known)
-        elif self.default_range is not None:
-            found = Extremes(*self.default_range)
-        else:
+        if missing:
             raise DataError(
                 f"Pass '{self.name}' needs the {missing[0]} of '{value.name}', which was not gathered: "
-                "calibrate with `requests` first, or give `default_range`"
+                "`collect` what it requests first"
             )
+        found = self.calibrator.range(value.name, bits, known)
         if not found.finite:
             raise not_finite("range", value.name, found)
         return min(0.0, found.low), max(0.0, found.high)

@@ -32,6 +32,7 @@ from passes.quantize import (
     SaturateHardSigmoid,
     SplitHardSwish,
 )
+from tests.fixed_range import FixedRange
 
 INSERT = InsertFakeQuant(weight_bits=capabilities().exact_weight_bits)
 
@@ -229,6 +230,6 @@ def test_refuses_graphs_that_cannot_be_matched() -> None:
     graph = random_net(0, [])
     with pytest.raises(ModelError, match="no quantised value"):
         compare_int8(graph, graph, [])
-    InsertFakeQuant(default_range=(-1, 1))(graph)
+    InsertFakeQuant(calibrator=FixedRange(-1, 1))(graph)
     with pytest.raises(ModelError, match="run ExpandFakeQuant first"):
         compare_int8(graph, graph, [])

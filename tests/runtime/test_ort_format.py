@@ -18,13 +18,14 @@ from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 from passes.deploy import ShortenNames
 from passes.quantize import InsertFakeQuant, LowerToQdq
+from tests.fixed_range import FixedRange
 
 
 def int8_model(target: str) -> tuple[bytes, dict[str, Array]]:
     """A small int8 model (batch norm left in float: only the format matters here), and an input."""
     graph = small_cnn()
     context = Context(target=load_target(target))
-    InsertFakeQuant(default_range=(-2.0, 4.0))(graph, context)
+    InsertFakeQuant(calibrator=FixedRange(-2.0, 4.0))(graph, context)
     LowerToQdq()(graph, context)
     ShortenNames()(graph)
     shape = [d if isinstance(d, int) else 3 for d in graph.inputs[0].shape or ()]

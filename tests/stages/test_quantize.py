@@ -24,6 +24,7 @@ from onnxslim.stages.export import target_of
 from onnxslim.stages.quantize import calibration_batches
 from onnxslim.targets import load_target
 from passes.quantize import InsertFakeQuant
+from tests.fixed_range import FixedRange
 
 PREPROCESS = Preprocess((100.0,), (50.0,))
 
@@ -150,7 +151,7 @@ def test_bits_that_are_asked_for_stay_on_a_target_of_reduced_range() -> None:
     reduced = Context(target=replace(load_target("x64"), reduce_range=True))
     for asked, given in ((None, 7), (8, 8), (5, 5)):
         graph = small_cnn((4,), classes=6, batchnorm=False)
-        InsertFakeQuant(asked, default_range=(-1.0, 1.0))(graph, reduced)
+        InsertFakeQuant(asked, calibrator=FixedRange(-1.0, 1.0))(graph, reduced)
         bits = {n.attr("bits") for n in graph.nodes() if n.op == "FakeQuant" and n.attr("kind") == "weight"}
         assert bits == {given}
 

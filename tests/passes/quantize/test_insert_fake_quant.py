@@ -18,8 +18,9 @@ from onnxslim.ir.statistics import Statistics
 from onnxslim.ir.verify import verify
 from onnxslim.targets import load_target
 from passes.quantize import InsertFakeQuant
+from tests.fixed_range import FixedRange
 
-UNCALIBRATED = InsertFakeQuant(default_range=(-1.0, 3.0))
+UNCALIBRATED = InsertFakeQuant(calibrator=FixedRange(-1.0, 3.0))
 
 
 def fake_quants(graph: Graph, kind: str) -> dict[str, Node]:
@@ -112,7 +113,7 @@ def test_calibration_sets_the_grid(net: Any, calibrated: Callable[..., Context],
 
 def test_range_always_holds_zero(net: Any) -> None:
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    InsertFakeQuant(default_range=(1.0, 3.0))(graph)
+    InsertFakeQuant(calibrator=FixedRange(1.0, 3.0))(graph)
     for node in fake_quants(graph, "activation").values():
         array = graph.operand(node, 3).array
         assert array is not None
@@ -179,7 +180,7 @@ def test_shared_weight_gets_one_fake_quant(net: Any) -> None:
 
 def test_bits(net: Any) -> None:
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    InsertFakeQuant(weight_bits=4, activation_bits=6, default_range=(0, 1))(graph)
+    InsertFakeQuant(weight_bits=4, activation_bits=6, calibrator=FixedRange(0, 1))(graph)
     assert {n.attr("bits") for n in fake_quants(graph, "weight").values()} == {4}
     assert {n.attr("bits") for n in fake_quants(graph, "activation").values()} == {6}
     with pytest.raises(OptionError, match="weight_bits: expected 2 to 8, got 1"):
@@ -195,7 +196,7 @@ def test_reduced_range_is_seven_bits(net: Any) -> None:
 
 def test_per_tensor(net: Any) -> None:
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    InsertFakeQuant(per_channel=False, default_range=(0, 1))(graph)
+    InsertFakeQuant(per_channel=False, calibrator=FixedRange(0, 1))(graph)
     for node in fake_quants(graph, "weight").values():
         assert graph.operand(node, 1).shape == ()
         assert node.attr("axis") is None
@@ -204,7 +205,7 @@ def test_per_tensor(net: Any) -> None:
 @pytest.mark.parametrize("pattern", ["fc", "Gemm", "f?", "re:f[c]"])
 def test_skip(net: Any, pattern: str) -> None:
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    outcome = InsertFakeQuant(skip=(pattern,), default_range=(0, 1))(graph)
+    outcome = InsertFakeQuant(skip=(pattern,), calibrator=FixedRange(0, 1))(graph)
     assert set(fake_quants(graph, "weight")) == {"conv.weight"}
     assert "globalaveragepool" not in fake_quants(graph, "activation")
     assert [r.why for r in outcome.refused if "'fc'" in r.where] == ["skipped as asked"]
@@ -214,7 +215,7 @@ def test_skip(net: Any, pattern: str) -> None:
 def test_skip_that_matches_nothing_is_an_error(net: Any, pattern: str, message: str) -> None:
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
     with pytest.raises(OptionError, match=message):
-        InsertFakeQuant(skip=(pattern,), default_range=(0, 1))(graph)
+        InsertFakeQuant(skip=(pattern,), calibrator=FixedRange(0, 1))(graph)
 
 
 def test_refuses_weights_that_are_computed(net: Any) -> None:

@@ -24,6 +24,7 @@ from onnxslim.ir.text import to_text
 from onnxslim.runtime.session import Session
 from onnxslim.targets import load_target
 from passes.quantize import ExpandFakeQuant, InsertFakeQuant, LowerToQdq, RoundBiases
+from tests.fixed_range import FixedRange
 
 X64, ARM = Context(target=load_target("x64")), Context(target=load_target("arm"))
 
@@ -43,7 +44,7 @@ def fake_quantised(graph: Graph, **options: Any) -> Graph:
 def test_more_bits_than_the_target_takes_are_refused(net: Any) -> None:
     wide = replace(load_target("x64"), activation_bits=16)
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    InsertFakeQuant(default_range=(-1, 3))(graph, Context(target=wide))
+    InsertFakeQuant(calibrator=FixedRange(-1, 3))(graph, Context(target=wide))
     before = to_text(graph)
     with pytest.raises(UnsupportedError, match=r"'x' is quantised to 16 bits, but target 'arm' takes .* of 8"):
         LowerToQdq()(graph, ARM)

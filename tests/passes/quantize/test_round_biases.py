@@ -10,13 +10,14 @@ from onnxslim.ir.graph import Graph
 from onnxslim.ir.rewrite import Context
 from onnxslim.targets import load_target
 from passes.quantize import InsertFakeQuant, LowerToQdq, RoundBiases
+from tests.fixed_range import FixedRange
 
 X64 = Context(target=load_target("x64"))
 
 
 def fake_quantised(net: Any) -> Graph:
     graph: Graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    InsertFakeQuant(default_range=(-1.0, 3.0))(graph, X64)
+    InsertFakeQuant(calibrator=FixedRange(-1.0, 3.0))(graph, X64)
     return graph
 
 
@@ -53,7 +54,7 @@ def test_shared_bias_is_rounded_for_each_layer(net: Any) -> None:
     b = net.graph.op("Conv", a, net.constant("w", 4, 4, 1, 1), net.graph.value("conv.bias"), name="again")
     net.channels[b.id] = 4
     graph = net.finish(net.gemm(b))
-    InsertFakeQuant(default_range=(-1.0, 3.0))(graph, X64)
+    InsertFakeQuant(calibrator=FixedRange(-1.0, 3.0))(graph, X64)
     RoundBiases()(graph, X64)
     convs = [n for n in graph.nodes() if n.op == "Conv"]
     assert graph.operand(convs[0], 2).id != graph.operand(convs[1], 2).id
@@ -65,7 +66,7 @@ def test_float_graph_is_left_alone(net: Any) -> None:
 
 def test_layers_that_stay_float_are_refused(net: Any) -> None:
     graph = net.finish(net.gemm(net.conv(net.x, 4)))
-    InsertFakeQuant(skip=("fc",), default_range=(-1.0, 3.0))(graph, X64)
+    InsertFakeQuant(skip=("fc",), calibrator=FixedRange(-1.0, 3.0))(graph, X64)
     before = graph.value("fc.bias").array
     outcome = RoundBiases()(graph, X64)
     assert [r.where for r in outcome.refused] == ["node 'fc' (Gemm)"]
