@@ -102,7 +102,7 @@ def hands_on(graph: Graph, node: Node, target: Target) -> bool:
     Padding must be with 0, or with values of the tensor itself; MaxPool must not give indices; Resize must repeat
     what it reads (mode nearest).
     """
-    if node.op not in (*target.shared_scale_ops, *target.through_float_ops) or node.domain:
+    if node.kind not in (*target.shared_scale_ops, *target.through_float_ops):
         return False
     data = graph.input(node, 0)
     if data is None or data.array is not None or not _may_be_float(data):
@@ -161,7 +161,7 @@ class _Finder:
             self._demand(node)
         integer: list[Node] = []
         ops = self.target.integer_ops
-        candidates = [n for n in self.order if n.op in ops and not n.domain and n.id not in self.skip]
+        candidates = [n for n in self.order if n.kind in ops and n.id not in self.skip]
         while fresh := self._candidates_between(candidates, {n.id for n in integer}):
             for node in fresh:
                 self._demand(node)
@@ -178,11 +178,11 @@ class _Finder:
     def _data_inputs(self, node: Node) -> list[Value]:
         """The inputs of a node that are activations: not constant (Gemm's and Conv's bias left out)."""
         slots = self.graph.node_inputs(node)
-        read = slots[:2] if node.op in self.target.quantized_ops else slots
+        read = slots[:2] if node.kind in self.target.quantized_ops else slots
         return [v for v in read if v is not None and v.array is None]
 
     def _is_compute(self, node: Node) -> bool:
-        if node.op not in self.target.quantized_ops or node.domain:
+        if node.kind not in self.target.quantized_ops:
             return False
         reason = self._obstacle(node)
         if reason is not None:
@@ -216,7 +216,7 @@ class _Finder:
             self.demanded.add(self._root(value.id))
         tail = self._outputs(node)
         self.kernel_outputs.add(tail.id)
-        if node.op not in self.target.float_output_ops:
+        if node.kind not in self.target.float_output_ops:
             self.demanded.add(self._root(tail.id))
 
     def _candidates_between(self, candidates: list[Node], known: set[int]) -> list[Node]:
@@ -286,9 +286,9 @@ class _Finder:
                 continue
             if node.id in self.skip:
                 self.refused.append((node, "skipped as asked"))
-            elif node.op in self.target.integer_ops and not node.domain:
+            elif node.kind in self.target.integer_ops:
                 self.refused.append((node, "not between quantised ops"))
-            elif node.op in self.target.float_by_choice and not node.domain:
+            elif node.kind in self.target.float_by_choice:
                 self.refused.append((node, f"{node.op} stays in float, which is faster than its integer kernel"))
             elif any(v is not None and _may_be_float(v) for v in self.graph.node_outputs(node)):
                 self.refused.append((node, f"no integer kernel for {_described(node)} on target '{self.target.name}'"))

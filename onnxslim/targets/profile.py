@@ -35,6 +35,7 @@ class Target:
     shared_scale_ops: ops that hand integers on unchanged: one scale on both sides.
     through_float_ops: ops that hand values on unchanged in float: one scale on both sides, to the same integers.
     float_by_choice: ops with an integer kernel that is not used, because float is faster.
+    (Ops of other domains than ONNX's own are named with it: com.microsoft.Gelu.)
     ort_platform: `target_platform` of ONNX Runtime's ORT-format converter.
     """
 

@@ -38,7 +38,7 @@ def quantized_layers(graph: Graph, grids: Grids, target: Target) -> tuple[list[L
     layers: list[Layer] = []
     refused: list[Refusal] = []
     for node in graph.nodes():
-        if node.op in target.quantized_ops and not node.domain:
+        if node.kind in target.quantized_ops:
             found = _layer(graph, node, grids)
             if isinstance(found, Refusal):
                 refused.append(found)

@@ -134,7 +134,7 @@ def _lower_activation(graph: Graph, node: Node, writer: _PairWriter, kernels: se
         if alone and _is_saturation(graph, activation, grid):
             graph.remove_node(activation)
             x = before
-        elif kernel is not None and kernel.op in kernels and len(graph.uses(before)) == 1:
+        elif kernel is not None and kernel.kind in kernels and len(graph.uses(before)) == 1:
             graph.set_input(activation, 0, writer.pair(before, grid, None, before.name))
     writer.pair(x, grid, result, result.name)
     return refused
@@ -176,7 +176,7 @@ def _handed_on(graph: Graph, grids: Grids, target: Target) -> list[tuple[Node, G
             continue
         readers = [use for v in graph.node_outputs(node) if v is not None for use in graph.uses(v)]
         grid = grids.of(graph.result(node))
-        if grid is not None and any(use.node.op in kernels or use.node.id in wanted for use in readers):
+        if grid is not None and any(use.node.kind in kernels or use.node.id in wanted for use in readers):
             wanted.add(node.id)
             chosen.append((node, grid))
     return chosen[::-1]

@@ -169,12 +169,16 @@ class Node:
             return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in value]
         return value
 
+    @property
+    def kind(self) -> str:
+        """The op as messages and targets name it: `Relu`, `com.microsoft.Gelu`."""
+        return f"{self.domain}.{self.op}" if self.domain else self.op
+
     def __repr__(self) -> str:
         return f"<{self}>"
 
     def __str__(self) -> str:
-        kind = f"{self.domain}.{self.op}" if self.domain else self.op
-        return f"node '{self.name}' ({kind})"
+        return f"node '{self.name}' ({self.kind})"
 
 
 class Use(NamedTuple):

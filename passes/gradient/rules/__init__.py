@@ -18,11 +18,14 @@ from passes.gradient.tape import Rule
 __all__ = ["CONSTANT_INPUTS", "RULES"]
 
 RULES: dict[tuple[str, str], Rule] = {
-    ("", op): rule
-    for family in (elementwise, movement, reduction, linear, convolution, pooling, normalization)
-    for op, rule in family.RULES.items()
-} | {FAKE_QUANT: fake_quant.fake_quant}
-RULES |= layout.RULES
+    **{
+        ("", op): rule
+        for family in (elementwise, movement, reduction, linear, convolution, pooling, normalization)
+        for op, rule in family.RULES.items()
+    },
+    **layout.RULES,
+    FAKE_QUANT: fake_quant.fake_quant,
+}
 
 CONSTANT_INPUTS: dict[tuple[str, str], frozenset[int]] = {
     **{("", op): frozenset([0]) for op in FLAT},

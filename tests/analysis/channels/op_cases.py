@@ -299,6 +299,7 @@ def _norms() -> Iterator[Case]:
     for op in ("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"):
         yield Case(op, "couples", lambda b: [b.read(b.op(b.make(), axis=1), -1, 4)], SPATIAL)
     yield Case("MeanVarianceNormalization", "couples", lambda b: [b.read(b.op(b.make(1)), 1, 4)], (4,))
+    yield Case("Trilu", "couples", lambda b: [b.read(b.op(b.make(1)), 1, 4)], (4, 5))
 
 
 # ------------------------------------------------------------------------------------------ where channels end
@@ -382,6 +383,7 @@ def _pinned() -> Iterator[Case]:
         yield Case(op, "pins", lambda b: [b.read(b.op(b.make(), b.vector(4)), -1, 4)])
     yield Case("LRN", "pins", lambda b: [b.read(b.op(b.make(1), size=3), 1, 4)], (4,))
     yield Case("MeanVarianceNormalization", "pins", lambda b: [b.read(b.op(b.make(1), axes=[0, 1, 2, 3]), 1, 4)], (4,))
+    yield Case("Trilu", "pins", lambda b: [b.read(b.op(b.make()), -1, 4)])
     yield Case("Size", "pins", lambda b: [b.cast(b.op(b.make(b.axis)))])
     yield Case("com.microsoft.SkipLayerNormalization", "pins", lambda b: [
         b.read(b.op(b.make(), b.make(), b.vector(4), b.vector(4)), -1, 4)], (3,))  # fmt: skip

@@ -75,6 +75,17 @@ def test_an_instance_norm_over_channels_pins() -> None:
     assert group.pinned == ("node 'n' (InstanceNormalization) has no rule for channels there",)
 
 
+def test_a_triangle_of_pixels_hands_channels_on() -> None:
+    net = Net("N", 3, 5, 5)
+    y = net.op("Trilu", net.conv(net.x, 4, "a"), name="n")
+    (group,) = groups_of(net.finish(net.conv(y, 2, "b"))).free
+    assert group.units == 4
+    net = Net("N", 3, 5)
+    y = net.op("Trilu", net.op("MatMul", net.x, net.weight("a.w", 5, 4), name="a"), name="n")
+    (group,) = groups_of(net.finish(net.op("MatMul", y, net.weight("b.w", 4, 2)))).groups[:1]
+    assert group.pinned == ("node 'n' (Trilu) cuts a triangle out of it",)
+
+
 PINNING = {
     "LayerNormalization": ({"axis": 1}, [("s", (4, 5, 5)), ("b", (4, 5, 5))], "normalises over it"),
     "Softmax": ({"axis": 1}, [], "normalises over it"),

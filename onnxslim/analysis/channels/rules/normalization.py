@@ -64,7 +64,7 @@ def _instance(couplings: Couplings, node: Node) -> None:
     join_axes(couplings, node, [(0, 0)])
 
 
-def _from_axis(default: int) -> Callable[[Couplings, Node], None]:
+def _from_axis(default: int, why: str = "normalises over it") -> Callable[[Couplings, Node], None]:
     """Mixes `axis` and those after it."""
 
     def rule(couplings: Couplings, node: Node) -> None:
@@ -72,7 +72,7 @@ def _from_axis(default: int) -> Callable[[Couplings, Node], None]:
         rank = len(x.shape or ())
         axis = int(node.attr("axis", default)) % max(rank, 1)
         for mixed in range(axis, rank):
-            couplings.pin(node, x, mixed, "normalises over it")
+            couplings.pin(node, x, mixed, why)
         for output in range(node.arity[1]):
             join_axes(couplings, node, [(a, a) for a in range(axis)], output=output)
 
@@ -171,6 +171,7 @@ PINNING: _Rules = {
     ("", "SimplifiedLayerNormalization"): _from_axis(-1),
     ("", "Size"): _count,
     ("", "Softmax"): _one_axis(-1),
+    ("", "Trilu"): _from_axis(-2, "cuts a triangle out of it"),
     ("com.microsoft", "SkipLayerNormalization"): _with_skip,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _with_skip,
 }
