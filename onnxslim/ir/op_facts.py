@@ -32,7 +32,8 @@ class OpFacts:
     window: whether a window slides over the spatial axes of [N, C, *spatial]: a convolution or a pool.
     elementwise: `unary` of one input; `limited` of the first, the others hold for all elements; `broadcast` of all,
     as they broadcast. discrete: whether no floats come out.
-    keeps_shape: whether the first output has the shape of the first input, though each element depends on others.
+    keeps_shape: whether the first output has the shape of the first input, though what each element becomes depends on
+    others, or on where it stands.
     """
 
     weights: tuple[int, ...] = ()
@@ -64,7 +65,7 @@ _MATMUL = OpFacts(weights=(1, 0), outs=1, ins=0)
 _RECURRENT = OpFacts(weights=(1, 2), biases=(3,))
 _POOL = OpFacts(window=True)
 _NORM = OpFacts(scales=(1,), biases=(2,), keeps_shape=True)
-_GRID = OpFacts(settings=(1, 2))
+_GRID = OpFacts(settings=(1, 2), keeps_shape=True)
 _QLINEAR = (1, 2, 4, 5, 6, 7)
 
 _UNARY = (

@@ -16,6 +16,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 import onnxslim
+from onnxslim.analysis.cost import cost
 from onnxslim.analysis.precision import precision_of
 from onnxslim.builders import small_cnn
 from onnxslim.cli import app
@@ -54,9 +55,14 @@ for target in ("x64", "npu"):
         "types": [t.name for t in precision.activations],
         "target": precision.target,
         "foreign": foreign_target(made),
+        "macs": cost(made).macs,
+        "of unknown cost": cost(made).unknown,
         "runtime": snr(*open_session(out).run(feeds).values()),
         "integer": snr(*open_runner(made).run(feeds).values()),
     }
+fewer = onnxslim.quantize(graph, str(folder / "data.npz"), target="npu", activation_bits=8).graph
+found["fewer"] = [precision_of(fewer).target, [t.name for t in precision_of(fewer).activations]]
+found["macs"] = cost(graph).macs
 recipe = {
     "model": graph, "data": {"train": str(folder / "data.npz")}, "run": {"folder": str(folder), "workers": 1},
     "stages": [{"quantize": {"target": "htp"}}, {"train": {"epochs": 1, "batch": 32}}, {"export": {"ort": False}}],
@@ -85,6 +91,9 @@ def test_16_bit_activations_are_data_alone(extend: Callable[[str], Extension], t
     found = json.loads(engine.run(tmp_path / "program.py", str(tmp_path)))
     narrow, wide = found["x64"], found["npu"]
     assert (narrow["types"], narrow["target"]) == (["UINT8"], "x64")
+    assert narrow["macs"] == wide["macs"] == found["macs"]
+    assert wide["of unknown cost"] == []
+    assert found["fewer"] == ["npu", ["UINT8"]]  # which it takes, too
     assert (wide["types"], wide["target"], wide["foreign"]) == (["UINT16"], "npu", "npu")
     for how in ("runtime", "integer"):  # ONNX Runtime, and the integer evaluator
         assert wide[how] > narrow[how] + 40  # dB

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 from onnxslim.analysis.batch import with_batch
+from onnxslim.analysis.cost import node_macs
 from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.onnx_io import from_proto
 from onnxslim.ir.shapes import infer_shapes
@@ -138,3 +139,19 @@ def test_a_training_step_without_value_info(op: str) -> None:
     step = build_step(student, 4, StepOptions((MeanSquare(1.0, "teacher"),), labelled=False), teacher)
     gradient = step.value(Port(Kind.PARAMETER, "w").gradient)
     assert math.prod(gradient.static_shape) == 8 * 3  # in any shape that the graph computes with
+
+
+@pytest.mark.parametrize("given", [np.uint16, np.int16, None])
+def test_the_runtimes_own_pairs_have_the_types_of_their_zero_point_and_scale(given: type | None) -> None:
+    graph = Graph("net")
+    scale = graph.add_constant("s", np.float32(0.1))
+    grid = [scale] if given is None else [scale, graph.add_constant("z", np.zeros((), given))]
+    x = graph.add_input("x", DType.FLOAT, ["N", 3])
+    q = graph.op("QuantizeLinear", x, *grid, name="q", domain="com.microsoft")
+    y = graph.op("DequantizeLinear", q, *grid, name="y", domain="com.microsoft")
+    graph.add_output(y)
+    infer_shapes(graph)
+    integers = DType.UINT8 if given is None else DType.of(np.empty(0, given))
+    assert (q.dtype, q.shape) == (integers, ("N", 3))
+    assert (y.dtype, y.shape) == (DType.FLOAT, ("N", 3))
+    assert [node_macs(graph, node) for node in graph.nodes()] == [0, 0]
