@@ -14,6 +14,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin
 
@@ -35,6 +36,7 @@ __all__ = [
     "Options",
     "Way",
     "as_keys",
+    "classes_at",
     "declared",
     "faults_in",
     "fields_of",
@@ -115,11 +117,12 @@ class Choices:
 class OneOf:
     """Marks an option that is an object of one of the classes in a table, told by `name`; the first is taken where no
     name is given. Of a table of one class no name is asked for, unless others may join it (`growing`). optional: None
-    may be given too."""
+    may be given too. from_text: makes an object of a text, where that is another way to give one."""
 
     table: tuple[Any, ...]
     optional: bool = False
     growing: bool = False
+    from_text: Callable[[str], Any] | None = None
 
     @property
     def named(self) -> bool:
@@ -146,12 +149,15 @@ class OneOf:
                 required = [] if cls is self.table[0] else ["name"]
                 kind["required"] = [*required, *kind.get("required", [])]
             kinds.append({**kind, "properties": properties})
+        kinds += [{"type": "string"}] if self.from_text is not None else []
         kinds += [{"type": "null"}] if self.optional else []
         return kinds[0] if len(kinds) == 1 else {"oneOf": kinds}
 
     def _made(self, given: Any) -> Any:
         if isinstance(given, self.table) or (given is None and self.optional):
             return given
+        if self.from_text is not None and isinstance(given, str):
+            return self.from_text(given)
         if not isinstance(given, dict):
             raise PydanticCustomError("dict_type", "keys and values")
         cls = self.class_in(given)
@@ -174,12 +180,20 @@ class OneOf:
         if value is None:
             return None
         keys = TypeAdapter(type(value)).dump_python(value, mode="json")
+        if self.from_text is not None and not keys:
+            return value.name
         return {"name": value.name, **keys} if self.named else keys
 
 
 def _fault(key: str, given: Any, kind: str, text: str) -> ValidationError:
     error = PydanticCustomError(kind, "{expected}", {"expected": text})
     return ValidationError.from_exception_data("options", [InitErrorDetails(type=error, loc=(key,), input=given)])
+
+
+def classes_at(*places: str) -> tuple[Any, ...]:
+    """The classes of a table, each as "package.module.Class": a new one is a module and a line."""
+    split = (place.rpartition(".") for place in places)
+    return tuple(getattr(import_module(module), name) for module, _, name in split)
 
 
 # ---------------------------------------------------------------- what is declared
@@ -198,8 +212,12 @@ def as_keys(value: Any) -> dict[str, Any]:
         inner = getattr(value, name)
         if inner is None:
             continue
-        named = any(isinstance(mark, OneOf) and mark.named for mark in info.metadata)
-        found[name] = {"name": inner.name, **as_keys(inner)} if named else _keys_in(inner)
+        marks = [mark for mark in info.metadata if isinstance(mark, OneOf)]
+        if marks and marks[0].named:
+            named = {"name": inner.name, **as_keys(inner)}
+            found[name] = named if len(named) > 1 or marks[0].from_text is None else inner.name
+        else:
+            found[name] = as_keys(inner) if marks else _keys_in(inner)
     return found
 
 

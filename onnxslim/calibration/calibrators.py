@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 from onnxslim.calibration.statistics import Extremes
 from onnxslim.ir.statistics import Statistic, Statistics
+from onnxslim.options import classes_at
 
 __all__ = ["CALIBRATORS", "Calibrator"]
 
@@ -31,11 +31,7 @@ class Calibrator(ABC):
         """What a grid of 2 to the power of `bits` integers has to cover, once all that was asked for is known."""
 
 
-_MODULES = {
-    "min_max": "MinMax",
-}
-
-CALIBRATORS: tuple[type[Calibrator], ...] = tuple(
-    getattr(import_module(f"onnxslim.calibration.{module}"), name) for module, name in _MODULES.items()
+CALIBRATORS: tuple[type[Calibrator], ...] = classes_at(
+    "onnxslim.calibration.min_max.MinMax",
 )
 """All there are; the first is taken where none is named."""

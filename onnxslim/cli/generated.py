@@ -120,8 +120,9 @@ def _read(name: str, value: Any, info: FieldInfo) -> Any:
         return entries_of(name, marks[0], get_args(kind)[1], value)
     if get_origin(kind) is list and kind != list[str]:
         return list(numbers_of(name, value))
-    if _one_of(info) is not None:
-        return object_of(name, value)
+    table = _one_of(info)
+    if table is not None:
+        return value if table.from_text is not None and "," not in value else object_of(name, value)
     return list(value) if isinstance(value, list | tuple) else str(value) if isinstance(value, Path) else value
 
 

@@ -157,7 +157,7 @@ def sensitivity(
             kept = f"{out} has what was measured; the same command goes on" if out.exists() else "Nothing was measured"
             raise KeyboardInterrupt(f"Interrupted. {kept}.") from None
     print_view(sensitivity_table(found))
-    baseline = f"{100 * found.baseline:.2f} %" if options.get("metric") is None else f"{found.baseline:.6g}"
+    baseline = f"{100 * found.baseline:.2f} %" if options["metric"] == "top1" else f"{found.baseline:.6g}"
     typer.echo(f"{out}: {sum(len(p) for p in found.metrics.values())} points, baseline {baseline}")
     if plot is not None:
         plot_sensitivities(found, plot)

@@ -1,31 +1,77 @@
-"""What a cut is judged by: top-1 on labelled data, or a function of the user's."""
+"""Metrics: what a cut is judged by — top-1 on labelled data, or a function of the user's."""
 
 from __future__ import annotations
 
 import math
 import sys
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from onnxslim.data import Dataset, Preprocess, ProgressCallback
 from onnxslim.errors import DataError, OnnxSlimError, OptionError
 from onnxslim.evaluation import evaluate
 from onnxslim.ir.graph import Graph
+from onnxslim.options import declared, fields_of
 
-__all__ = ["Metric", "load_metric", "top1"]
+__all__ = ["Function", "Metric", "Top1", "load_metric", "require_trained"]
 
-Metric: TypeAlias = "Callable[[Graph, Dataset, Preprocess], float]"
-"""(model, data, preprocessing) → a number, larger is better. Called from several threads at once, one core each."""
+
+class Metric(ABC):
+    """Called as metric(model, data, preprocessing), it gives a number, larger is better; from several threads at once,
+    one core each. What it takes is declared in its fields (`onnxslim.options.declared`). reads_labels: whether it needs
+    them."""
+
+    name: ClassVar[str]
+    reads_labels: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float: ...
+
+    def check(self) -> None:
+        """Raises OptionError where it cannot be called."""
+        return
+
+    def __str__(self) -> str:
+        """What tells its results from another's."""
+        given = [f"{name}={getattr(self, name)!r}" for name in fields_of(type(self))]
+        return " ".join([self.name, *given])
+
 
 _ABOVE_CHANCE = 1.5
 
 
-def top1(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
+@declared
+class Top1(Metric):
     """Top-1 accuracy, a fraction of 1."""
-    return evaluate(graph, dataset, preprocess, threads=1).top1
+
+    name: ClassVar[str] = "top1"
+
+    def __call__(self, graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
+        return evaluate(graph, dataset, preprocess, threads=1).top1
+
+
+@declared
+class Function(Metric):
+    """A function of the user's: `path` is package.module:function, called with (model, data, preprocess)."""
+
+    path: Annotated[str, Field(description="package.module:function, called with (model, data, preprocess).")]
+    name: ClassVar[str] = "function"
+    reads_labels: ClassVar[bool] = False
+
+    def check(self) -> None:
+        load_metric(self.path)
+
+    def __call__(self, graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
+        return load_metric(self.path)(graph, dataset, preprocess)
+
+    def __str__(self) -> str:
+        return self.path
 
 
 def require_trained(
@@ -48,7 +94,7 @@ def require_trained(
     return found.top1
 
 
-def load_metric(path: str) -> Metric:
+def load_metric(path: str) -> Callable[[Graph, Dataset, Preprocess], float]:
     """The callable named "package.module:function"; modules of the current folder are found too, after all that is
     installed: a file there never takes the place of a package.
 

@@ -3,8 +3,7 @@
 `STAGES` is the list of all of them; a new one is a module here and a line there.
 """
 
-from importlib import import_module
-
+from onnxslim.options import classes_at
 from onnxslim.stages.base import Data, RunContext, Stage, StageResult
 from onnxslim.stages.export import Export
 from onnxslim.stages.prune import Prune
@@ -13,12 +12,9 @@ from onnxslim.stages.train import Train
 
 __all__ = ["STAGES", "Data", "Export", "Prune", "Quantize", "RunContext", "Stage", "StageResult", "Train"]
 
-STAGES: tuple[type[Stage], ...] = tuple(
-    getattr(import_module(f"onnxslim.stages.{module}"), name)
-    for module, name in (
-        ("prune", "Prune"),
-        ("quantize", "Quantize"),
-        ("train", "Train"),
-        ("export", "Export"),
-    )
+STAGES: tuple[type[Stage], ...] = classes_at(
+    "onnxslim.stages.prune.Prune",
+    "onnxslim.stages.quantize.Quantize",
+    "onnxslim.stages.train.Train",
+    "onnxslim.stages.export.Export",
 )

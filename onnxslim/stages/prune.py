@@ -20,14 +20,15 @@ from onnxslim.errors import DataError, OptionError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.verify import require_sound, verify
-from onnxslim.options import Entries, InputPath
+from onnxslim.options import Entries, InputPath, OneOf
 from onnxslim.pruning.allocation import LatencyTarget
 from onnxslim.pruning.batchnorm import reestimate
 from onnxslim.pruning.criteria import Criterion
 from onnxslim.pruning.footprint import Size
-from onnxslim.pruning.metric import Metric, load_metric, require_trained, top1
+from onnxslim.pruning.metric import Metric, Top1, require_trained
 from onnxslim.pruning.pruner import Mode, PrunePlan, Pruner, Scope, Strategy
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
+from onnxslim.pruning.tables import METRICS, metric_of
 from onnxslim.pruning.taylor import gradient_products
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import find_feeds
@@ -166,10 +167,10 @@ class Prune(Stage):
         description="Of free axes of the input, by name or as x[2], at which MACs are counted and latency is measured. "
         "Default: those of the data; without data, sizes at which the model runs.",
     )
-    metric: str | None = Field(
-        default=None,
-        description="What sensitivity measures on the validation data: package.module:function(model, data, "
-        "preprocess) → number, larger is better. Default: top-1.",
+    metric: Annotated[Metric, OneOf(METRICS, from_text=metric_of)] = Field(
+        default=Top1(),
+        description="What sensitivity measures on the validation data: a name, or package.module:function(model, data, "
+        "preprocess) → number, larger is better.",
     )
 
     @model_validator(mode="after")
@@ -193,7 +194,7 @@ class Prune(Stage):
 
     def check_measured(self, context: RunContext) -> None:
         """Finds a metric that is not there, and missing labels."""
-        self._metric()
+        self.metric.check()
         self._labels(context)
 
     def check_criterion(self, graph: Graph, work: Workspace, context: RunContext) -> None:
@@ -314,14 +315,14 @@ class Prune(Stage):
 
     def measure(self, work: Workspace, context: RunContext, path: Path | None) -> Sensitivities:
         """The sensitivity of every group in scope on data.val; what the file has is not measured again."""
-        metric, val, preprocess = self._metric(), self._labels(context), context.data.preprocess
+        metric, val, preprocess = self.metric, self._labels(context), context.data.preprocess
         pruner = work.pruner
         plan = Sensitivities(
             {
                 "model": work.digest,
                 "data": val.digest(),
                 "preprocess": f"mean {list(preprocess.mean)} std {list(preprocess.std)} {preprocess.layout}",
-                "metric": self.metric or "top1",
+                "metric": str(metric),
                 "criterion": self.criterion,
                 "calibration": None if work.batches is None else work.batches.digest,
                 "seed": context.seed,
@@ -341,7 +342,7 @@ class Prune(Stage):
             return graph
 
         def baseline() -> float:
-            if self.metric is None:
+            if isinstance(metric, Top1):
                 return require_trained(work.graph, val, preprocess, context.workers, context.progress)
             return metric(work.graph, val, preprocess)
 
@@ -356,12 +357,9 @@ class Prune(Stage):
             progress=context.progress,
         )
 
-    def _metric(self) -> Metric:
-        return top1 if self.metric is None else load_metric(self.metric)
-
     def _labels(self, context: RunContext) -> Dataset:
         val = context.data.get("val")
-        if self.metric is None and not val.labelled:
+        if self.metric.reads_labels and not val.labelled:
             raise DataError("Sensitivity needs labels on data.val: give it some, or a metric of your own")
         return val
 

@@ -27,11 +27,12 @@ from onnxslim.stages.batchnorm import foresee_batchnorm, restore_batchnorm
 from onnxslim.stages.outputs import output_notes, require_scores
 from onnxslim.training.layout import Plan, candidates, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
-from onnxslim.training.optimizers import OPTIMIZERS, Optimizer, Sgd
+from onnxslim.training.optimizers import Optimizer, Sgd
 from onnxslim.training.parameters import left_alone, mark_parameters
-from onnxslim.training.schedules import SCHEDULES, Cosine, Schedule
+from onnxslim.training.schedules import Cosine, Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
+from onnxslim.training.tables import OPTIMIZERS, SCHEDULES
 from onnxslim.training.teacher_cache import TeacherCache
 from passes.distill import TASK_LOSSES, TEACHER_LOSSES, CrossEntropy, Loss, SoftLabel
 from passes.simplify import FoldBatchnorm, SetBatch, takes_any_batch

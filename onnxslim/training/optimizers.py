@@ -11,7 +11,7 @@ from onnxslim.ir.graph import Value
 from onnxslim.options import LARGEST, declared
 from onnxslim.training.update import Optimizer, Words
 
-__all__ = ["OPTIMIZERS", "AdamW", "Optimizer", "Sgd"]
+__all__ = ["AdamW", "Optimizer", "Sgd"]
 
 
 LearningRate: TypeAlias = Annotated[
@@ -93,7 +93,3 @@ class AdamW:
             return words.op("Sub", words.const(1.0), words.op("Pow", words.const(beta), words.step))
 
         return words.once(("correction", beta), make)
-
-
-OPTIMIZERS: tuple[type[Optimizer], ...] = (Sgd, AdamW)
-"""All there are; the first is taken where none is named."""

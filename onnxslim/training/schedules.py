@@ -10,7 +10,7 @@ from pydantic import Field
 
 from onnxslim.options import LARGEST, declared
 
-__all__ = ["SCHEDULES", "Constant", "Cosine", "OneCycle", "Schedule", "Step"]
+__all__ = ["Constant", "Cosine", "OneCycle", "Schedule", "Step"]
 
 WarmupEpochs: TypeAlias = Annotated[float, Field(ge=0, le=LARGEST, description="Epochs of a linear rise before it.")]
 Final: TypeAlias = Annotated[float, Field(ge=0, le=1, description="The last one, as a fraction.")]
@@ -90,10 +90,6 @@ class OneCycle(Schedule):
         if progress < self.peak:
             return _cosine(1 / 25, 1.0, progress / self.peak)
         return _cosine(1.0, self.final, (progress - self.peak) / (1 - self.peak))
-
-
-SCHEDULES: tuple[type[Schedule], ...] = (Cosine, Constant, Step, OneCycle)
-"""All there are; the first is taken where none is named."""
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

@@ -16,6 +16,7 @@ from onnxslim.errors import DataError, OptionError, UnsupportedError
 from onnxslim.evaluation import evaluate, open_session
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import to_bytes
+from onnxslim.options import made_of
 from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.stages import Data, Prune, Quantize, RunContext, Train
 
@@ -156,7 +157,7 @@ def test_what_is_wrong_is_found_by_the_check(
     dataset: ArrayDataset, tmp_path: Path, options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        Prune(**options).check(small_cnn((8, 16), classes=6), context(dataset, tmp_path, "train"))
+        made_of(Prune, options).check(small_cnn((8, 16), classes=6), context(dataset, tmp_path, "train"))
     assert not list(tmp_path.iterdir())
 
 

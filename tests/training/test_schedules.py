@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxslim.errors import OptionError
-from onnxslim.training.optimizers import OPTIMIZERS, Optimizer
-from onnxslim.training.schedules import SCHEDULES, Constant, Cosine, OneCycle, Schedule, Step
+from onnxslim.training.optimizers import Optimizer
+from onnxslim.training.schedules import Constant, Cosine, OneCycle, Schedule, Step
+from onnxslim.training.tables import OPTIMIZERS, SCHEDULES
 
 
 def test_constant() -> None:
