@@ -63,6 +63,55 @@ MUTANTS = {
         "round(2 * steps * self.loader.batch / seconds, 1)",
         "tests/training/test_loop.py",
     ),
+    "range-skips-nan": Mutant(
+        "the least and the largest of what is no NaN count, as ONNX Runtime has them",
+        "onnxslim/calibration/statistics.py",
+        "return Extremes(mean, mean) if np.isnan(mean) else Extremes(low, high)",
+        "return Extremes(low, high)",
+        "tests/calibration/test_gathering.py",
+    ),
+    "moments-without-shift": Mutant(
+        "the variance of two batches leaves out how far their means are apart",
+        "onnxslim/calibration/statistics.py",
+        "one.squares + (other.squares + shift**2 * (one.count * other.count / total))",
+        "one.squares + other.squares",
+        "tests/calibration/test_gathering.py",
+    ),
+    "measured-again": Mutant(
+        "what is known is measured again in each phase",
+        "onnxslim/calibration/gathering.py",
+        "missing = [s for s in step.requests(graph, context) if s not in context.statistics]",
+        "missing = [] if {*(r := step.requests(graph, context))} <= {*context.statistics} else list(r)",
+        "tests/calibration/test_phases.py",
+    ),
+    "next-phase-of-infinity": Mutant(
+        "a phase goes on from a range that is infinite",
+        "onnxslim/calibration/gathering.py",
+        "if not found[statistic].finite:",
+        "if False:",
+        "tests/calibration/test_phases.py",
+    ),
+    "sums-in-32-bits": Mutant(
+        "sums of 16-bit activations wrap around",
+        "onnxslim/runtime/integer_ops.py",
+        "return np.int64 if self.q.dtype.itemsize > 1 else np.int32",
+        "return np.int32",
+        "tests/runtime/test_integer.py",
+    ),
+    "more-bits-than-taken": Mutant(
+        "activations of 16 bits are written for a target that takes 8",
+        "passes/quantize/lower_to_qdq.py",
+        "bits > max(8, target.activation_bits)",
+        "bits > 16",
+        "tests/passes/quantize/test_lower_to_qdq.py",
+    ),
+    "noted-target-not-asked": Mutant(
+        "a target that is noted counts though it takes no such activations",
+        "onnxslim/analysis/precision.py",
+        "if noted in able:",
+        "if noted in target_names():",
+        "tests/stages/test_quantize.py tests/analysis/test_precision.py",
+    ),
 }
 
 
