@@ -6,16 +6,10 @@ import re
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-__all__ = ["TARGETS", "Criterion", "Layout", "Strategy"]
-
-Criterion: TypeAlias = Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"]
-"""What tells channels that matter from those that do not."""
+__all__ = ["TARGETS", "Layout"]
 
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
 """The axes of a model's image input."""
-
-Strategy: TypeAlias = Literal["uniform", "global", "sensitivity"]
-"""How a cut is spread over the channel groups."""
 
 
 def _targets() -> tuple[str, ...]:

@@ -42,12 +42,14 @@ __all__ = [
     "fields_of",
     "known_keys",
     "made_of",
+    "named",
     "option_error",
     "options_in",
     "options_of",
     "plain_type",
     "reworded",
     "takes",
+    "text_of",
 ]
 
 LARGEST = 1e6
@@ -108,9 +110,9 @@ class Entries:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """Marks a text that is one of the names that a function tells, such as the files of a folder."""
+    """Marks a text that is one of these names."""
 
-    names: Callable[[], Sequence[str]]
+    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +190,21 @@ class OneOf:
 def _fault(key: str, given: Any, kind: str, text: str) -> ValidationError:
     error = PydanticCustomError(kind, "{expected}", {"expected": text})
     return ValidationError.from_exception_data("options", [InitErrorDetails(type=error, loc=(key,), input=given)])
+
+
+def named(table: Sequence[Any], text: str, *others: str) -> Any:
+    """An object of the class of that name, with its defaults; a validation error that names all, and `others`."""
+    for cls in table:
+        if cls.name == text:
+            return cls()
+    names = [*(f"'{cls.name}'" for cls in table), *others]
+    raise PydanticCustomError("literal_error", "{expected}", {"expected": " or ".join(names)})
+
+
+def text_of(value: Any) -> str:
+    """What tells an object of a table from others: its name, and what it was given."""
+    given = (f"{key}={getattr(value, key)!r}" for key in fields_of(type(value)))
+    return " ".join((value.name, *given))
 
 
 def classes_at(*places: str) -> tuple[Any, ...]:

@@ -331,7 +331,7 @@ SENSITIVITIES = ("--strategy", "sensitivity", "--sensitivities", "s.json", "--va
         (("--macs", "0.5", "--limit", "conv1"), "--limit: expected PATTERN=RATIO"),
         (("--macs", "0.5", "--limit", "conv1=1"), "expected less than 1"),
         (("--macs", "0.5", "--multiple", "0"), "multiple: expected at least 1"),
-        (("--macs", "0.5", "--multiple", "1", *SENSITIVITIES), "s.json is not a file of sensitivities"),
+        (("--macs", "0.5", "--multiple", "1", *SENSITIVITIES), "s.json is not a file of evaluation results"),
     ],
 )
 def test_prune_options(job: Path, arguments: tuple[str, ...], message: str) -> None:

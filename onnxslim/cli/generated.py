@@ -79,7 +79,9 @@ def _with_parameters(signature: inspect.Signature, made: list[inspect.Parameter]
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
     """A field as a parameter that typer makes a flag of."""
-    kind, default, shown = _kind(info), info.get_default(), {}
+    from onnxslim.options import fields_of
+
+    kind, default, shown, table = _kind(info), info.get_default(), {}, _one_of(info)
     text = " ".join(filter(None, ((info.description or "").strip(), _bounds(info))))
     if name in SWITCHES:
         flag, _, text = SWITCHES[name]
@@ -89,9 +91,10 @@ def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
         shown = {"metavar": _metavar(info)} if _metavar(info) else {}
     elif get_origin(kind) is list:
         default, kind = ",".join(map(str, default)), str
-    elif _one_of(info) is not None:
-        default, kind = default.name, str
-        shown = {"metavar": _metavar(info)}
+    elif table is not None:
+        plain = not any(map(fields_of, table.table))  # then its name says all
+        default, kind = default.name, Literal[tuple(cls.name for cls in table.table)] if plain else str
+        shown = {} if plain else {"metavar": _metavar(info)}
     elif kind is str and default is None and _is_path(info):
         kind = Path
     elif kind is str and _metavar(info):
@@ -160,7 +163,7 @@ def _metavar(info: FieldInfo) -> str | None:
         if isinstance(mark, Entries):
             return f"{mark.key}={mark.value}"
         if isinstance(mark, Choices):
-            return f"<{'|'.join(mark.names())}>"
+            return f"<{'|'.join(mark.names)}>"
     table = _one_of(info)
     return None if table is None else f"<{'|'.join(cls.name for cls in table.table)}>"
 

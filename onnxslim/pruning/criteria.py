@@ -8,51 +8,122 @@ a channel then is what reads it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from onnxslim.analysis.channels import Group, Member
-from onnxslim.choices import Criterion
 from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Array, Graph, Role
+from onnxslim.options import declared
 
-__all__ = ["CRITERIA", "Criterion", "scores"]
+__all__ = ["L1", "L2", "BatchnormScale", "Chance", "Criterion", "GeometricMedian", "Seen", "Taylor", "scores"]
 
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+
+@dataclass(frozen=True)
+class Seen:
+    """What a criterion may look at. random: drawn from group after group. products: gradient · weight by parameter, for
+    each batch, where the criterion reads gradients."""
+
+    graph: Graph
+    random: np.random.Generator
+    products: Sequence[Mapping[str, Array]] = ()
+
+
+class Criterion(ABC):
+    """How much each unit of a channel group matters. What it takes is declared in its fields
+    (`onnxslim.options.declared`).
+
+    reads_gradients: whether it needs labelled data, a step of which gives `Seen.products`. reads_batchnorm: whether it
+    looks at batch norms, which may have to be put back first.
+    """
+
+    name: ClassVar[str]
+    reads_gradients: ClassVar[bool] = False
+    reads_batchnorm: ClassVar[bool] = False
+
+    @abstractmethod
+    def score(self, group: Group, seen: Seen) -> Array:
+        """The score of each unit: float64 [units], mean 1 where any is positive. UnsupportedError where the group has
+        nothing that the criterion looks at."""
 
 
 def scores(
     graph: Graph,
     groups: Sequence[Group],
-    criterion: Criterion = "l1",
+    criterion: Criterion,
     *,
     seed: int = 0,
     products: Sequence[Mapping[str, Array]] = (),
 ) -> dict[str, Array]:
-    """By group, the score of each unit: float64 [units], mean 1 where any is positive.
+    """By group, the score of each unit (see `Criterion.score`)."""
+    seen = Seen(graph, np.random.default_rng(seed), products)
+    return {group.name: criterion.score(group, seen) for group in groups}
 
-    l1, l2: the norms of the weights' slices (Li et al., 2017). bn_scale: |γ| of the group's batch norms (Liu et al.,
-    2017). fpgm: how far a filter is from all others (He et al., 2019). taylor: the square of Σ gradient · weight,
-    over batches (Molchanov et al., 2019); `products` holds that product, by parameter name, for each batch.
-    random: drawn by the seed.
 
-    Raises UnsupportedError where a group has nothing that the criterion looks at.
-    """
-    if criterion == "random":
-        random = np.random.default_rng(seed)
-        return {group.name: random.random(group.units) for group in groups}
-    if criterion == "taylor":
-        return {group.name: _taylor(group, products) for group in groups}
-    if criterion == "bn_scale":
-        return {group.name: _batchnorm_scale(graph, group) for group in groups}
-    if criterion == "fpgm":
-        return {
-            group.name: _averaged([_fpgm(_slices(m)) for m in _weights(group) if m.makes], group) for group in groups
-        }
-    measure = _l1 if criterion == "l1" else _l2
-    return {group.name: _averaged([measure(_slices(m)) for m in _scaled(graph, group)], group) for group in groups}
+@declared
+class L1(Criterion):
+    """The mean of the absolute values of a unit's weights (Li et al., 2017)."""
+
+    name: ClassVar[str] = "l1"
+
+    def score(self, group: Group, seen: Seen) -> Array:
+        return _averaged([_l1(_slices(m)) for m in _scaled(seen.graph, group)], group)
+
+
+@declared
+class L2(Criterion):
+    """The root mean square of a unit's weights (Li et al., 2017)."""
+
+    name: ClassVar[str] = "l2"
+
+    def score(self, group: Group, seen: Seen) -> Array:
+        return _averaged([_l2(_slices(m)) for m in _scaled(seen.graph, group)], group)
+
+
+@declared
+class BatchnormScale(Criterion):
+    """|γ| of the group's batch norms (Liu et al., 2017)."""
+
+    name: ClassVar[str] = "bn_scale"
+    reads_batchnorm: ClassVar[bool] = True
+
+    def score(self, group: Group, seen: Seen) -> Array:
+        return _batchnorm_scale(seen.graph, group)
+
+
+@declared
+class GeometricMedian(Criterion):
+    """How far a filter is from all others (He et al., 2019)."""
+
+    name: ClassVar[str] = "fpgm"
+
+    def score(self, group: Group, seen: Seen) -> Array:
+        return _averaged([_fpgm(_slices(m)) for m in _weights(group) if m.makes], group)
+
+
+@declared
+class Taylor(Criterion):
+    """The square of Σ gradient · weight, the first-order change of the loss, over batches (Molchanov et al., 2019)."""
+
+    name: ClassVar[str] = "taylor"
+    reads_gradients: ClassVar[bool] = True
+
+    def score(self, group: Group, seen: Seen) -> Array:
+        return _taylor(group, seen.products)
+
+
+@declared
+class Chance(Criterion):
+    """Drawn by the seed: what a choice without looking costs."""
+
+    name: ClassVar[str] = "random"
+
+    def score(self, group: Group, seen: Seen) -> Array:
+        return np.asarray(seen.random.random(group.units))
 
 
 def _weights(group: Group) -> list[Member]:

@@ -17,7 +17,7 @@ from onnxslim.data import Dataset, Preprocess, ProgressCallback
 from onnxslim.errors import DataError, OnnxSlimError, OptionError
 from onnxslim.evaluation import evaluate
 from onnxslim.ir.graph import Graph
-from onnxslim.options import declared, fields_of
+from onnxslim.options import declared, text_of
 
 __all__ = ["Function", "Metric", "Top1", "load_metric", "require_trained"]
 
@@ -39,8 +39,7 @@ class Metric(ABC):
 
     def __str__(self) -> str:
         """What tells its results from another's."""
-        given = [f"{name}={getattr(self, name)!r}" for name in fields_of(type(self))]
-        return " ".join([self.name, *given])
+        return text_of(self)
 
 
 _ABOVE_CHANCE = 1.5

@@ -12,7 +12,6 @@ import numpy as np
 from onnxslim.analysis.channels import Group, Groups, find_groups
 from onnxslim.analysis.scope import Names, label, matched, matches
 from onnxslim.brief import Brief
-from onnxslim.choices import Strategy
 from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.rewrite import Outcome, Pass
@@ -28,13 +27,19 @@ from onnxslim.pruning.allocation import (
     require_reachable,
     uniform,
 )
-from onnxslim.pruning.criteria import Criterion, scores
+from onnxslim.pruning.criteria import L1, Criterion, scores
 from onnxslim.pruning.footprint import Footprint, Size
 from passes.prune import CutChannels, MaskChannels
 
 __all__ = ["GroupPlan", "Mode", "PrunePlan", "Pruner", "Scope", "Strategy"]
 
+Strategy: TypeAlias = Literal["uniform", "global", "sensitivity"]
+"""How a cut is spread over the channel groups."""
+
 Mode: TypeAlias = Literal["physical", "masked"]
+
+
+_USUAL = L1()
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class PrunePlan(Brief):
 class Pruner:
     """Plans cuts of one graph, which has inferred shapes and is not changed.
 
-    products: what the criterion taylor needs, gradient · weight by parameter for each batch. sizes: of free axes of
+    products: what a criterion may need, gradient · weight by parameter for each batch. sizes: of free axes of
     the inputs, at which MACs are counted. Raises OptionError where
     the scope is wrong or empty.
     """
@@ -110,7 +115,7 @@ class Pruner:
         self,
         graph: Graph,
         scope: Scope,
-        criterion: Criterion = "l1",
+        criterion: Criterion = _USUAL,
         seed: int = 0,
         products: Sequence[Mapping[str, Array]] = (),
         sizes: Mapping[str, int] | None = None,

@@ -1,11 +1,21 @@
-"""What pruning can be told to judge by, by name; the first is taken where none is named."""
+"""What pruning can be told to judge by, by name; the first of each is taken where none is named."""
 
 from __future__ import annotations
 
-from onnxslim.options import classes_at
+from onnxslim.options import classes_at, named
+from onnxslim.pruning.criteria import Criterion
 from onnxslim.pruning.metric import Function, Metric
 
-__all__ = ["METRICS", "metric_of"]
+__all__ = ["CRITERIA", "METRICS", "criterion_of", "metric_of"]
+
+CRITERIA: tuple[type[Criterion], ...] = classes_at(
+    "onnxslim.pruning.criteria.L1",
+    "onnxslim.pruning.criteria.L2",
+    "onnxslim.pruning.criteria.BatchnormScale",
+    "onnxslim.pruning.criteria.GeometricMedian",
+    "onnxslim.pruning.criteria.Taylor",
+    "onnxslim.pruning.criteria.Chance",
+)
 
 METRICS: tuple[type[Metric], ...] = classes_at(
     "onnxslim.pruning.metric.Top1",
@@ -13,12 +23,15 @@ METRICS: tuple[type[Metric], ...] = classes_at(
 )
 
 
+def criterion_of(text: str) -> Criterion:
+    """A criterion by its name, with its defaults."""
+    found: Criterion = named(CRITERIA, text)
+    return found
+
+
 def metric_of(text: str) -> Metric:
     """A metric by its name, with its defaults, or a function as package.module:function."""
     if ":" in text:
         return Function(text)
-    found = next((cls for cls in METRICS if cls.name == text and cls is not Function), None)
-    if found is None:
-        names = ", ".join(cls.name for cls in METRICS if cls is not Function)
-        raise ValueError(f"package.module:function, or one of {names}")
-    return found()
+    found: Metric = named([cls for cls in METRICS if cls is not Function], text, "package.module:function")
+    return found

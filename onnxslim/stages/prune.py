@@ -20,15 +20,15 @@ from onnxslim.errors import DataError, OptionError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.verify import require_sound, verify
-from onnxslim.options import Entries, InputPath, OneOf
+from onnxslim.options import Entries, InputPath, OneOf, text_of
 from onnxslim.pruning.allocation import LatencyTarget
 from onnxslim.pruning.batchnorm import reestimate
-from onnxslim.pruning.criteria import Criterion
+from onnxslim.pruning.criteria import L1, Criterion
 from onnxslim.pruning.footprint import Size
 from onnxslim.pruning.metric import Metric, Top1, require_trained
 from onnxslim.pruning.pruner import Mode, PrunePlan, Pruner, Scope, Strategy
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
-from onnxslim.pruning.tables import METRICS, metric_of
+from onnxslim.pruning.tables import CRITERIA, METRICS, criterion_of, metric_of
 from onnxslim.pruning.taylor import gradient_products
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import find_feeds
@@ -125,8 +125,8 @@ class Prune(Stage):
         description="The same ratio everywhere, one threshold for all scores (global), or the same measured loss "
         "everywhere (sensitivity).",
     )
-    criterion: Criterion = Field(
-        default="l1",
+    criterion: Annotated[Criterion, OneOf(CRITERIA, from_text=criterion_of)] = Field(
+        default=L1(),
         description="What tells the channels that matter: norms of their weights (l1, l2), batch norm's scale, "
         "distance from the geometric median (fpgm), the loss's first-order Taylor expansion (needs labels), or chance.",
     )
@@ -199,12 +199,12 @@ class Prune(Stage):
 
     def check_criterion(self, graph: Graph, work: Workspace, context: RunContext) -> None:
         """Finds what the criterion lacks."""
-        if self.criterion == "taylor":
+        if self.criterion.reads_gradients:
             train = context.data.get("train")
             if not train.labelled:
-                raise OptionError("criterion", "taylor needs labels, the data have none: choose l1")
+                raise OptionError("criterion", f"{self.criterion.name} needs labels, the data have none: choose l1")
             check_fits(train, only_data_input(graph), classes_of(graph), context.data.preprocess)
-        if self.criterion == "bn_scale" and work.batches is None:
+        if self.criterion.reads_batchnorm and work.batches is None:
             _ = work.pruner.scores  # no batch norm will be put back: it says which group has none
 
     def writes(self, label: str) -> tuple[str, ...]:
@@ -219,7 +219,7 @@ class Prune(Stage):
         }
         summary = {
             "strategy": self.strategy,
-            "criterion": self.criterion,
+            "criterion": text_of(self.criterion),
             "mode": self.mode,
             "units": units,
             **left,
@@ -283,7 +283,7 @@ class Prune(Stage):
         if batches is not None and not dry:
             restored = restore_batchnorm(work, batches, context).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
-        products = self._products(work, context) if self.criterion == "taylor" and not dry else ()
+        products = self._products(work, context) if self.criterion.reads_gradients and not dry else ()
         sizes, counted_at = self._sizes(work, context, dry)
         free = batches is not None and not dry and takes_any_batch(work)
         pruner = Pruner(work, scope, self.criterion, context.seed, products, sizes)
@@ -323,7 +323,7 @@ class Prune(Stage):
                 "data": val.digest(),
                 "preprocess": f"mean {list(preprocess.mean)} std {list(preprocess.std)} {preprocess.layout}",
                 "metric": str(metric),
-                "criterion": self.criterion,
+                "criterion": text_of(self.criterion),
                 "calibration": None if work.batches is None else work.batches.digest,
                 "seed": context.seed,
             },

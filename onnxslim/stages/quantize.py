@@ -19,6 +19,7 @@ from onnxslim.analysis.regions import Regions
 from onnxslim.analysis.scope import label, place
 from onnxslim.budget import MOST_BATCH, MOST_SAMPLES
 from onnxslim.calibration import CALIBRATORS, Calibrator, MinMax, collect, gather, invented
+from onnxslim.choices import TARGETS
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
 from onnxslim.data.dataset import Subset
 from onnxslim.data.opening import check_fits
@@ -29,7 +30,7 @@ from onnxslim.ir.statistics import Statistic, Statistics
 from onnxslim.options import Choices, OneOf
 from onnxslim.runtime.capabilities import capabilities, host_target
 from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, sizes_in
-from onnxslim.targets import known_targets, load_target, target_names
+from onnxslim.targets import load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
 from passes.quantize.insert_fake_quant import require_finite
 from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, FuseGemm, canonicalize
@@ -75,7 +76,7 @@ def _known_target(name: str) -> str:
         raise PydanticCustomError("literal_error", "{expected}", {"expected": names}) from None
 
 
-TargetName = Annotated[str, AfterValidator(_known_target), Choices(known_targets)]
+TargetName = Annotated[str, AfterValidator(_known_target), Choices(TARGETS)]
 
 
 class Quantize(Stage):

@@ -16,7 +16,7 @@ import yaml
 
 from onnxslim.errors import OptionError
 
-__all__ = ["Target", "known_targets", "load_target", "target_names"]
+__all__ = ["Target", "load_target", "target_names"]
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,6 @@ def target_names() -> list[str]:
     """The built-in profiles, sorted."""
     folder = resources.files("onnxslim.targets")
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def known_targets() -> list[str]:
-    """All names that `load_target` takes: profiles first, then their aliases."""
-    return [*target_names(), *sorted({*_profiles()} - {*target_names()})]
 
 
 def load_target(name: str) -> Target:
