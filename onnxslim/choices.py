@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-__all__ = ["TARGETS", "Layout"]
+__all__ = ["TARGETS", "AxisOrder"]
 
-Layout: TypeAlias = Literal["NCHW", "NHWC"]
+AxisOrder: TypeAlias = Literal["NCHW", "NHWC"]
 """The axes of a model's image input."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from onnxslim.cli import looks, models, pruning, runs
+from onnxslim.cli import inspection, models, pruning, runs
 from onnxslim.cli.boundary import bounded, flushed, tolerate_encodings
 from onnxslim.cli.generated import with_options
 from onnxslim.cli.watch import watched
@@ -75,14 +75,14 @@ def _top(
 
 COMMANDS = (
     runs.compress,
-    looks.evaluate,
+    inspection.evaluate,
     models.quantize,
     pruning.prune,
     pruning.sensitivity,
     models.simplify,
     models.export,
-    looks.inspect,
-    looks.doctor,
+    inspection.inspect,
+    inspection.doctor,
     runs.recipe,
     runs.demo,
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from onnxslim.choices import TARGETS, Layout
+from onnxslim.choices import TARGETS, AxisOrder
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
@@ -56,7 +56,7 @@ Std = Annotated[
     str | None, typer.Option("--std", help="What each channel is divided by, less its mean: as many numbers as --mean.")
 ]
 LayoutOption = Annotated[
-    Layout | None, typer.Option("--layout", help="Axes of the model's image input. Default: what the model says.")
+    AxisOrder | None, typer.Option("--layout", help="Axes of the model's image input. Default: what the model says.")
 ]
 TargetOption = Annotated[
     str,

@@ -6,15 +6,15 @@ from onnxslim.data.iterables import from_iterable
 from onnxslim.data.loader import Batch, Loader, evaluation_batches, prefetch
 from onnxslim.data.opening import Source, check_fits, open_dataset
 from onnxslim.data.progress import ProgressBar, ProgressCallback, Say, time_in_words
-from onnxslim.data.transforms import Augment, Layout, Preprocess
+from onnxslim.data.transforms import Augment, AxisOrder, Preprocess
 
 __all__ = [
     "LABEL",
     "ArrayDataset",
     "Augment",
+    "AxisOrder",
     "Batch",
     "Dataset",
-    "Layout",
     "Loader",
     "ModelInput",
     "Preprocess",

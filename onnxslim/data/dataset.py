@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxslim.data.fitting import ModelInput, arranged, fitted, image_order
 from onnxslim.data.progress import ProgressCallback
-from onnxslim.data.transforms import Layout
+from onnxslim.data.transforms import AxisOrder
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array
 
@@ -88,7 +88,7 @@ class ArrayDataset:
         arrays: Mapping[str, Array],
         classes: Sequence[str] | None = None,
         *,
-        layout: Layout | None = None,
+        layout: AxisOrder | None = None,
         source: str = "the arrays",
         perhaps_batches: bool = False,
     ) -> None:
@@ -115,7 +115,7 @@ class ArrayDataset:
     def __len__(self) -> int:
         return self._size
 
-    def arranged_for(self, source: ModelInput, layout: Layout) -> ArrayDataset:
+    def arranged_for(self, source: ModelInput, layout: AxisOrder) -> ArrayDataset:
         """The same samples, the array of that input as the model takes it; see `fitted`."""
         name = input_name_in(self._given, source.name)
         given = self._given[name]
@@ -180,7 +180,7 @@ class Subset:
         if isinstance(self._whole, Loads):
             self._whole.load(self._indices[indices], progress)
 
-    def arranged_for(self, source: ModelInput, layout: Layout) -> Subset:
+    def arranged_for(self, source: ModelInput, layout: AxisOrder) -> Subset:
         """The same samples of the whole, arranged; see `fitted`."""
         whole = fitted(self._whole, source, layout)
         if len(whole) != len(self._whole):
@@ -213,7 +213,7 @@ class Unlabelled:
         if isinstance(self._whole, Loads):
             self._whole.load(indices, progress)
 
-    def arranged_for(self, source: ModelInput, layout: Layout) -> Unlabelled:
+    def arranged_for(self, source: ModelInput, layout: AxisOrder) -> Unlabelled:
         """The same samples of the whole, arranged; see `fitted`."""
         return Unlabelled(fitted(self._whole, source, layout))
 
@@ -292,7 +292,7 @@ def as_labels(labels: Array, classes: tuple[str, ...] | None, source: str) -> Ar
     return out
 
 
-def _as_samples(name: str, array: Array, layout: Layout | None, source: str) -> Array:
+def _as_samples(name: str, array: Array, layout: AxisOrder | None, source: str) -> Array:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{source}: array '{name}' is expected to hold numbers, got {array.dtype}")
     if array.ndim == 3 and name == "image":

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from onnxslim.data.transforms import Layout
+from onnxslim.data.transforms import AxisOrder
 from onnxslim.ir.graph import Array, Dim, DType, Shape
 
 __all__ = ["ModelInput", "arranged", "fitted", "image_order"]
@@ -33,7 +33,7 @@ class ModelInput(Protocol):
 T = TypeVar("T")
 
 
-def fitted(dataset: T, source: ModelInput, layout: Layout) -> T:
+def fitted(dataset: T, source: ModelInput, layout: AxisOrder) -> T:
     """The data set as a model takes it whose input is `source`, images in the order `layout`.
 
     Arrays that are exactly what the model takes are taken as they are; images of the other order are turned; images
@@ -45,7 +45,7 @@ def fitted(dataset: T, source: ModelInput, layout: Layout) -> T:
     return found
 
 
-def arranged(array: Array, wanted: Shape | None, layout: Layout, given: Layout | None = None) -> Array:
+def arranged(array: Array, wanted: Shape | None, layout: AxisOrder, given: AxisOrder | None = None) -> Array:
     """A view of samples [n, …] such that `Preprocess(layout=layout)` makes of it what an input of shape `wanted` takes.
 
     given: the order that images are said to have; None: what fits decides, and where the model says nothing of its
@@ -61,7 +61,7 @@ def arranged(array: Array, wanted: Shape | None, layout: Layout, given: Layout |
     return np.moveaxis(array, 1, -1) if given == "NCHW" else array
 
 
-def image_order(sample: Sequence[int], otherwise: Layout = "NHWC") -> Layout:
+def image_order(sample: Sequence[int], otherwise: AxisOrder = "NHWC") -> AxisOrder:
     """The order of images by where 1, 3 or 4 channels can be; `otherwise` where that does not tell."""
     first, last = sample[0] in _CHANNELS, sample[2] in _CHANNELS
     if first == last:
@@ -69,10 +69,10 @@ def image_order(sample: Sequence[int], otherwise: Layout = "NHWC") -> Layout:
     return "NCHW" if first else "NHWC"
 
 
-def _order(sample: Sequence[int], wanted: Shape, layout: Layout) -> Layout:
+def _order(sample: Sequence[int], wanted: Shape, layout: AxisOrder) -> AxisOrder:
     """The order of the axes of samples [n, ?, ?, ?]; of what is no image, the model's own."""
     first = layout == "NCHW"
-    other: Layout = "NHWC" if first else "NCHW"
+    other: AxisOrder = "NHWC" if first else "NCHW"
     turned = (sample[2], *sample[:2]) if first else (*sample[1:], sample[0])
     exact, fits_turned = _matches(wanted[1:], sample), _matches(wanted[1:], turned)
     if exact != fits_turned:

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxslim.budget import ARCHIVE_BYTES, Budget
 from onnxslim.data.dataset import LABEL, ArrayDataset
-from onnxslim.data.transforms import Layout
+from onnxslim.data.transforms import AxisOrder
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array
 
@@ -24,7 +24,7 @@ def from_iterable(
     label_name: str = LABEL,
     classes: Sequence[str] | None = None,
     batched: bool | None = None,
-    layout: Layout | None = None,
+    layout: AxisOrder | None = None,
 ) -> ArrayDataset:
     """Reads everything into memory. One mapping alone is taken as the whole data set.
 

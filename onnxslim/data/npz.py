@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxslim.budget import ARCHIVE_BYTES
 from onnxslim.data.dataset import LABEL, ArrayDataset
-from onnxslim.data.transforms import Layout
+from onnxslim.data.transforms import AxisOrder
 from onnxslim.errors import DataError
 from onnxslim.files import open_regular
 from onnxslim.ir.graph import Array
@@ -20,7 +20,7 @@ _LABELS = (LABEL, "labels", "y")
 
 
 def open_npz(
-    path: Path, split: str | None = None, *, label_name: str = LABEL, layout: Layout | None = None
+    path: Path, split: str | None = None, *, label_name: str = LABEL, layout: AxisOrder | None = None
 ) -> ArrayDataset:
     """The arrays of an archive: inputs by name, labels under `label_name` (or "labels", "y").
 

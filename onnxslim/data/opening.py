@@ -15,7 +15,7 @@ from onnxslim.data.fitting import ModelInput, fitted
 from onnxslim.data.folders import open_folder
 from onnxslim.data.iterables import from_iterable
 from onnxslim.data.npz import open_npz
-from onnxslim.data.transforms import Layout, Preprocess
+from onnxslim.data.transforms import AxisOrder, Preprocess
 from onnxslim.errors import DataError
 from onnxslim.files import looked_from
 from onnxslim.ir.graph import Shape
@@ -32,7 +32,7 @@ def open_dataset(
     label_name: str = LABEL,
     resize: tuple[int, int] | int | None = None,
     channels: int | None = None,
-    layout: Layout | None = None,
+    layout: AxisOrder | None = None,
     memory_limit: int = 2 << 30,
 ) -> Dataset:
     """Opens an image folder, a zip of one, an `.npz`, a CIFAR-10 binary archive, an iterable of named
@@ -140,7 +140,7 @@ def _show(shape: Shape) -> str:
     return "×".join("?" if d is None else str(d) for d in shape) or "a number"
 
 
-def _axes(shape: Shape, layout: Layout) -> str:
+def _axes(shape: Shape, layout: AxisOrder) -> str:
     if len(shape) != 3:
         return ""
     return " (channels × height × width)" if layout == "NCHW" else " (height × width × channels)"

@@ -16,13 +16,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import Field
 
 from onnxslim.budget import MOST_PIXELS
-from onnxslim.choices import Layout
+from onnxslim.choices import AxisOrder
 from onnxslim.data import counter
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array
 from onnxslim.options import declared
 
-__all__ = ["Augment", "Layout", "Preprocess"]
+__all__ = ["Augment", "AxisOrder", "Preprocess"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Preprocess:
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    layout: Layout = "NCHW"
+    layout: AxisOrder = "NCHW"
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std):
@@ -89,7 +89,9 @@ class Augment:
         """Whether it changes anything."""
         return (self.crop and self.pad > 0) or self.flip or self.cutout > 0
 
-    def __call__(self, images: Array, seed: int, epoch: int | Array, indices: Array, layout: Layout = "NCHW") -> Array:
+    def __call__(
+        self, images: Array, seed: int, epoch: int | Array, indices: Array, layout: AxisOrder = "NCHW"
+    ) -> Array:
         """Augments normalised images float32 [n, C, H, W] (or [n, H, W, C]); returns new ones.
 
         epoch: number of the epoch, or of the view per image (int64 [n]); indices: int64 [n].

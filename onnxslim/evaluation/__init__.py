@@ -5,7 +5,7 @@ from onnxslim.evaluation.evaluate import Evaluation, evaluate
 from onnxslim.evaluation.latency import Latency, measure_latency
 from onnxslim.evaluation.many import Point, Variant, evaluate_many
 from onnxslim.evaluation.metrics import Interval, McNemar, mcnemar, top_k, wilson_interval
-from onnxslim.evaluation.models import Model, digest_of, open_session, size_of
+from onnxslim.evaluation.models import ModelSource, digest_of, open_session, size_of
 from onnxslim.evaluation.store import Entry, Result, Store
 from onnxslim.evaluation.task import Task
 
@@ -15,7 +15,7 @@ __all__ = [
     "Interval",
     "Latency",
     "McNemar",
-    "Model",
+    "ModelSource",
     "Point",
     "Result",
     "Row",

@@ -18,7 +18,7 @@ from onnxslim.evaluation.evaluate import Evaluation, evaluate
 from onnxslim.evaluation.foreign import foreign_target
 from onnxslim.evaluation.latency import Latency, measure_latency
 from onnxslim.evaluation.metrics import McNemar, mcnemar
-from onnxslim.evaluation.models import Model, only_input, open_session, size_of
+from onnxslim.evaluation.models import ModelSource, only_input, open_session, size_of
 
 __all__ = ["Row", "compare"]
 
@@ -39,7 +39,7 @@ class Row(Brief):
 
 
 def compare(
-    models: Mapping[str, Model],
+    models: Mapping[str, ModelSource],
     dataset: Dataset,
     preprocess: Preprocess | None = None,
     *,

@@ -22,7 +22,7 @@ from onnxslim.data.transforms import Preprocess
 from onnxslim.errors import DataError, ModelError
 from onnxslim.evaluation.foreign import open_runner
 from onnxslim.evaluation.metrics import Interval, top_k, wilson_interval
-from onnxslim.evaluation.models import Model, Runner, only_input
+from onnxslim.evaluation.models import ModelSource, Runner, only_input
 from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.ir.onnx_io import read
 
@@ -78,7 +78,7 @@ class Evaluation(Brief):
 
 
 def evaluate(
-    model: Model,
+    model: ModelSource,
     dataset: Dataset,
     preprocess: Preprocess | None = None,
     *,
@@ -143,7 +143,7 @@ def evaluate(
     )
 
 
-def _fitting(model: Model, sample: Array, threads: int) -> int:
+def _fitting(model: ModelSource, sample: Array, threads: int) -> int:
     """How many samples, of which `sample` is one, may go through a model at a time."""
     if isinstance(model, bytes) or (isinstance(model, str | Path) and Path(model).suffix == ".ort"):
         return max(1, min(_MOST, BUDGET // threads // (sample.nbytes * _USUAL)))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxslim.analysis.precision import TARGET_KEY, precision_of
-from onnxslim.evaluation.models import Model, Runner, found_file, open_session
+from onnxslim.evaluation.models import ModelSource, Runner, found_file, open_session
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.onnx_io import read
 from onnxslim.runtime.capabilities import host_target
@@ -20,7 +20,7 @@ from onnxslim.targets import target_names
 __all__ = ["foreign_target", "open_runner"]
 
 
-def foreign_target(model: Model) -> str | None:
+def foreign_target(model: ModelSource) -> str | None:
     """The target of an int8 model where it is not this machine; None of all others, and where either is not known."""
     host = host_target()
     if isinstance(model, bytes) or host is None:
@@ -33,7 +33,7 @@ def foreign_target(model: Model) -> str | None:
     return None if target == host else target
 
 
-def open_runner(model: Model) -> Runner:
+def open_runner(model: ModelSource) -> Runner:
     """A session for a model, or the integer evaluator for one of another target (an .ort file cannot be read, and runs
     in a session)."""
     if isinstance(model, bytes) or _is_ort(model) or foreign_target(model) is None:

@@ -15,7 +15,7 @@ import numpy as np
 from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data.progress import ProgressCallback
 from onnxslim.errors import DataError, ModelError
-from onnxslim.evaluation.models import Model, open_session
+from onnxslim.evaluation.models import ModelSource, open_session
 from onnxslim.ir.graph import Array, DType
 from onnxslim.runtime.session import Session
 
@@ -41,7 +41,7 @@ class Latency:
 
 
 def measure_latency(
-    models: Mapping[str, Model],
+    models: Mapping[str, ModelSource],
     *,
     batch: int = 1,
     threads: int = 1,

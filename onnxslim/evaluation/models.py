@@ -22,9 +22,9 @@ from onnxslim.runtime.session import Session
 from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.simplify import for_runtime
 
-__all__ = ["Model", "Runner", "digest_of", "found_file", "only_input", "open_session", "size_of"]
+__all__ = ["ModelSource", "Runner", "digest_of", "found_file", "only_input", "open_session", "size_of"]
 
-Model: TypeAlias = "Graph | bytes | str | Path"
+ModelSource: TypeAlias = "Graph | bytes | str | Path"
 """A graph, the bytes of an .onnx or .ort file, or the path of one or of a run's folder."""
 
 
@@ -38,7 +38,7 @@ class Runner(Protocol):
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]: ...
 
 
-def open_session(model: Model, *, threads: int = 1) -> Session:
+def open_session(model: ModelSource, *, threads: int = 1) -> Session:
     """A session for a model. Fake-quant graphs are expanded and run without fusion to integer
     kernels, so that they compute what training computes; everything else runs as it would ship, or converted
     down where this ONNX Runtime does not read its opset.
@@ -84,14 +84,14 @@ def only_input(runner: Runner, input_name: str | None = None) -> ModelInput:
     raise ModelError(f"The model is expected to have {wanted}, got {names or 'none'}")
 
 
-def size_of(model: Model) -> int:
+def size_of(model: ModelSource) -> int:
     """Bytes as a file, external data included; of a graph: as it would be written."""
     if isinstance(model, str | Path):
         return sum(path.stat().st_size for path in _files(Path(model)))
     return len(model if isinstance(model, bytes) else to_bytes(model))
 
 
-def digest_of(model: Model) -> str:
+def digest_of(model: ModelSource) -> str:
     """Hexadecimal SHA-256 of the content: equal models have equal digests."""
     state = hashlib.sha256()
     if isinstance(model, str | Path):

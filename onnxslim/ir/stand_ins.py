@@ -25,12 +25,12 @@ are an input."""
 
 
 @dataclass
-class _Words:
+class _StandIn:
     """A node, and the nodes that stand in for it."""
 
     graph: Graph
     node: Node
-    made: list[NodeProto] = field(default_factory=list)
+    nodes: list[NodeProto] = field(default_factory=list)
 
     def has(self, slot: int) -> bool:
         inputs = self.graph.node_inputs(self.node)
@@ -47,8 +47,8 @@ class _Words:
     def op(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
         """Adds a node with outputs that nothing else is called."""
         base = next(v.name for v in self.graph.node_outputs(self.node) if v is not None)
-        names = [f"{base}\n{len(self.made)}.{i}" for i in range(outputs)]
-        self.made.append(helper.make_node(op, inputs, names, **attributes))
+        names = [f"{base}\n{len(self.nodes)}.{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, names, **attributes))
         return names
 
     def give(self, slot: int, value: str) -> None:
@@ -56,21 +56,21 @@ class _Words:
         outputs = self.graph.node_outputs(self.node)
         target = outputs[slot] if slot < len(outputs) else None
         if target is not None:
-            self.made.append(helper.make_node("Identity", [value], [target.name]))
+            self.nodes.append(helper.make_node("Identity", [value], [target.name]))
 
     def kept(self, *names: str) -> dict[str, Any]:
         """Those attributes of the node that it has."""
         return {name: self.node.attr(name) for name in names if name in self.node.attributes}
 
 
-Rule: TypeAlias = Callable[[_Words], None]
+Rule: TypeAlias = Callable[[_StandIn], None]
 
 
-def _like_first(w: _Words) -> None:
+def _like_first(w: _StandIn) -> None:
     w.give(0, w.x())
 
 
-def _quantized(w: _Words) -> None:
+def _quantized(w: _StandIn) -> None:
     """The first input's shape in the type of the zero point, which is uint8 where it is left out."""
     zero_point = w.graph.input(w.node, 2)
     dtype = DType.UINT8 if zero_point is None else zero_point.dtype
@@ -78,14 +78,14 @@ def _quantized(w: _Words) -> None:
         w.give(0, *w.op("Cast", w.x(), to=int(dtype)))
 
 
-def _dequantized(w: _Words) -> None:
+def _dequantized(w: _StandIn) -> None:
     """The first input's shape in the scale's type."""
     dtype = w.graph.operand(w.node, 1).dtype
     if dtype is not DType.UNDEFINED:
         w.give(0, *w.op("Cast", w.x(), to=int(dtype)))
 
 
-def _skip_norm(w: _Words) -> None:
+def _skip_norm(w: _StandIn) -> None:
     """A norm of a sum; the sum is the fourth output. The statistics between them have one number a row."""
     row = w.op("ReduceL2", w.x(), keepdims=1, axes=[-1])[0] if w.graph.opset < _AXES_BY_INPUT else ""
     row = row or w.op("ReduceL2", w.x(), *w.op("Constant", value_ints=[-1]), keepdims=1)[0]
@@ -95,33 +95,33 @@ def _skip_norm(w: _Words) -> None:
     w.give(3, w.x())
 
 
-def _biased(w: _Words) -> None:
+def _biased(w: _StandIn) -> None:
     w.give(0, w.op("Add", w.x(), w.x(1))[0] if w.has(1) else w.x())
 
 
-def _fused_conv(w: _Words) -> None:
+def _fused_conv(w: _StandIn) -> None:
     attributes = w.kept("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
     w.give(0, w.op("Conv", w.x(), w.x(1), **attributes)[0])
 
 
-def _reordered(w: _Words) -> None:
+def _reordered(w: _StandIn) -> None:
     """Into blocks of channels, and back: of as many channels as before, where `channels` does not say otherwise."""
     shape = w.graph.operand(w.node, 0).shape
     if w.node.attr("channels") is None or (shape is not None and shape[1:2] == (w.node.attr("channels"),)):
         w.give(0, w.x())
 
 
-def _conv_grad(w: _Words) -> None:
+def _conv_grad(w: _StandIn) -> None:
     """dX and dW of dY, X, W."""
     w.give(0, w.x(1))
     w.give(1, w.x(2))
 
 
-def _fused_gemm(w: _Words) -> None:
+def _fused_gemm(w: _StandIn) -> None:
     w.give(0, w.op("Gemm", w.x(), w.x(1), w.x(2), **w.kept("alpha", "beta", "transA", "transB"))[0])
 
 
-def _fused_matmul(w: _Words) -> None:
+def _fused_matmul(w: _StandIn) -> None:
     sides = []
     for slot in range(2):
         rank = w.rank(slot)
@@ -132,7 +132,7 @@ def _fused_matmul(w: _Words) -> None:
     w.give(0, w.op("MatMul", *sides)[0])
 
 
-def _attention(w: _Words) -> None:
+def _attention(w: _StandIn) -> None:
     """[B, S, I] times merged weights; a third of that, or as many as `qkv_hidden_sizes` says of V."""
     merged = w.op("MatMul", w.x(), w.x(1))[0]
     sizes = [int(size) for size in w.node.attr("qkv_hidden_sizes") or []]
@@ -150,7 +150,7 @@ def _attention(w: _Words) -> None:
 def _own(own: OwnOp) -> Rule:
     """One of ours: the shape of one of its inputs, or the one that the dialect says."""
 
-    def rule(w: _Words) -> None:
+    def rule(w: _StandIn) -> None:
         if isinstance(own.result, int):
             w.give(0, w.x(own.result))
             return
@@ -191,6 +191,6 @@ def has_stand_in(domain: str, op: str) -> bool:
 
 def stand_in(graph: Graph, node: Node) -> Sequence[NodeProto]:
     """The nodes that stand in for one of the table; none where it cannot be known yet what it makes."""
-    words = _Words(graph, node)
-    _RULES[node.domain, node.op](words)
-    return words.made
+    made = _StandIn(graph, node)
+    _RULES[node.domain, node.op](made)
+    return made.nodes

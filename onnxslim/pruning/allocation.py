@@ -24,7 +24,7 @@ __all__ = [
     "Ideal",
     "LatencyTarget",
     "Limit",
-    "Target",
+    "SizeTarget",
     "allocate",
     "by_loss",
     "by_threshold",
@@ -44,7 +44,7 @@ _HALVINGS, _MEASURED = 40, 7  # bisections where cost is counted, and where it i
 
 
 @dataclass(frozen=True)
-class Target:
+class SizeTarget:
     """At most `bound` of a quantity: of macs, params or bytes."""
 
     quantity: str
@@ -105,7 +105,7 @@ def allocate(
     footprint: Footprint,
     ideal: Ideal,
     limits: Mapping[str, Limit],
-    targets: Sequence[Target],
+    targets: Sequence[SizeTarget],
     latency: LatencyTarget[Mapping[str, int]] | None = None,
 ) -> Allocation:
     """The least level at which all targets hold, rounded; then steps are given back, the one first that the
@@ -159,7 +159,7 @@ def allocate(
     return Allocation(best, footprint.with_left(best), high, repaired, measured.get(tuple(best.values())))
 
 
-def require_reachable(targets: Sequence[Target], smallest: Size, whole: Size) -> None:
+def require_reachable(targets: Sequence[SizeTarget], smallest: Size, whole: Size) -> None:
     """Raises UnsupportedError with the range that can be reached, where a target is below it."""
     for target in targets:
         if not target.holds(smallest):
@@ -192,7 +192,7 @@ def _repair(
     merit: _Merit,
     left: Mapping[str, int],
     limits: Mapping[str, Limit],
-    targets: Sequence[Target],
+    targets: Sequence[SizeTarget],
 ) -> dict[str, int]:
     """Steps that can be given back, by group."""
     left, given = dict(left), dict[str, int]()

@@ -19,7 +19,7 @@ from onnxslim.pruning.allocation import (
     Ideal,
     LatencyTarget,
     Limit,
-    Target,
+    SizeTarget,
     allocate,
     by_loss,
     by_threshold,
@@ -203,7 +203,7 @@ class Pruner:
         return graph
 
 
-def _bounds(targets: Mapping[str, float], whole: Size) -> list[Target]:
+def _bounds(targets: Mapping[str, float], whole: Size) -> list[SizeTarget]:
     """What up to 1 is a fraction of `whole`, as numbers. Raises UnsupportedError where there is nothing to count."""
     for quantity in targets:
         if not getattr(whole, quantity):
@@ -211,7 +211,7 @@ def _bounds(targets: Mapping[str, float], whole: Size) -> list[Target]:
                 f"{quantity}: the model has none that can be counted (sizes that are free but for the batch, or ops of "
                 "unknown cost): give `sizes={'AXIS': NUMBER}`, or another target, such as params or bytes"
             )
-    return [Target(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
+    return [SizeTarget(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
 
 
 def _ratios(graph: Graph, groups: Sequence[Group], scope: Scope) -> dict[str, float]:

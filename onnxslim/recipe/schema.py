@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import Field, PlainValidator, WithJsonSchema, create_model, model_validator
 
 from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_PIXELS, MOST_SEED, MOST_THREADS
-from onnxslim.data import Layout
+from onnxslim.data import AxisOrder
 from onnxslim.ir.graph import Graph
 from onnxslim.options import InputPath, OneOf, Options, fields_of, options_in
 from onnxslim.stages import STAGES
@@ -93,7 +93,7 @@ class DataOptions(Options):
     val: SourceOptions | None = Field(default=None, description="What decisions are made on, such as the best epoch.")
     test: SourceOptions | None = Field(default=None, description="What is measured once, at the end.")
     normalize: Normalize = Field(default=Normalize(), description="Default: none.")
-    layout: Layout = Field(default="NCHW", description="Of the model's image input.")
+    layout: AxisOrder = Field(default="NCHW", description="Of the model's image input.")
     resize: list[Annotated[int, Field(ge=1, le=MOST_PIXELS)]] | None = Field(
         default=None,
         description="[height, width] to which image files are resized. Default: as they are.",

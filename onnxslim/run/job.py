@@ -27,7 +27,7 @@ import numpy as np
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say, check_fits, open_dataset, time_in_words
 from onnxslim.data.dataset import Subset, Unlabelled
 from onnxslim.errors import DataError, ModelError, OnnxSlimError, OptionError, RecipeError, UnsupportedError
-from onnxslim.evaluation import Evaluation, Model, compare, digest_of, evaluate, open_session
+from onnxslim.evaluation import Evaluation, ModelSource, compare, digest_of, evaluate, open_session
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import read
 from onnxslim.options import fields_of, options_in, reworded
@@ -291,8 +291,8 @@ class _Job:
         """All exported models beside the float one they came from."""
         self.tell("comparing the result with the model it came from")
         options = self.recipe.evaluate
-        first: Model = self.student if isinstance(self.recipe.model, Graph) else self.recipe.model
-        models: dict[str, Model] = {"float": first}
+        first: ModelSource = self.student if isinstance(self.recipe.model, Graph) else self.recipe.model
+        models: dict[str, ModelSource] = {"float": first}
         ort_bytes: dict[str, int] = {}
         for row in rows:
             for file in row.summary.get("files", ()):

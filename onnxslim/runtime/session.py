@@ -22,7 +22,7 @@ from onnxslim.ir.onnx_io.node_names import name_nodes
 from onnxslim.ir.verify import require_sound_attributes
 from onnxslim.runtime.installation import load_runtime
 
-__all__ = ["Model", "Port", "Session", "model_name", "require_shallow", "run_batches"]
+__all__ = ["Model", "NodeArg", "Session", "model_name", "require_shallow", "run_batches"]
 
 Model: TypeAlias = "Graph | onnx.ModelProto | bytes"
 """A graph, a ModelProto, or the bytes of an .onnx or .ort file."""
@@ -52,7 +52,7 @@ _TYPES = {
 _UNSAFE = ["ConstantSharing", "MatMul_BatchNormalization_Fusion"]
 
 
-class Port:
+class NodeArg:
     """An input or output of a session: `name`, `dtype` and `shape` (symbols and None where free; None for scalars and
     for what is of unknown rank, which ONNX Runtime does not tell apart)."""
 
@@ -110,9 +110,9 @@ class Session:
             )
         except Exception as error:  # ONNX Runtime's classes derive from Exception alone
             _translate(error, f"ONNX Runtime cannot load {self.name}", ModelFormatError)
-        self.inputs: tuple[Port, ...] = tuple(Port(a) for a in self.raw.get_inputs())
-        self.outputs: tuple[Port, ...] = tuple(Port(a) for a in self.raw.get_outputs())
-        overridable = (Port(a) for a in self.raw.get_overridable_initializers())
+        self.inputs: tuple[NodeArg, ...] = tuple(NodeArg(a) for a in self.raw.get_inputs())
+        self.outputs: tuple[NodeArg, ...] = tuple(NodeArg(a) for a in self.raw.get_outputs())
+        overridable = (NodeArg(a) for a in self.raw.get_overridable_initializers())
         self._optional = {port.name: port for port in overridable}
         self._required = {port.name: port for port in self.inputs}
         self._output_names = [port.name for port in self.outputs]
@@ -255,7 +255,7 @@ def _is_mapped(array: Array) -> bool:
     return False
 
 
-def _check_array(where: str, port: Port, array: Array) -> None:
+def _check_array(where: str, port: NodeArg, array: Array) -> None:
     if port.dtype is not DType.UNDEFINED and array.dtype != port.dtype.numpy and port.dtype is not DType.STRING:
         raise DataError(
             f"Input '{port.name}' of {where}: expected {port.dtype.numpy}, got {array.dtype}; convert the data"

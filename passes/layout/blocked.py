@@ -12,8 +12,8 @@ from onnxslim.ir.dialect import BLOCKED
 from onnxslim.ir.graph import DType, Graph, Node, Value
 from onnxslim.ir.ops import window
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
+from passes.layout.builder import TypedBuilder, is_static
 from passes.layout.geometry import Geometry, geometry_attributes
-from passes.layout.words import Words, is_static
 
 __all__ = ["ExpandBlocked", "ToBlocked"]
 
@@ -39,15 +39,15 @@ class ToBlocked(Pass):
         convolutions = [n for n in graph.nodes() if n.op == "Conv" and not n.domain and self._may_change(n)]
         reasons = {node.id: self._obstacle(graph, node) for node in convolutions}
         chosen = [node for node in convolutions if reasons[node.id] is None]
-        words = Words(graph)
+        builder = TypedBuilder(graph)
         for node in chosen:
             x, w, y = graph.operand(node, 0), graph.operand(node, 1), graph.result(node)
             bias, shape = graph.input(node, 2), y.static_shape
             attributes = geometry_attributes(graph, node, self.lanes)
-            made = words.op("Conv", x, w, shape=shape, name=f"{y.name}/blocked", domain=BLOCKED, **attributes)
+            made = builder.op("Conv", x, w, shape=shape, name=f"{y.name}/blocked", domain=BLOCKED, **attributes)
             if bias is not None:
-                column = words.reshape(bias, -1, 1, 1, name=f"{y.name}/column")
-                made = words.op("Add", made, column, shape=shape, name=f"{y.name}/biased")
+                column = builder.reshape(bias, -1, 1, 1, name=f"{y.name}/column")
+                made = builder.op("Add", made, column, shape=shape, name=f"{y.name}/biased")
             graph.replace_uses(y, made)
             graph.remove_node(node)
         stay = [(str(node), reasons[node.id]) for node in convolutions]
@@ -103,7 +103,7 @@ class ExpandBlocked(Pass):
         return Outcome(len(nodes))
 
 
-class _Expansion(Words):
+class _Expansion(TypedBuilder):
     def of(self, node: Node) -> Value:
         rules: dict[str, Callable[..., Value]] = {
             "Conv": self._conv,

@@ -11,9 +11,9 @@ import numpy as np
 from onnxslim.ir.dialect import LANES
 from onnxslim.ir.graph import Array, DType, Graph, Node, Value
 from onnxslim.ir.rewrite import Context, Outcome, Pass
+from passes.layout.builder import TypedBuilder
 from passes.layout.geometry import Geometry
 from passes.layout.winograd import Winograd
-from passes.layout.words import Words
 
 __all__ = ["ExpandLanes"]
 
@@ -50,7 +50,7 @@ class ExpandLanes(Pass):
         return Outcome(len(nodes))
 
 
-class _Expansion(Words):
+class _Expansion(TypedBuilder):
     """The new nodes; what several ops gather alike is gathered once."""
 
     def __init__(self, graph: Graph, blocked: bool) -> None:

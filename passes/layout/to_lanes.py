@@ -12,8 +12,8 @@ from onnxslim.ir.graph import DType, Graph, Node, Value
 from onnxslim.ir.op_facts import FACTS, OpFacts
 from onnxslim.ir.ops import axes_of, axis_of
 from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
+from passes.layout.builder import TypedBuilder
 from passes.layout.geometry import geometry_attributes
-from passes.layout.words import Words
 
 __all__ = ["RULES", "ToLanes"]
 
@@ -24,7 +24,7 @@ class ToLanes(Pass):
 
     A pointwise convolution is then one matrix product whatever the number of channels, a depthwise one
     runs over images instead of channels, and a batch norm reads rows. Elementwise ops, norms, pools,
-    concatenations and per-channel fake-quant follow; where another op reads a value, it is laid back.
+    concatenations and per-channel fake-quant follow; where another op reads a value, it is put back.
 
     nodes: ids of the nodes that may change (None: all). Refuses a batch that is no multiple of `lanes`
     and convolutions that are not over two axes. Contract: what reordering float32 sums explains.
@@ -35,20 +35,20 @@ class ToLanes(Pass):
     name: ClassVar[str] = "to_lanes"
 
     def run(self, graph: Graph, context: Context) -> Outcome:
-        laying = _Laying(graph, self.lanes)
+        builder = _LaneBuilder(graph, self.lanes)
         refused = []
         done: list[Node] = []
         for node in graph.nodes():
             rule = RULES.get((node.domain, node.op))
             if rule is None or (self.nodes is not None and node.id not in self.nodes):
                 continue
-            if node.op not in _ANCHORS and not laying.touches(node):
+            if node.op not in _ANCHORS and not builder.touches(node):
                 continue
-            if rule(laying, node):
+            if rule(builder, node):
                 done.append(node)
-            elif node.op in _ANCHORS or laying.touches(node):
+            elif node.op in _ANCHORS or builder.touches(node):
                 refused.append(Refusal(str(node), f"stays in its own layout: {node.op} of {_shapes(graph, node)}"))
-        laying.finish(done)
+        builder.finish(done)
         return Outcome(len(done), tuple(refused))
 
 
@@ -56,23 +56,23 @@ def _shapes(graph: Graph, node: Node) -> str:
     return ", ".join(str(v.shape) for v in graph.node_inputs(node) if v is not None)
 
 
-class _Laying(Words):
-    """The values laid so far. A laid value is [C, P], P = N·H·W; `laid` maps the plain one's id to it."""
+class _LaneBuilder(TypedBuilder):
+    """The values in lanes so far, [C, P], P = N·H·W; `in_lanes` maps the plain one's id to it."""
 
     def __init__(self, graph: Graph, lanes: int) -> None:
         super().__init__(graph)
         self.lanes = lanes
-        self.laid: dict[int, Value] = {}
+        self.in_lanes: dict[int, Value] = {}
         self.plain: dict[int, Value] = {}  # of nodes that give a plain value in another way
 
     def touches(self, node: Node) -> bool:
-        return any(v is not None and v.id in self.laid for v in self.graph.node_inputs(node))
+        return any(v is not None and v.id in self.in_lanes for v in self.graph.node_inputs(node))
 
     def fits(self, value: Value | None) -> bool:
-        """Whether a value is, or can be, laid: a float activation [N, C, H, W] of full blocks of images."""
+        """Whether a value is, or can be, in lanes: a float activation [N, C, H, W] of full blocks of images."""
         if value is None:
             return False
-        if value.id in self.laid:
+        if value.id in self.in_lanes:
             return True
         shape = value.shape
         if shape is None or len(shape) != 4 or value.array is not None or value.dtype is not DType.FLOAT:
@@ -80,29 +80,29 @@ class _Laying(Words):
         return all(isinstance(d, int) for d in shape) and value.static_shape[0] % self.lanes == 0
 
     def of(self, value: Value) -> Value:
-        """The laid form of a value that fits."""
-        if value.id not in self.laid:
+        """A value that fits, in lanes."""
+        if value.id not in self.in_lanes:
             n, c, h, w = value.static_shape
             # Images into the lanes, then channels outermost: ONNX Runtime moves both faster than all axes at once.
             blocks = self.cut(value, [n // self.lanes, self.lanes, c * h * w], "blocks")
             lanes = self.transpose(blocks, [0, 2, 1], name=f"{value.name}/lanes")
             rows = self.cut(lanes, [n // self.lanes, c, h * w * self.lanes], "rows")
             turned = self.transpose(rows, [1, 0, 2], name=f"{value.name}/channels")
-            self.laid[value.id] = self.cut(turned, [c, n * h * w], "laid")
-        return self.laid[value.id]
+            self.in_lanes[value.id] = self.cut(turned, [c, n * h * w], "in_lanes")
+        return self.in_lanes[value.id]
 
     def cut(self, value: Value, shape: Sequence[int], name: str) -> Value:
         """The value in another shape, named after it."""
         return self.reshape(value, *shape, name=f"{value.name}/{name}")
 
     def flat(self, value: Value) -> list[int]:
-        """The laid shape of [N, C, H, W]."""
+        """The shape in lanes of [N, C, H, W]."""
         n, c, h, w = value.static_shape
         return [c, n * h * w]
 
     def put(self, old: Value, new: Value) -> bool:
-        """`new`, [C, P], is the laid form of `old`."""
-        self.laid[old.id] = new
+        """`new`, [C, P], is `old` in lanes."""
+        self.in_lanes[old.id] = new
         return True
 
     def hand_over(self, old: Node, slot: int, new: Node) -> None:
@@ -114,7 +114,7 @@ class _Laying(Words):
             self.plain[value.id] = twin
 
     def finish(self, done: Sequence[Node]) -> None:
-        """Nodes that were not laid read plain values again; the laid ones' old nodes go."""
+        """Nodes that stay plain read plain values again; the old nodes of the others go."""
         graph, gone = self.graph, {node.id for node in done}
         for node in done:
             for value in graph.node_outputs(node):
@@ -129,7 +129,7 @@ class _Laying(Words):
                     graph.replace_uses(value, new, only=[u for u in graph.uses(value) if u.node.id not in gone])
                     if graph.is_output(value):
                         graph.replace_uses(value, new)
-                    elif value.id not in self.laid:  # statistics keep the name that the update knows
+                    elif value.id not in self.in_lanes:  # statistics keep the name that the update knows
                         graph.rename(value, graph.fresh_name(f"{name}/old"))
                         graph.rename(new, name)
                     graph.set_role(new, role, owner)
@@ -138,17 +138,17 @@ class _Laying(Words):
 
     def _back(self, value: Value) -> Value:
         n, c, h, w = value.static_shape
-        rows = self.cut(self.laid[value.id], [c, n // self.lanes, h * w * self.lanes], "rows")
+        rows = self.cut(self.in_lanes[value.id], [c, n // self.lanes, h * w * self.lanes], "rows")
         turned = self.transpose(rows, [1, 0, 2], name=f"{value.name}/blocks")
         lanes = self.cut(turned, [n // self.lanes, c * h * w, self.lanes], "lanes")
         plain = self.transpose(lanes, [0, 2, 1], name=f"{value.name}/plain")
         return self.cut(plain, [n, c, h, w], "images")
 
 
-# ---------------------------------------------------------------------- rules: True where the node was laid
+# ---------------------------------------------------------------------- rules: True where the node went into lanes
 
 
-def _conv(r: _Laying, node: Node) -> bool:
+def _conv(r: _LaneBuilder, node: Node) -> bool:
     graph = r.graph
     x, w = graph.operand(node, 0), graph.operand(node, 1)
     y, bias = graph.result(node), graph.input(node, 2)
@@ -156,44 +156,45 @@ def _conv(r: _Laying, node: Node) -> bool:
         return False
     attributes = geometry_attributes(graph, node, r.lanes)
     shape = r.flat(y)
-    laid = r.op("Conv", r.of(x), w, name=f"{y.name}/laid", shape=shape, domain=LANES, **attributes)
+    lanes = r.op("Conv", r.of(x), w, name=f"{y.name}/in_lanes", shape=shape, domain=LANES, **attributes)
     if bias is not None:
         column = r.cut(bias, [shape[0], 1], "column")
-        laid = r.op("Add", laid, column, name=f"{y.name}/biased", shape=shape)
-    return r.put(y, laid)
+        lanes = r.op("Add", lanes, column, name=f"{y.name}/biased", shape=shape)
+    return r.put(y, lanes)
 
 
-def _batch_norm(r: _Laying, node: Node) -> bool:
+def _batch_norm(r: _LaneBuilder, node: Node) -> bool:
     """Over [1, C, P], where a channel is a row."""
     graph = r.graph
     x, y = graph.operand(node, 0), graph.result(node)
     if not r.fits(x):
         return False
-    laid = r.of(x)
-    rows = r.cut(laid, [1, *laid.static_shape], "rows")
+    lanes = r.of(x)
+    rows = r.cut(lanes, [1, *lanes.static_shape], "rows")
     inputs = [rows, *graph.node_inputs(node)[1:]]
     names = [f"{y.name}/rows"] + [None if v is None else f"{v.name}/of_rows" for v in graph.node_outputs(node)[1:]]
     made = graph.add_node("BatchNormalization", inputs, names, node.attributes, name=f"{node.name}/rows")
     graph.set_type(graph.result(made), DType.FLOAT, rows.shape)
     for slot in range(1, node.arity[1]):
         r.hand_over(node, slot, made)
-    return r.put(y, r.cut(graph.result(made), laid.static_shape, "laid"))
+    return r.put(y, r.cut(graph.result(made), lanes.static_shape, "in_lanes"))
 
 
-def _unary(r: _Laying, node: Node) -> bool:
+def _unary(r: _LaneBuilder, node: Node) -> bool:
     """Each element for itself, with scalars or constants as further inputs: bounds, scales, zero points."""
     graph = r.graph
     x, y = graph.operand(node, 0), graph.result(node)
     others = graph.node_inputs(node)[1:]
     if y.dtype is not DType.FLOAT or any(v is not None and v.shape not in ((), (1,)) for v in others[:2]):
         return False
-    laid = r.of(x)
+    lanes = r.of(x)
     attributes = {k: v for k, v in node.attributes.items() if k != "axis"}
-    return r.put(y, r.op(node.op, laid, *others, name=f"{y.name}/laid", shape=laid.static_shape, domain=node.domain,
-                         **attributes))  # fmt: skip
+    shape = lanes.static_shape
+    made = r.op(node.op, lanes, *others, name=f"{y.name}/in_lanes", shape=shape, domain=node.domain, **attributes)
+    return r.put(y, made)
 
 
-def _broadcast(r: _Laying, node: Node) -> bool:
+def _broadcast(r: _LaneBuilder, node: Node) -> bool:
     """Operands of the same size, one value a channel, one a channel and image, or one."""
     graph = r.graph
     y, inputs = graph.result(node), [v for v in graph.node_inputs(node) if v is not None]
@@ -216,11 +217,11 @@ def _broadcast(r: _Laying, node: Node) -> bool:
             found.append(r.cut(value, [shape[0], 1, 1, 1] if by_image else [shape[0], 1], "column"))
         else:
             found.append(r.cut(value, [1], "scalar"))
-    made = r.op(node.op, *found, name=f"{y.name}/laid", shape=blocks if by_image else shape, **node.attributes)
-    return r.put(y, r.cut(made, shape, "laid"))
+    made = r.op(node.op, *found, name=f"{y.name}/in_lanes", shape=blocks if by_image else shape, **node.attributes)
+    return r.put(y, r.cut(made, shape, "in_lanes"))
 
 
-def _kind(r: _Laying, value: Value, full: tuple[int, ...]) -> str:
+def _kind(r: _LaneBuilder, value: Value, full: tuple[int, ...]) -> str:
     """How an operand spreads over [N, C, H, W]."""
     size = value.shape
     if size is None or not all(isinstance(d, int) for d in size):
@@ -234,8 +235,8 @@ def _kind(r: _Laying, value: Value, full: tuple[int, ...]) -> str:
     return "channel" if (1,) * (4 - len(size)) + size == (1, full[1], 1, 1) else "other"
 
 
-def _average(r: _Laying, node: Node) -> bool:
-    """The mean over all pixels: [C, N], the laid form of [N, C, 1, 1]."""
+def _average(r: _LaneBuilder, node: Node) -> bool:
+    """The mean over all pixels: [C, N], which is [N, C, 1, 1] in lanes."""
     graph = r.graph
     x, y = graph.operand(node, 0), graph.result(node)
     if node.op == "ReduceMean" and axes_of(graph, node, 4) != (2, 3):
@@ -245,52 +246,52 @@ def _average(r: _Laying, node: Node) -> bool:
     means = r.op(
         "ReduceMean", blocks, r.const([2]), name=f"{y.name}/means", shape=[c, n // r.lanes, r.lanes], keepdims=0
     )
-    laid = r.cut(means, [c, n], "laid")
+    lanes = r.cut(means, [c, n], "in_lanes")
     if len(y.static_shape) == 4:
-        return r.put(y, laid)
-    r.plain[y.id] = r.transpose(laid, [1, 0], name=f"{y.name}/plain")
+        return r.put(y, lanes)
+    r.plain[y.id] = r.transpose(lanes, [1, 0], name=f"{y.name}/plain")
     return True
 
 
-def _flatten(r: _Laying, node: Node) -> bool:
+def _flatten(r: _LaneBuilder, node: Node) -> bool:
     """[N, C, 1, 1] → [N, C] is a transposition of [C, N]."""
     graph = r.graph
     x, y = graph.operand(node, 0), graph.result(node)
-    if y.shape != x.static_shape[:2] or x.id not in r.laid:
+    if y.shape != x.static_shape[:2] or x.id not in r.in_lanes:
         return False
-    laid = r.of(x)
-    r.plain[y.id] = r.transpose(laid, [1, 0], name=f"{y.name}/plain")
+    lanes = r.of(x)
+    r.plain[y.id] = r.transpose(lanes, [1, 0], name=f"{y.name}/plain")
     return True
 
 
-def _over_all(r: _Laying, node: Node) -> bool:
+def _over_all(r: _LaneBuilder, node: Node) -> bool:
     """One number of all elements, whatever their order: what observers ask for."""
     graph = r.graph
     x, y = graph.operand(node, 0), graph.result(node)
     axes = axes_of(graph, node, 4)
     if axes is None or len(axes) < 4 or y.shape != ():
         return False
-    r.plain[y.id] = r.op(node.op, r.of(x), name=f"{y.name}/laid", shape=(), keepdims=0)
+    r.plain[y.id] = r.op(node.op, r.of(x), name=f"{y.name}/in_lanes", shape=(), keepdims=0)
     return True
 
 
-def _concat(r: _Laying, node: Node) -> bool:
+def _concat(r: _LaneBuilder, node: Node) -> bool:
     graph = r.graph
     y, inputs = graph.result(node), graph.node_inputs(node)
     if axis_of(node, 4, 0) != 1 or not r.fits(y) or not all(r.fits(v) for v in inputs):
         return False
     shape = r.flat(y)
-    return r.put(y, r.op("Concat", *(r.of(v) for v in inputs if v), name=f"{y.name}/laid", shape=shape, axis=0))
+    return r.put(y, r.op("Concat", *(r.of(v) for v in inputs if v), name=f"{y.name}/in_lanes", shape=shape, axis=0))
 
 
-def _max_pool(r: _Laying, node: Node) -> bool:
+def _max_pool(r: _LaneBuilder, node: Node) -> bool:
     graph = r.graph
     x, y = graph.operand(node, 0), graph.result(node)
     if node.arity[1] > 1 or node.attr("ceil_mode", 0) or node.attr("storage_order", 0) or not r.fits(y):
         return False
     attributes = geometry_attributes(graph, node, r.lanes)
     shape = r.flat(y)
-    return r.put(y, r.op("MaxPool", r.of(x), name=f"{y.name}/laid", shape=shape, domain=LANES, **attributes))
+    return r.put(y, r.op("MaxPool", r.of(x), name=f"{y.name}/in_lanes", shape=shape, domain=LANES, **attributes))
 
 
 def _keeps_floats(facts: OpFacts) -> bool:
@@ -298,7 +299,7 @@ def _keeps_floats(facts: OpFacts) -> bool:
 
 
 _ANCHORS = ("Conv",)
-RULES: dict[tuple[str, str], Callable[[_Laying, Node], bool]] = {
+RULES: dict[tuple[str, str], Callable[[_LaneBuilder, Node], bool]] = {
     ("", "Conv"): _conv,
     ("", "BatchNormalization"): _batch_norm,
     ("", "Concat"): _concat,

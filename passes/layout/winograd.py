@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from onnxslim.ir.graph import Array, Value
+from passes.layout.builder import TypedBuilder
 from passes.layout.geometry import Geometry
-from passes.layout.words import Words
 
 __all__ = ["Winograd"]
 
@@ -61,8 +61,8 @@ _FEWEST = 16
 class Winograd:
     """The convolution of one geometry. x, y and their gradients are [C, P]; weights [O, I, 3, 3]."""
 
-    def __init__(self, words: Words, g: Geometry, outs: int, inside: int) -> None:
-        self.words, self.g, self.outs, self.inside = words, g, outs, inside
+    def __init__(self, builder: TypedBuilder, g: Geometry, outs: int, inside: int) -> None:
+        self.builder, self.g, self.outs, self.inside = builder, g, outs, inside
         self.tile = _LARGE if min(g.out_size) >= _LARGE_FROM and not any(d % 4 for d in g.out_size) else _SMALL
         self.tiles = tuple(-(-d // self.tile.m) for d in g.out_size)
         self.rows = g.blocks * self.tiles[0] * self.tiles[1]  # of memory a channel and place of the tile
@@ -74,26 +74,26 @@ class Winograd:
         return plain and min(outs, inside) >= _FEWEST and max(g.pads) <= 2 and min(g.out_size) > 1
 
     def forward(self, x: Value, w: Value) -> Value:
-        places = self.words.matmul(self._weights(w), self._images(x))
+        places = self.builder.matmul(self._weights(w), self._images(x))
         pixels = self._transformed(self.tile.pixels.T, places, self.outs)
-        return self.words.reshape(self._gathered(pixels, self._pixels_of_tiles()), self.outs, -1)
+        return self.builder.reshape(self._gathered(pixels, self._pixels_of_tiles()), self.outs, -1)
 
     def input_grad(self, dy: Value, w: Value) -> Value:
-        turned = self.words.transpose(self._weights(w), [0, 2, 1])
-        places = self.words.matmul(turned, self._gradients(dy))
+        turned = self.builder.transpose(self._weights(w), [0, 2, 1])
+        places = self.builder.matmul(turned, self._gradients(dy))
         # A further row of zeros, for the pixels that fewer tiles read.
         back = np.concatenate([self.tile.images, np.zeros((1, self.tile.side**2), np.float32)])
         pixels = self._transformed(back, places, self.inside)
         parts = [self._gathered(pixels, table) for table in self._readers_of_pixels()]
-        return self.words.reshape(self.words.total(parts), self.inside, -1)
+        return self.builder.reshape(self.builder.total(parts), self.inside, -1)
 
     def weight_grad(self, x: Value, dy: Value) -> Value:
-        images = self.words.transpose(self._images(x), [0, 2, 1])
-        places = self.words.matmul(self._gradients(dy), images)
-        flat = self.words.reshape(places, self.tile.side**2, self.outs * self.inside)
-        taps = self.words.matmul(self.words.const(self.tile.weights.T, np.float32), flat)
-        made = self.words.transpose(taps, [1, 0])  # afterwards it costs less than in the product
-        return self.words.reshape(made, self.outs, self.inside, 3, 3)
+        images = self.builder.transpose(self._images(x), [0, 2, 1])
+        places = self.builder.matmul(self._gradients(dy), images)
+        flat = self.builder.reshape(places, self.tile.side**2, self.outs * self.inside)
+        taps = self.builder.matmul(self.builder.const(self.tile.weights.T, np.float32), flat)
+        made = self.builder.transpose(taps, [1, 0])  # afterwards it costs less than in the product
+        return self.builder.reshape(made, self.outs, self.inside, 3, 3)
 
     # ------------------------------------------------------------------ transforms, each done once
 
@@ -101,44 +101,44 @@ class Winograd:
         """[places, O, I]."""
 
         def make() -> Value:
-            flat = self.words.reshape(w, self.outs * self.inside, 9)
-            made = self.words.gemm(self.words.const(self.tile.weights, np.float32), flat, trans_b=True)
-            return self.words.reshape(made, self.tile.side**2, self.outs, self.inside)
+            flat = self.builder.reshape(w, self.outs * self.inside, 9)
+            made = self.builder.gemm(self.builder.const(self.tile.weights, np.float32), flat, trans_b=True)
+            return self.builder.reshape(made, self.tile.side**2, self.outs, self.inside)
 
-        return self.words.once(("winograd weights", w.id), make)
+        return self.builder.once(("winograd weights", w.id), make)
 
     def _images(self, x: Value) -> Value:
         """[places, I, tiles]."""
 
         def make() -> Value:
-            cut = self.words.reshape(x, -1, self.g.lanes)
-            padded = self.words.pad(cut, [0, 0, 1, 0])
+            cut = self.builder.reshape(x, -1, self.g.lanes)
+            padded = self.builder.pad(cut, [0, 0, 1, 0])
             tiles = self._gathered(padded, self._tiles_of_images(), cut=False)
             return self._transformed(self.tile.images.T, tiles, self.inside)
 
-        return self.words.once(("winograd images", x.id, self.g), make)
+        return self.builder.once(("winograd images", x.id, self.g), make)
 
     def _gradients(self, dy: Value) -> Value:
         """[places, O, tiles]."""
 
         def make() -> Value:
-            cut = self.words.reshape(dy, -1, self.g.lanes)
+            cut = self.builder.reshape(dy, -1, self.g.lanes)
             if any(size % self.tile.m for size in self.g.out_size):
-                cut = self.words.pad(cut, [0, 0, 1, 0])
+                cut = self.builder.pad(cut, [0, 0, 1, 0])
             pixels = self._gathered(cut, self._tiles_of_pixels(), cut=False)
             return self._transformed(self.tile.pixels, pixels, self.outs)
 
-        return self.words.once(("winograd gradients", dy.id, self.g), make)
+        return self.builder.once(("winograd gradients", dy.id, self.g), make)
 
     def _transformed(self, matrix: Array, value: Value, channels: int) -> Value:
-        flat = self.words.reshape(value, matrix.shape[1], channels * self.width)
-        made = self.words.matmul(self.words.const(matrix, np.float32), flat)
-        return self.words.reshape(made, matrix.shape[0], channels, self.width)
+        flat = self.builder.reshape(value, matrix.shape[1], channels * self.width)
+        made = self.builder.matmul(self.builder.const(matrix, np.float32), flat)
+        return self.builder.reshape(made, matrix.shape[0], channels, self.width)
 
     def _gathered(self, value: Value, table: Array, cut: bool = True) -> Value:
         """Rows of `lanes` numbers by their place in memory."""
-        rows = self.words.reshape(value, -1, self.g.lanes) if cut else value
-        return self.words.gather(rows, table)
+        rows = self.builder.reshape(value, -1, self.g.lanes) if cut else value
+        return self.builder.gather(rows, table)
 
     # ------------------------------------------------------------------ which row lies where
 

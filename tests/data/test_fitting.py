@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxslim.data import ArrayDataset, Layout, Preprocess, Subset, check_fits, fitted, open_dataset
+from onnxslim.data import ArrayDataset, AxisOrder, Preprocess, Subset, check_fits, fitted, open_dataset
 from onnxslim.data.dataset import Unlabelled, input_array
 from onnxslim.errors import DataError
 from onnxslim.ir.graph import Array, DType, Shape
@@ -25,7 +25,7 @@ def numbered(*shape: int) -> Array:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def got(array: Array, wanted: Shape | None, layout: Layout = "NCHW", name: str = "x", **options: Layout) -> Array:
+def got(array: Array, wanted: Shape | None, layout: AxisOrder = "NCHW", name: str = "x", **options: AxisOrder) -> Array:
     """What the model's input is fed."""
     source, preprocess = Source(name, wanted), Preprocess(layout=layout)
     dataset = ArrayDataset({name: array}, layout=options.get("given"))
@@ -56,7 +56,9 @@ def got(array: Array, wanted: Shape | None, layout: Layout = "NCHW", name: str =
         ((5, 7, 8, 9), ("N", None, None, None)),
     ],
 )
-def test_what_fits_exactly_is_taken_as_it_is(shape: tuple[int, ...], wanted: Shape, name: str, layout: Layout) -> None:
+def test_what_fits_exactly_is_taken_as_it_is(
+    shape: tuple[int, ...], wanted: Shape, name: str, layout: AxisOrder
+) -> None:
     array = numbered(*shape)
     np.testing.assert_array_equal(got(array, wanted, layout, name), array)
 
@@ -74,7 +76,7 @@ def test_what_fits_exactly_is_taken_as_it_is(shape: tuple[int, ...], wanted: Sha
     ],
 )
 def test_images_of_the_other_order_are_turned(
-    shape: tuple[int, ...], wanted: Shape, layout: Layout, axes: tuple[int, ...]
+    shape: tuple[int, ...], wanted: Shape, layout: AxisOrder, axes: tuple[int, ...]
 ) -> None:
     array = numbered(*shape)
     np.testing.assert_array_equal(got(array, wanted, layout), array.transpose(axes))

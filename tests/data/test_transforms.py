@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim.data import Augment, Layout, Preprocess, counter
+from onnxslim.data import Augment, AxisOrder, Preprocess, counter
 from onnxslim.errors import DataError, OptionError
 from onnxslim.ir.graph import Array
 
@@ -53,7 +53,7 @@ def test_augment_is_the_reference(augment: Augment, seed: int, epoch: int, heigh
 
 @settings(deadline=None, max_examples=40)
 @given(augments, st.integers(0, 2**31), st.sampled_from(["NCHW", "NHWC"]))
-def test_batch_is_its_singles(augment: Augment, seed: int, layout: Layout) -> None:
+def test_batch_is_its_singles(augment: Augment, seed: int, layout: AxisOrder) -> None:
     images = RNG.standard_normal((9, 8, 8, 8)).astype(np.float32)
     indices, views = RNG.integers(0, 1000, 9), RNG.integers(0, 8, 9)
     whole = augment(images, seed, views, indices, layout)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxslim.errors import DataError, ModelError
-from onnxslim.evaluation import Model, measure_latency
+from onnxslim.evaluation import ModelSource, measure_latency
 from onnxslim.evaluation.latency import _summary
 from onnxslim.ir.graph import DType, Graph
 
@@ -36,7 +36,7 @@ def test_batch_and_sample(make_model: Make) -> None:
 
 
 def test_a_batch_that_is_written_into_a_model_is_used() -> None:
-    models: dict[str, Model] = {}
+    models: dict[str, ModelSource] = {}
     for name, batch in (("free", "N"), ("four", 4)):
         graph = Graph(name)
         y = graph.op("Relu", graph.add_input("x", DType.FLOAT, (batch, 8)), name="y")

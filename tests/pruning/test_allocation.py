@@ -17,7 +17,7 @@ from onnxslim.ir.graph import Graph
 from onnxslim.pruning.allocation import (
     LatencyTarget,
     Limit,
-    Target,
+    SizeTarget,
     allocate,
     by_loss,
     by_threshold,
@@ -51,9 +51,9 @@ def test_the_target_holds_and_one_step_more_would_break_it(
     footprint.with_left({g.name: g.units for g in groups})
     if deepest > bound:
         with pytest.raises(UnsupportedError, match="cannot be reached"):
-            allocate(footprint, uniform(groups), limits, [Target("macs", bound)])
+            allocate(footprint, uniform(groups), limits, [SizeTarget("macs", bound)])
         return
-    found = allocate(footprint, uniform(groups), limits, [Target("macs", bound)])
+    found = allocate(footprint, uniform(groups), limits, [SizeTarget("macs", bound)])
     assert found.size.macs <= bound
     for name, left in found.left.items():
         limit = limits[name]
@@ -69,7 +69,7 @@ def test_several_targets_hold_at_once(network: Callable[..., Graph]) -> None:
     groups, footprint, limits = set_up(network((16, 32, 64)))
     whole = footprint.size
     parts = {"macs": 0.6, "bytes": 0.3, "params": 0.5}
-    targets = [Target(quantity, part * getattr(whole, quantity)) for quantity, part in parts.items()]
+    targets = [SizeTarget(quantity, part * getattr(whole, quantity)) for quantity, part in parts.items()]
     found = allocate(footprint, uniform(groups), limits, targets)
     assert found.size.macs <= 0.6 * whole.macs
     assert 0.27 * whole.bytes <= found.size.bytes <= 0.3 * whole.bytes
@@ -111,7 +111,7 @@ def test_out_of_reach_says_the_range(network: Callable[..., Graph]) -> None:
     whole = footprint.size.macs
     least = footprint.with_left({"conv1": 8, "conv2": 16}).macs
     with pytest.raises(UnsupportedError) as error:
-        allocate(footprint, uniform(groups), limits, [Target("macs", 0.01 * whole)])
+        allocate(footprint, uniform(groups), limits, [SizeTarget("macs", 0.01 * whole)])
     assert f"between {least:,} ({100 * least / whole:.1f} %) and {whole:,}" in str(error.value)
 
 
@@ -170,10 +170,10 @@ def test_flat_curves_are_cut_little_by_little_and_what_saves_most_first(network:
     assert ideal(0.1) == {"conv1": pytest.approx(16), "conv2": pytest.approx(4)}
     assert ideal(0.25) == {"conv1": pytest.approx(40), "conv2": pytest.approx(10)}
     whole = footprint.size.macs
-    found = allocate(footprint, ideal, limits, [Target("macs", 0.97 * whole)])
+    found = allocate(footprint, ideal, limits, [SizeTarget("macs", 0.97 * whole)])
     assert 0.95 * whole < found.size.macs <= 0.97 * whole
     with pytest.raises(UnsupportedError, match=f"and {whole:,} are left"):
-        allocate(footprint, ideal, limits, [Target("macs", 1)])
+        allocate(footprint, ideal, limits, [SizeTarget("macs", 1)])
 
 
 def test_a_plateau_is_crossed_little_by_little(network: Callable[..., Graph]) -> None:
@@ -189,7 +189,7 @@ def test_the_step_that_was_taken_last_is_given_back_first() -> None:
     curves = {groups[0].name: {0.5: 0.2}, groups[1].name: {0.5: 0.01}, groups[2].name: {0.5: 0.1}}
     sizes = {name: footprint.with_left({g.name: 8 if g.name == name else 16 for g in groups}).macs for name in curves}
     # all but the most sensitive group are enough, and so is the least sensitive one alone
-    found = allocate(footprint, by_loss(groups, curves), limits, [Target("macs", sizes[groups[1].name])])
+    found = allocate(footprint, by_loss(groups, curves), limits, [SizeTarget("macs", sizes[groups[1].name])])
     assert found.left == {groups[0].name: 16, groups[1].name: 8, groups[2].name: 16}
 
 

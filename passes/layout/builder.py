@@ -1,4 +1,4 @@
-"""`Words`: the ops that layouts are written in; each says the shape of what it makes."""
+"""`TypedBuilder`: the ops that layouts are written in; each says the shape of what it makes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim.ir.graph import Array, DType, Graph, Value
 
-__all__ = ["Words", "is_static"]
+__all__ = ["TypedBuilder", "is_static"]
 
 
 def is_static(value: Value) -> bool:
@@ -18,11 +18,11 @@ def is_static(value: Value) -> bool:
     return value.shape is not None and all(isinstance(axis, int) for axis in value.shape)
 
 
-class Words:
+class TypedBuilder:
     """Nodes for a graph. `base`: what they are named after; what is made once under a key is found again.
 
     Rules further on (of the gradient, of what a step costs) read the shapes: `op` asks for the one of its result, the
-    other words know it.
+    other methods know it.
     """
 
     def __init__(self, graph: Graph) -> None:
