@@ -34,7 +34,7 @@ from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
 from onnxslim.training.tables import OPTIMIZERS, SCHEDULES
 from onnxslim.training.teacher_cache import TeacherCache
-from passes.distill import TASK_LOSSES, TEACHER_LOSSES, CrossEntropy, Loss, SoftLabel
+from passes.distill import TASK_LOSSES, TEACHER, TEACHER_LOSSES, CrossEntropy, Loss, SoftLabel
 from passes.simplify import FoldBatchnorm, SetBatch, takes_any_batch
 
 __all__ = ["Distill", "Train", "mark_roles"]
@@ -169,7 +169,7 @@ class Train(Stage):
         teacher = self.prepared_teacher(context)
         cache = None
         if self.views is not None and teacher is not None:
-            cache = TeacherCache(teacher, loader, context.folder.parent / "teacher-cache")
+            cache = TeacherCache(teacher, loader, context.folder.parent / "teacher-cache", self.teacher_taps)
             context.tell(f"the teacher's outputs for {self.views} views of {len(loader.dataset):,} images")
             cache.prepare(context.progress, threads=context.workers)
         trainer = self.trainer(student, loader, context, teacher, cache)
@@ -225,6 +225,11 @@ class Train(Stage):
         """The weighted terms; those of weight 0 are left out."""
         found = (self.task_loss, *(() if self.distill is None else self.distill.losses))
         return tuple(loss for loss in found if loss.weight > 0)
+
+    @property
+    def teacher_taps(self) -> list[str]:
+        """What the losses read of the teacher, by name."""
+        return [tap.name for loss in self.losses() for tap in loss.reads if tap.source == TEACHER.source]
 
     def step_options(self, loader: Loader) -> StepOptions:
         sample = loader.make(np.zeros(1, np.int64), 0).feeds[loader.input_name].shape[1:]

@@ -284,7 +284,8 @@ class Trainer:
             feeds[Port(Kind.LABEL)] = batch.labels
         if self.cache is not None:
             assert batch.view is not None
-            feeds[Port(Kind.TEACHER, "teacher")] = self.cache.outputs(batch.indices, batch.view)
+            for tap in self.cache.taps:
+                feeds[Port(Kind.TEACHER, "teacher", tap)] = self.cache.outputs(batch.indices, batch.view, tap)
         return feeds
 
     def _nan(
@@ -296,14 +297,20 @@ class Trainer:
         done: int,
         checkpoints: Checkpoints | None,
     ) -> str:
-        """The message of a loss that is not finite; the state from before the step is still the engine's."""
-        start, where, state = 0, "", engine.arrays()
-        for step in steps:
-            part = {port: array[start : start + step.batch] for port, array in feeds.items()}
-            where = first_nonfinite(step, part, state)
-            start += step.batch
-            if not where.startswith("no single"):
-                break
+        """The message of a loss that is not finite; the state from before the step is still the engine's.
+
+        The batch is replayed in the plain layout, in which the model's values are there under their names, and where
+        nothing is found there, in the one that runs.
+        """
+        where, state = None, engine.arrays()
+        plain = [self._step(step.batch, self._is_frozen(epoch), "plain") for step in steps]
+        for replayed in (plain, steps):
+            start = 0
+            for step in replayed:
+                part = {port: array[start : start + step.batch] for port, array in feeds.items()}
+                where = where or first_nonfinite(step, part, state)
+                start += step.batch
+        where = where or "no single value (replayed one by one, every value is finite)"
         began = f"The loss is not finite in epoch {epoch + 1}, step {done + 1}. It began with {where}"
         return f"{began}. {self._advice(checkpoints)}"
 

@@ -14,11 +14,10 @@ from onnxslim.training.step import Step
 __all__ = ["first_nonfinite", "nonfinite_state"]
 
 
-def first_nonfinite(step: Step, feeds: Mapping[Port, Array], state: Mapping[Port, Array]) -> str:
-    """Names the first value, in the order of the step graph, that is not finite: a sentence.
+def first_nonfinite(step: Step, feeds: Mapping[Port, Array], state: Mapping[Port, Array]) -> str | None:
+    """Names the first value, in the order of the step graph, that is not finite; None where all are.
 
-    feeds: one worker's share of the batch; state: from before the step. Gradients count too. Where nothing is, the
-    sentence says so.
+    feeds: one worker's share of the batch; state: from before the step. Gradients count too.
     """
     given = {**feeds, **{port: state[port] for port in step.state}}
     for port, array in given.items():
@@ -38,7 +37,7 @@ def first_nonfinite(step: Step, feeds: Mapping[Port, Array], state: Mapping[Port
         array = found[value.name]
         if array.dtype.kind == "f" and not _finite(array):
             return f"'{value.name}', the output of {graph.producer(value)}, {_what(array)}"
-    return "no single value (replayed one by one, every value is finite)"
+    return None
 
 
 def nonfinite_state(arrays: Mapping[Port, Array], before: Mapping[Port, Array]) -> str | None:

@@ -176,7 +176,8 @@ class FeedTeacher(StepPass):
 
     def edit(self, graph: Graph, step: StepContext) -> int:
         teacher = step.graphs[self.teacher]
-        names = {tap.name for loss in self.losses for tap in loss.reads if tap.source == self.teacher} - {""}
+        names = {tap.name for loss in self.losses for tap in loss.reads if tap.source == self.teacher}
+        names -= {"", teacher.outputs[0].name}
         sized = with_batch(teacher, self.batch, self.sample) if names else teacher
         for name in ("", *sorted(names)):
             value = None if name == "" else sized.find(name)
@@ -186,6 +187,7 @@ class FeedTeacher(StepPass):
             port = Port(Kind.TEACHER, self.teacher, name)
             given = step.give(graph, port, f"{self.teacher}.{name or graph.outputs[0].name}", DType.FLOAT, shape)
             step.taps[self.teacher, name] = self._output(graph, given, teacher).name if name == "" else given.name
+        step.taps[self.teacher, teacher.outputs[0].name] = step.taps[self.teacher, ""]
         return 1 + len(names)
 
     def _output(self, graph: Graph, logits: Value, teacher: Graph) -> Value:

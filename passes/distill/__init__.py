@@ -1,22 +1,11 @@
 """Teacher and losses: what a training graph is made of beside the student."""
 
+from importlib import import_module
+
 from passes.distill.logits import logits_of, softmax_behind, with_logits
-from passes.distill.losses import (
-    LABEL,
-    STUDENT,
-    TASK_LOSSES,
-    TEACHER,
-    TEACHER_LOSSES,
-    CrossEntropy,
-    Loss,
-    MeanSquare,
-    OnnxLoss,
-    SoftLabel,
-    Tap,
-    Taps,
-    attach_losses,
-)
+from passes.distill.losses import CrossEntropy, MeanSquare, OnnxLoss, SoftLabel, attach_losses
 from passes.distill.merge_teacher import MergeTeacher
+from passes.distill.taps import LABEL, STUDENT, TEACHER, Loss, Tap, Taps
 
 __all__ = [
     "LABEL",
@@ -37,3 +26,15 @@ __all__ = [
     "softmax_behind",
     "with_logits",
 ]
+
+TASK_LOSSES: tuple[type[Loss], ...] = (CrossEntropy, OnnxLoss)
+"""Against the labels; the first is taken where none is named."""
+
+TEACHER_LOSSES: tuple[type[Loss], ...] = tuple(
+    getattr(import_module(f"passes.distill.{module}"), name)
+    for module, name in (
+        ("losses", "SoftLabel"),
+        ("losses", "MeanSquare"),
+    )
+)
+"""What can be learnt from a teacher; the first is taken where none is named."""

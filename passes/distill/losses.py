@@ -9,107 +9,24 @@ the user's own, an ONNX file, gets the outputs as the models give them.
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
 
 from onnxslim.errors import RecipeError
-from onnxslim.ir.graph import DType, Graph, Role, Value
+from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.ir.onnx_io import read
 from onnxslim.options import LARGEST, InputPath, declared
 from passes.distill.logits import logits_of, require_logits
+from passes.distill.taps import LABEL, STUDENT, TEACHER, Loss, Tap, Taps, Weight
 
-__all__ = [
-    "LABEL",
-    "STUDENT",
-    "TASK_LOSSES",
-    "TEACHER",
-    "TEACHER_LOSSES",
-    "CrossEntropy",
-    "Loss",
-    "MeanSquare",
-    "OnnxLoss",
-    "SoftLabel",
-    "Tap",
-    "Taps",
-    "attach_losses",
-]
+__all__ = ["CrossEntropy", "MeanSquare", "OnnxLoss", "SoftLabel", "attach_losses"]
 
 
-class Tap(NamedTuple):
-    """A value that losses read. source: whose: `student`, `teacher`, `label`; name: which; "" for the first output."""
-
-    source: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return f"value '{self.name}' of the {self.source}" if self.name else self.source
-
-
-STUDENT, TEACHER, LABEL = Tap("student"), Tap("teacher"), Tap("label")
 _SOURCES = ("student", "teacher", "label")
-
-
-@dataclass(frozen=True)
-class Taps:
-    """What losses may read, and what they own. parameters: filled by losses that have some, by the loss's name and
-    theirs; seed: which these begin from."""
-
-    values: Mapping[Tap, Value]
-    seed: int = 0
-    parameters: dict[tuple[str, str], Value] = field(default_factory=dict)
-
-    @property
-    def student(self) -> Value:
-        """The student's first output."""
-        return self.values[STUDENT]
-
-    def need(self, tap: Tap, loss: str) -> Value:
-        value = self.values.get(tap)
-        if value is not None:
-            return value
-        if tap.name and Tap(tap.source) in self.values:
-            raise RecipeError(f"The loss '{loss}' reads the {tap}, which has none of that name")
-        what = "labels" if tap == LABEL else f"a {tap.source}"
-        raise RecipeError(f"The loss '{loss}' needs {what}, but there is none")
-
-    def parameter(self, graph: Graph, loss: str, name: str, shape: Sequence[int]) -> Value:
-        """A parameter of the loss's own: float32, trained like the model's and never exported. It begins with normal
-        numbers of variance 1 / fan-in (the product of all axes but the first), drawn for the seed and both names."""
-        where = zlib.crc32(repr((loss, name)).encode())
-        fan_in = max(math.prod(shape[1:]), 1)
-        numbers = np.random.default_rng([self.seed, where]).normal(size=shape) / math.sqrt(fan_in)
-        made = graph.add_constant(f"{loss}/{name}", numbers.astype(np.float32), role=Role.PARAMETER)
-        self.parameters[loss, name] = made
-        return made
-
-
-@runtime_checkable
-class Loss(Protocol):
-    """A weighted term of the loss."""
-
-    name: ClassVar[str]
-
-    @property
-    def weight(self) -> float: ...
-
-    @property
-    def reads(self) -> tuple[Tap, ...]:
-        """The taps it needs beside the student's output."""
-        ...
-
-    def build(self, graph: Graph, taps: Taps) -> Value:
-        """Adds the unweighted term; returns a float32 scalar."""
-        ...
-
-
-Weight: TypeAlias = Annotated[float, Field(ge=0, le=LARGEST, description="Its share of the loss; 0 leaves it out.")]
 Temperature: TypeAlias = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
@@ -245,13 +162,6 @@ class OnnxLoss:
         feeds = {name: taps.need(tap, self.path) for name, tap in self._inputs(loss).items()}
         scalar = graph.merge(loss, "loss/", feeds)[loss.outputs[0].name]
         return scalar if scalar.shape == () else graph.op("ReduceSum", scalar, name=f"{self.name}/scalar", keepdims=0)
-
-
-TASK_LOSSES: tuple[type[Loss], ...] = (CrossEntropy, OnnxLoss)
-"""Against the labels; the first is taken where none is named."""
-
-TEACHER_LOSSES: tuple[type[Loss], ...] = (SoftLabel, MeanSquare)
-"""What can be learnt from a teacher; the first is taken where none is named."""
 
 
 def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Value, list[tuple[Loss, Value]]]:
