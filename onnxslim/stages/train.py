@@ -29,6 +29,7 @@ from onnxslim.training.layout import Plan, candidates, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
 from onnxslim.training.optimizers import Optimizer, Sgd
 from onnxslim.training.parameters import left_alone, mark_parameters
+from onnxslim.training.scales import SCALES, Scales
 from onnxslim.training.schedules import Cosine, Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
@@ -117,6 +118,9 @@ class Train(Stage):
     layout: Literal["auto", "plain", "blocked", "lanes"] = Field(
         default="auto",
         description="Whether channels (blocked) or images (lanes) fill the CPU's vectors; auto: by a table of costs.",
+    )
+    scales: Annotated[Scales, OneOf(SCALES)] = Field(
+        default=SCALES[0](), description="How the grids of fake-quant nodes move.", exclude=len(SCALES) == 1
     )
     keep: int = Field(default=2, ge=1, le=MOST_EPOCHS, description="Newest checkpoints kept, beside the best on val.")
     threads: int = Field(default=1, ge=1, le=MOST_THREADS, description="Threads that prepare batches.")
@@ -233,7 +237,9 @@ class Train(Stage):
 
     def step_options(self, loader: Loader) -> StepOptions:
         sample = loader.make(np.zeros(1, np.int64), 0).feeds[loader.input_name].shape[1:]
-        return StepOptions(self.losses(), labelled=self.needs_labels, gradient=self.gradient, sample=sample)
+        return StepOptions(
+            self.losses(), labelled=self.needs_labels, gradient=self.gradient, sample=sample, scales=self.scales
+        )
 
     def trainer(
         self,

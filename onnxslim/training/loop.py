@@ -118,7 +118,7 @@ class Trainer:
 
     def first_state(self) -> State:
         """The student's arrays, and what the losses own: these are as large as what a loss reads, so a step tells."""
-        return State.of(self.student, self.optimizer, next(self.all_steps(self.options.layout)).initial)
+        return State.of(self.student, self.optimizer, next(self.all_steps(self.options.layout)))
 
     def _trained(self, state: State, checkpoints: Checkpoints | None) -> State:
         """The state after the last epoch. However it ends, no thread is left."""

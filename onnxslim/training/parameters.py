@@ -1,4 +1,4 @@
-"""What is trained in a graph: parameters, batch-norm statistics, and quantisation scales that follow."""
+"""What is trained in a graph: parameters, batch-norm statistics, and the grids of fake-quant nodes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ from collections.abc import Iterable
 from onnxslim.analysis.cost import parameters
 from onnxslim.analysis.trainable import Survey, find_trainable
 from onnxslim.errors import TrainingError
-from onnxslim.ir.dialect import FakeQuant, is_fake_quant
+from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import Graph, Node, Role, Value
-from onnxslim.training.ports import Kind, Port
-from onnxslim.training.rules import MOMENTUM, FollowBatchnorm, FollowMaximum, FollowRange, Optimise
+from onnxslim.training.ports import Port, parameter_port, statistic_port
+from onnxslim.training.rules import MOMENTUM, FollowBatchnorm, Optimise
+from onnxslim.training.scales import FOLLOWED, Scales
 from onnxslim.training.update import Rule
 from passes.gradient import refusal
 
-__all__ = [
-    "left_alone",
-    "mark_parameters",
-    "parameter_port",
-    "scale_port",
-    "statistic_port",
-    "updates_of",
-]
+__all__ = ["left_alone", "mark_parameters", "updates_of"]
 
 _SHOWN = 5  # reasons in a message
 
@@ -60,52 +54,23 @@ def _marked(graph: Graph) -> Survey:
     return survey
 
 
-def updates_of(graph: Graph, *, frozen_batchnorm: bool = False) -> tuple[Rule, ...]:
+def updates_of(graph: Graph, *, frozen_batchnorm: bool = False, scales: Scales = FOLLOWED) -> tuple[Rule, ...]:
     """What training changes in a graph whose parameters are marked, and by which rule; batch norm's statistics unless
-    frozen."""
+    frozen, the grids of fake-quant nodes as `scales` says."""
     found = _marked(graph).parameters
     rules: list[Rule] = [Optimise(parameter_port(p.value), p.value.static_shape, p.decays) for p in found]
-    learnt = {p.value.id for p in found}
     nodes = graph.nodes()
     if not frozen_batchnorm:
         rules += [_follow_batchnorm(graph, node) for node in nodes if node.op == "BatchNormalization"]
-    quantized = [node for node in nodes if is_fake_quant(node)]
-    rules += [_follow_range(graph, node) for node in quantized if graph.input(node, 3) is not None]
-    rules += [_follow_maximum(graph, node) for node in quantized
-              if graph.input(node, 3) is None and graph.operand(node, 0).id in learnt]  # fmt: skip
+    learnt = frozenset(parameter.value.id for parameter in found)
+    rules += scales.rules(graph, [node for node in nodes if is_fake_quant(node)], learnt)
     return tuple(_once(rules))
-
-
-def parameter_port(value: Value) -> Port:
-    return Port(Kind.PARAMETER, value.name)
-
-
-def scale_port(value: Value) -> Port:
-    """Of a scale or a zero point."""
-    return Port(Kind.SCALE, value.name)
-
-
-def statistic_port(value: Value) -> Port:
-    return Port(Kind.STATISTIC, value.name)
 
 
 def _follow_batchnorm(graph: Graph, node: Node) -> Rule:
     mean, var = graph.operand(node, 3), graph.operand(node, 4)
     momentum = float(node.attr("momentum", MOMENTUM))
     return FollowBatchnorm(statistic_port(mean), statistic_port(var), mean.static_shape[0], momentum)
-
-
-def _follow_range(graph: Graph, node: Node) -> Rule:
-    scale, zero_point, observed = (graph.operand(node, slot) for slot in (1, 2, 3))
-    grid = FakeQuant.of(node)
-    return FollowRange(statistic_port(observed), scale_port(scale), scale_port(zero_point), grid.bits, grid.signed)
-
-
-def _follow_maximum(graph: Graph, node: Node) -> Rule:
-    weight, scale = graph.operand(node, 0), graph.operand(node, 1)
-    grid = FakeQuant.of(node)
-    axis = grid.axis if scale.shape else None
-    return FollowMaximum(parameter_port(weight), weight.static_shape, scale_port(scale), axis, grid.bits)
 
 
 def _once(rules: Iterable[Rule]) -> Iterable[Rule]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from onnxslim.errors import CheckpointError
+from onnxslim.ir.graph import Value
 
-__all__ = ["FED", "STATE", "Kind", "Port", "named"]
+__all__ = ["FED", "STATE", "Kind", "Port", "named", "parameter_port", "scale_port", "statistic_port"]
 
 
 class Kind(Enum):
@@ -134,6 +135,20 @@ FED = (Kind.DATA, Kind.LABEL, Kind.TEACHER)
 """Of the batch."""
 STATE = (Kind.PARAMETER, Kind.STATISTIC, Kind.SCALE, Kind.LOSS_PARAMETER, Kind.MOMENT)
 """Of what is trained, kept from step to step and in checkpoints."""
+
+
+def parameter_port(value: Value) -> Port:
+    return Port(Kind.PARAMETER, value.name)
+
+
+def statistic_port(value: Value) -> Port:
+    """Of a running mean or variance, or an observed range."""
+    return Port(Kind.STATISTIC, value.name)
+
+
+def scale_port(value: Value) -> Port:
+    """Of a scale or a zero point."""
+    return Port(Kind.SCALE, value.name)
 
 
 def named(ports: Mapping[Port, str]) -> dict[str, Port]:

@@ -12,6 +12,7 @@ from onnxslim.errors import CheckpointError
 from onnxslim.ir.graph import Array, Graph, Role, Value
 from onnxslim.training.parameters import updates_of
 from onnxslim.training.ports import Kind, Port
+from onnxslim.training.step import Step
 from onnxslim.training.update import Optimizer
 
 __all__ = ["State"]
@@ -42,15 +43,16 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, graph: Graph, optimizer: Optimizer, beside: Mapping[Port, Array] | None = None) -> State:
-        """The state in which a graph with marked parameters starts: its arrays, and those beside it that a loss owns;
-        moments of what is learnt at zero."""
+    def of(cls, graph: Graph, optimizer: Optimizer, step: Step | None = None) -> State:
+        """The state in which a graph with marked parameters starts: its arrays; what losses own, where a step tells of
+        some; moments of what is learnt at zero."""
         arrays = {_port(v): np.array(v.array, np.float32) for v in _owned(graph)}
-        arrays |= {port: np.array(array, np.float32) for port, array in (beside or {}).items()}
-        learns = [port for rule in updates_of(graph) for port in rule.learns]
-        for port in (*learns, *(beside or {})):
-            for name in optimizer.moments:
-                arrays[port.moment(name)] = np.zeros_like(arrays[port])
+        if step is not None:
+            arrays |= {port: np.array(array, np.float32) for port, array in step.initial.items()}
+        for rule in updates_of(graph) if step is None else step.updates:
+            for port in rule.learns:
+                for name in optimizer.moments:
+                    arrays[port.moment(name)] = np.zeros_like(arrays[port])
         return cls(arrays)
 
     def write_to(self, graph: Graph) -> None:

@@ -17,6 +17,7 @@ from onnxslim.ir.verify import verify
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.training.parameters import updates_of
 from onnxslim.training.ports import FED, STATE, Port
+from onnxslim.training.scales import FOLLOWED, Scales
 from onnxslim.training.step_passes import (
     LAYOUTS,
     WIDTH,
@@ -51,7 +52,8 @@ class StepOptions:
     frozen_batchnorm: batch norm uses its running statistics. labelled: whether labels are fed.
     layout: plain, channels in the vector lanes where that helps (blocked), or images (lanes).
     sample: the shape of one sample, for the axes that student and teacher leave free. watch: values of the student's
-    that are fetched, by name. seed: what a loss's own parameters begin with is drawn for it."""
+    that are fetched, by name. seed: what a loss's own parameters begin with is drawn for it. scales: how the grids of
+    fake-quant nodes move."""
 
     losses: tuple[Loss, ...]
     teacher_as_input: bool = False
@@ -62,6 +64,7 @@ class StepOptions:
     sample: tuple[int, ...] | None = None
     watch: tuple[str, ...] = ()
     seed: int = 0
+    scales: Scales = FOLLOWED
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def passes_of(batch: int, options: StepOptions, teachers: Sequence[str] = ()) ->
         FeedData(batch, options.labelled),
         *(() if options.frozen_batchnorm else (TrainBatchnorm(),)),
         FeedState(options.frozen_batchnorm),
+        *options.scales.passes(),
         *(FeedTeacher(losses, batch, sample, name) if options.teacher_as_input else MergeTeacher(name)
           for name in teachers),
         AttachLosses(losses),
@@ -154,7 +158,7 @@ def build_step(
         teachers["teacher"] = teacher.copy()
         SetSizes(batch, options.sample)(teachers["teacher"])
     step = StepContext(graphs=teachers, seed=options.seed, checker=checker)
-    step.updates.extend(updates_of(graph, frozen_batchnorm=options.frozen_batchnorm))
+    step.updates.extend(updates_of(graph, frozen_batchnorm=options.frozen_batchnorm, scales=options.scales))
     step.taps.update({("student", value.name): value.name for value in graph.values()})
     step.taps["student", ""] = graph.outputs[0].name
     done = Pipeline(passes_of(batch, options, list(teachers)))(graph, step)

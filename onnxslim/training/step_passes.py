@@ -20,8 +20,7 @@ from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import Array, DType, Graph, Role, Shape, Value
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.runtime.capabilities import capabilities
-from onnxslim.training.parameters import scale_port, statistic_port
-from onnxslim.training.ports import STATE, Kind, Port
+from onnxslim.training.ports import STATE, Kind, Port, scale_port, statistic_port
 from onnxslim.training.rules import Optimise
 from onnxslim.training.update import Rule
 from passes.distill import LABEL, STUDENT, Loss, Tap, Taps, attach_losses, softmax_behind
