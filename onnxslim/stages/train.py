@@ -29,7 +29,7 @@ from onnxslim.training.layout import Plan, candidates, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
 from onnxslim.training.optimizers import Optimizer, Sgd
 from onnxslim.training.parameters import left_alone, mark_parameters
-from onnxslim.training.scales import SCALES, Scales
+from onnxslim.training.scales import FOLLOWED, SCALES, Scales
 from onnxslim.training.schedules import Cosine, Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
@@ -120,7 +120,7 @@ class Train(Stage):
         description="Whether channels (blocked) or images (lanes) fill the CPU's vectors; auto: by a table of costs.",
     )
     scales: Annotated[Scales, OneOf(SCALES)] = Field(
-        default=SCALES[0](), description="How the grids of fake-quant nodes move.", exclude=len(SCALES) == 1
+        default=FOLLOWED, description="How the grids of fake-quant nodes move.", exclude=len(SCALES) == 1
     )
     keep: int = Field(default=2, ge=1, le=MOST_EPOCHS, description="Newest checkpoints kept, beside the best on val.")
     threads: int = Field(default=1, ge=1, le=MOST_THREADS, description="Threads that prepare batches.")

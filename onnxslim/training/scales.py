@@ -62,7 +62,11 @@ def _maximum(graph: Graph, node: Node) -> Rule:
     return FollowMaximum(parameter_port(weight), weight.static_shape, scale_port(scale), axis, grid.bits)
 
 
+_MODULES = {
+    "scales": "Followed",
+}
+
 SCALES: tuple[type[Scales], ...] = tuple(
-    getattr(import_module(f"onnxslim.training.{module}"), name) for module, name in (("scales", "Followed"),)
+    getattr(import_module(f"onnxslim.training.{module}"), name) for module, name in _MODULES.items()
 )
 """All there are; the first is taken where none is named."""
