@@ -213,9 +213,8 @@ class AttachLosses(StepPass):
         for output in graph.outputs:
             graph.remove_output(output)
         step.fetch(graph, Port(Kind.LOSS), loss)
-        for number, (of, term) in enumerate(terms):
-            again = sum(other.name == of.name for other, _ in terms[:number])
-            step.fetch(graph, Port(Kind.TERM, of.name, str(again + 1) if again else ""), term)
+        for name, term in terms.items():
+            step.fetch(graph, Port(Kind.TERM, name), term)
         for (owner, name), value in taps.parameters.items():
             port, array = Port(Kind.LOSS_PARAMETER, owner, name), value.array
             assert array is not None

@@ -10,6 +10,7 @@ the user's own, an ONNX file, gets the outputs as the models give them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
@@ -164,22 +165,25 @@ class OnnxLoss:
         return scalar if scalar.shape == () else graph.op("ReduceSum", scalar, name=f"{self.name}/scalar", keepdims=0)
 
 
-def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Value, list[tuple[Loss, Value]]]:
-    """Adds the weighted sum of the losses; returns it, and each loss's unweighted term.
+def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Value, dict[str, Value]]:
+    """Adds the weighted sum of the losses; returns it, and each unweighted term by the loss's name; of a second loss of
+    one name, with a number.
 
     A loss of weight 0 is left out, not multiplied: 0 · infinity is NaN. RecipeError where none is left.
     """
     active = [loss for loss in losses if loss.weight > 0]
     if not active:
         raise RecipeError("Every loss has the weight 0 or is missing: there is nothing to train towards")
-    terms: list[tuple[Loss, Value]] = []
+    terms: dict[str, Value] = {}
     weighted = []
-    for loss in active:
-        term = loss.build(graph, taps)
-        if graph.is_input(term) or term.array is not None or any(term is other for _, other in terms):
+    for number, loss in enumerate(active):
+        before = sum(other.name == loss.name for other in active[:number])
+        name = f"{loss.name}_{before + 1}" if before else loss.name
+        term = loss.build(graph, replace(taps, loss=name))
+        if graph.is_input(term) or term.array is not None or term in terms.values():
             term = graph.op("Identity", term, name=f"{loss.name}/term")
         graph.set_type(term, DType.FLOAT, ())
-        terms.append((loss, term))
+        terms[name] = term
         weight = graph.add_constant(f"{loss.name}/weight", np.float32(loss.weight))
         weighted.append(graph.op("Mul", term, weight, name=f"{loss.name}/weighted"))
     total = graph.op("Sum", *weighted, name="loss")

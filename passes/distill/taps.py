@@ -33,11 +33,12 @@ STUDENT, TEACHER, LABEL = Tap("student"), Tap("teacher"), Tap("label")
 
 @dataclass(frozen=True)
 class Taps:
-    """What losses may read, and what they own. parameters: filled by losses that have some, by the loss's name and
-    theirs; seed: which these begin from."""
+    """What a loss may read, and what it owns. loss: what it is called beside the others; parameters: filled by losses
+    that have some, by the loss and their names; seed: which these begin from."""
 
     values: Mapping[Tap, Value]
     seed: int = 0
+    loss: str = ""
     parameters: dict[tuple[str, str], Value] = field(default_factory=dict)
 
     @property
@@ -54,14 +55,14 @@ class Taps:
         what = "labels" if tap == LABEL else f"a {tap.source}"
         raise RecipeError(f"The loss '{loss}' needs {what}, but there is none")
 
-    def parameter(self, graph: Graph, loss: str, name: str, shape: Sequence[int]) -> Value:
+    def parameter(self, graph: Graph, name: str, shape: Sequence[int]) -> Value:
         """A parameter of the loss's own: float32, trained like the model's and never exported. It begins with normal
         numbers of variance 1 / fan-in (the product of all axes but the first), drawn for the seed and both names."""
-        where = zlib.crc32(repr((loss, name)).encode())
+        where = zlib.crc32(repr((self.loss, name)).encode())
         fan_in = max(math.prod(shape[1:]), 1)
         numbers = np.random.default_rng([self.seed, where]).normal(size=shape) / math.sqrt(fan_in)
-        made = graph.add_constant(f"{loss}/{name}", numbers.astype(np.float32), role=Role.PARAMETER)
-        self.parameters[loss, name] = made
+        made = graph.add_constant(f"{self.loss}/{name}", numbers.astype(np.float32), role=Role.PARAMETER)
+        self.parameters[self.loss, name] = made
         return made
 
 

@@ -40,7 +40,7 @@ def evaluated(losses: tuple[Loss, ...], student: Array, teacher: Array, label: A
     loss, terms = attach_losses(graph, losses, Taps({STUDENT: s, TEACHER: t, LABEL: y}))
     infer_shapes(graph)
     gradient = differentiate(graph, loss, [s])["s"]
-    called = {"loss": loss, "grad": gradient, **{f"loss.{of.name}": term for of, term in terms}}
+    called = {"loss": loss, "grad": gradient, **{f"loss.{name}": term for name, term in terms.items()}}
     for value in called.values():
         graph.add_output(value)
     found = Session(graph).run({"s": student, "t": teacher, "y": label})
