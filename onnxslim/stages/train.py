@@ -29,11 +29,11 @@ from onnxslim.training.layout import Plan, candidates, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
 from onnxslim.training.optimizers import Optimizer, Sgd
 from onnxslim.training.parameters import left_alone, mark_parameters
-from onnxslim.training.scales import FOLLOWED, SCALES, Scales
+from onnxslim.training.scales import FOLLOWED, Scales
 from onnxslim.training.schedules import Cosine, Schedule
 from onnxslim.training.state import State
 from onnxslim.training.step import StepOptions
-from onnxslim.training.tables import OPTIMIZERS, SCHEDULES
+from onnxslim.training.tables import OPTIMIZERS, SCALES, SCHEDULES
 from onnxslim.training.teacher_cache import TeacherCache
 from passes.distill import TASK_LOSSES, TEACHER, TEACHER_LOSSES, CrossEntropy, Loss, SoftLabel
 from passes.simplify import FoldBatchnorm, SetBatch, takes_any_batch

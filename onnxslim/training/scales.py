@@ -1,9 +1,8 @@
-"""`Scales`: how the grids of fake-quant nodes move while a model is trained; `SCALES` lists all ways that there are."""
+"""`Scales`: how the grids of fake-quant nodes move while a model is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import ClassVar, Protocol
 
 from onnxslim.ir.dialect import FakeQuant
@@ -14,7 +13,7 @@ from onnxslim.training.ports import parameter_port, scale_port, statistic_port
 from onnxslim.training.rules import FollowMaximum, FollowRange
 from onnxslim.training.update import Rule
 
-__all__ = ["FOLLOWED", "SCALES", "Followed", "Scales"]
+__all__ = ["FOLLOWED", "Followed", "Scales"]
 
 
 class Scales(Protocol):
@@ -60,13 +59,3 @@ def _maximum(graph: Graph, node: Node) -> Rule:
     grid = FakeQuant.of(node)
     axis = grid.axis if scale.shape else None
     return FollowMaximum(parameter_port(weight), weight.static_shape, scale_port(scale), axis, grid.bits)
-
-
-_MODULES = {
-    "scales": "Followed",
-}
-
-SCALES: tuple[type[Scales], ...] = tuple(
-    getattr(import_module(f"onnxslim.training.{module}"), name) for module, name in _MODULES.items()
-)
-"""All there are; the first is taken where none is named."""

@@ -1,7 +1,6 @@
 """Teacher and losses: what a training graph is made of beside the student."""
 
-from importlib import import_module
-
+from onnxslim.options import classes_at
 from passes.distill.logits import logits_of, softmax_behind, with_logits
 from passes.distill.losses import CrossEntropy, MeanSquare, OnnxLoss, SoftLabel, attach_losses
 from passes.distill.merge_teacher import MergeTeacher
@@ -27,14 +26,14 @@ __all__ = [
     "with_logits",
 ]
 
-TASK_LOSSES: tuple[type[Loss], ...] = (CrossEntropy, OnnxLoss)
+TASK_LOSSES: tuple[type[Loss], ...] = classes_at(
+    "passes.distill.losses.CrossEntropy",
+    "passes.distill.losses.OnnxLoss",
+)
 """Against the labels; the first is taken where none is named."""
 
-TEACHER_LOSSES: tuple[type[Loss], ...] = tuple(
-    getattr(import_module(f"passes.distill.{module}"), name)
-    for module, name in (
-        ("losses", "SoftLabel"),
-        ("losses", "MeanSquare"),
-    )
+TEACHER_LOSSES: tuple[type[Loss], ...] = classes_at(
+    "passes.distill.losses.SoftLabel",
+    "passes.distill.losses.MeanSquare",
 )
 """What can be learnt from a teacher; the first is taken where none is named."""
