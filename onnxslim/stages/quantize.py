@@ -96,7 +96,7 @@ class Quantize(Stage):
         default=None, description="One weight scale an output channel. Default: the target's, true."
     )
     calibrator: Annotated[Calibrator, OneOf(CALIBRATORS, growing=True)] = Field(
-        default=MinMax(), description="How the ranges of activations follow from the data."
+        default=MinMax(), description="How the ranges of activations follow from the data; training then moves them."
     )
     skip: list[str] = Field(
         default=[], description="Nodes to leave in float: by name, op type, glob, or re: and a regular expression."
