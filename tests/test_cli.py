@@ -327,7 +327,7 @@ def test_sensitivity_measures_stores_and_draws(job: Path) -> None:
     assert "conv1" in out
     assert "'logits' is an output of the graph" in out
     assert "<svg" in (job / "s.svg").read_text()
-    assert list(Sensitivities.load(job / "s.json").metrics["conv1"]) == [0.25, 0.5]
+    assert sorted(Sensitivities.load(job / "s.json").metrics["conv1"]) == [0.25, 0.5]  # two workers: either comes first
 
 
 @pytest.mark.parametrize(

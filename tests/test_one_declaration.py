@@ -12,18 +12,20 @@ from typer.testing import CliRunner
 
 import onnxslim
 from onnxslim import run
-from onnxslim.cli import COMMANDS, app, models, pruning
+from onnxslim.cli import COMMANDS, app, looks, models, pruning
 from onnxslim.cli.flags import SWITCHES, flag_of
 from onnxslim.cli.generated import with_options
 from onnxslim.errors import OptionError
+from onnxslim.evaluation import compare
 from onnxslim.options import OneOf, fields_of, options_of, plain_type
-from onnxslim.recipe import describe
+from onnxslim.recipe import EvaluateOptions, describe
 from onnxslim.stages import STAGES, Prune, Quantize
 
-TAKEN = {
-    "quantize": (models.quantize, Quantize),
-    "prune": (pruning.prune, Prune),
-    "sensitivity": (pruning.sensitivity, Prune),
+TAKEN: dict[str, tuple[Callable[..., None], type, Callable[..., Any]]] = {
+    "quantize": (models.quantize, Quantize, run.quantize),
+    "prune": (pruning.prune, Prune, run.prune),
+    "sensitivity": (pruning.sensitivity, Prune, run.sensitivity),
+    "evaluate": (looks.evaluate, EvaluateOptions, compare),
 }
 
 
@@ -33,24 +35,28 @@ def parameters(command: Callable[..., None]) -> dict[str, inspect.Parameter]:
 
 def test_the_recipe_has_a_key_for_every_field_with_its_description() -> None:
     keys = {key.path: key for key in describe()}
-    for stage in STAGES:
-        for name, info in fields_of(stage).items():
-            key = keys[f"stages[…].{stage.kind}.{name}"]
+    classes = {f"stages[…].{stage.kind}": stage for stage in STAGES} | {"evaluate": EvaluateOptions}
+    for place, cls in classes.items():
+        for name, info in fields_of(cls).items():
+            key = keys[f"{place}.{name}"]
             assert key.description == " ".join((info.description or "").split())
             for mark in info.metadata:
                 if isinstance(mark, OneOf):
-                    for cls in mark.table:
-                        assert {f"{key.path}.{option}" for option in fields_of(cls)} <= set(keys)
+                    for one in mark.table:
+                        assert {f"{key.path}.{option}" for option in fields_of(one)} <= set(keys)
 
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_python_shows_the_fields_of_the_stage(name: str) -> None:
-    function = getattr(run, name)
+    function = TAKEN[name][2]
     signature, taken = inspect.signature(function).parameters, options_of(function)
     stage = TAKEN[name][1]
     assert taken
     for option, info in taken.items():
-        assert info is fields_of(stage)[option]
+        assert (info.description, info.metadata) == (
+            fields_of(stage)[option].description,
+            fields_of(stage)[option].metadata,
+        )
         assert (signature[option].default, signature[option].kind) == (info.default, inspect.Parameter.KEYWORD_ONLY)
         assert signature[option].annotation == plain_type(info.annotation)
     assert set(fields_of(Prune)) == set(options_of(run.prune)) == set(options_of(run.plan_pruning))
@@ -63,7 +69,7 @@ def test_the_command_has_a_flag_for_every_option_of_its_function(name: str) -> N
     command = with_options(TAKEN[name][0])
     shown = parameters(command)
     words = CliRunner(env={"COLUMNS": "300"}).invoke(app, [name, "--help"]).stdout.split()
-    for option, info in options_of(getattr(run, name)).items():
+    for option, info in options_of(TAKEN[name][2]).items():
         (mark,) = (one for one in get_args(shown[option].annotation) if isinstance(one, typer.models.OptionInfo))
         assert str(mark.default).split("/")[0] == flag_of(option)
         assert flag_of(option) in words
@@ -76,8 +82,8 @@ def test_the_command_has_a_flag_for_every_option_of_its_function(name: str) -> N
 
 def test_no_command_repeats_an_option() -> None:
     """What a function takes from a stage, its command does not declare by itself."""
-    for name, (command, _) in TAKEN.items():
-        assert not set(parameters(command)) & set(options_of(getattr(run, name)))
+    for command, _, function in TAKEN.values():
+        assert not set(parameters(command)) & set(options_of(function))
     taking = {one.__name__ for one in COMMANDS if hasattr(one, "__takes__")}
     assert taking == set(TAKEN)
 

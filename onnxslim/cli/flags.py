@@ -10,6 +10,7 @@ _OTHER = {
     "data.train": "--data",
     "data.val": "--val-split",
     "freeze": "--set",
+    "latency_repeats": "--repeats",
     "limits": "--limit",
     "overrides": "--set",
     "preprocess": "--mean, --std and --layout",

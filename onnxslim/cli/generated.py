@@ -1,8 +1,8 @@
 """Options of a command that are options of its Python function, made from what they are declared with.
 
-`takes("prune")` marks a command whose `options` are those of `onnxslim.run.prune`: each field of the stage becomes a
-flag with its type, default, bounds and description. The stages are imported when such a command is asked for, not
-before.
+`takes("onnxslim.run.prune")` marks a command whose `options` are those of that function: each field of the stage
+becomes a flag with its type, default, bounds and description. The function is imported when such a command is asked
+for, not before.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -25,8 +26,8 @@ __all__ = ["takes", "with_options"]
 
 
 def takes(function: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Marks a command: its parameter `options`, a dict, gets those options of a function of `onnxslim.run` that are
-    given, as that function takes them."""
+    """Marks a command: its parameter `options`, a dict, gets those options of a function that are given, as it takes
+    them."""
 
     def mark(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
@@ -46,8 +47,7 @@ def takes(function: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options that it takes from a function of `onnxslim.run` in its signature; others as they
-    are."""
+    """A command with the options that it takes from a function in its signature; others as they are."""
     function = getattr(command, "__takes__", None)
     if function is None:
         return command
@@ -60,10 +60,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _taken(function: str) -> Mapping[str, FieldInfo]:
-    from onnxslim import run
     from onnxslim.options import options_of
 
-    return options_of(getattr(run, function))
+    module, _, name = function.rpartition(".")
+    return options_of(getattr(import_module(module), name))
 
 
 def _with_parameters(signature: inspect.Signature, made: list[inspect.Parameter]) -> inspect.Signature:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from onnxslim.cli.generated import takes
 from onnxslim.cli.options import (
     DataPath,
     LayoutOption,
@@ -25,6 +26,7 @@ from onnxslim.cli.options import (
 __all__ = ["doctor", "evaluate", "inspect"]
 
 
+@takes("onnxslim.evaluation.compare")
 def evaluate(
     models: Annotated[
         list[Path],
@@ -35,13 +37,9 @@ def evaluate(
     mean: Mean = None,
     std: Std = None,
     layout: LayoutOption = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Images per run while measuring accuracy. Default: up to 200, within 1 GB.")
-    ] = None,
+    *,
+    options: dict[str, Any],
     threads: Annotated[int, typer.Option(help="Batches at a time while measuring accuracy.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Timed runs of each model; 0 measures no latency.")] = 100,
-    latency_batch: Annotated[int, typer.Option(help="Images per timed run.")] = 1,
-    latency_threads: Annotated[int, typer.Option(help="Threads of a timed run.")] = 1,
 ) -> None:
     """Measure accuracy, latency and size of models, side by side.
 
@@ -65,17 +63,8 @@ def evaluate(
     preprocess = preprocess_of(models, mean, std, layout)
     with progress_bar() as progress:
         dataset = open_dataset(data, split)
-        rows = compare(
-            dict(zip(names, models)),
-            dataset,
-            preprocess,
-            batch=batch,
-            threads=threads,
-            latency_batch=latency_batch,
-            latency_threads=latency_threads,
-            latency_repeats=repeats,
-            progress=progress,
-        )
+        measured = dict(zip(names, models))
+        rows = compare(measured, dataset, preprocess, threads=threads, progress=progress, **options)
     shown = model_rows(rows)
     print_view(rows_table(shown, f"{len(dataset)} samples of {data}{f' ({split})' if split else ''}"))
     note = foreign_note(shown)

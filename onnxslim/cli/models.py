@@ -31,7 +31,7 @@ from onnxslim.cli.options import (
 __all__ = ["export", "quantize", "simplify"]
 
 
-@takes("quantize")
+@takes("onnxslim.run.quantize")
 def quantize(
     model: ModelFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="The int8 ONNX file to write.", show_default=False)],

@@ -34,7 +34,7 @@ ValSplit = Annotated[str | None, typer.Option("--val-split", help="Labelled part
 Seed = Annotated[int, typer.Option(help="Draws the samples, and what the criterion random takes.")]
 
 
-@takes("prune")
+@takes("onnxslim.run.prune")
 def prune(
     model: ModelFile,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)] = None,
@@ -107,7 +107,7 @@ def prune(
         typer.echo(f"{out}: {size_of(out):,} bytes of {before:,}")
 
 
-@takes("sensitivity")
+@takes("onnxslim.run.sensitivity")
 def sensitivity(
     model: ModelFile,
     data: DataPath,

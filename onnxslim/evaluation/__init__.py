@@ -1,6 +1,6 @@
 """Accuracy, latency and size of models; one, several side by side, or many variants."""
 
-from onnxslim.evaluation.compare import Row, compare
+from onnxslim.evaluation.compare import CompareOptions, Row, compare
 from onnxslim.evaluation.evaluate import Evaluation, evaluate
 from onnxslim.evaluation.latency import Latency, measure_latency
 from onnxslim.evaluation.many import Point, Variant, evaluate_many
@@ -10,6 +10,7 @@ from onnxslim.evaluation.store import Entry, Result, Store
 from onnxslim.evaluation.task import Task
 
 __all__ = [
+    "CompareOptions",
     "Entry",
     "Evaluation",
     "Interval",

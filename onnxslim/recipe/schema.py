@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from pydantic import Field, PlainValidator, WithJsonSchema, create_model, model_validator
 
-from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_PIXELS, MOST_SEED, MOST_THREADS
+from onnxslim.budget import MOST_PIXELS, MOST_SEED, MOST_THREADS
 from onnxslim.data import AxisOrder
+from onnxslim.evaluation import CompareOptions
 from onnxslim.ir.graph import Graph
 from onnxslim.options import InputPath, OneOf, Options, fields_of, options_in
 from onnxslim.stages import STAGES
@@ -119,21 +120,10 @@ class RunOptions(Options):
     )
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(CompareOptions):
     """What is measured."""
 
     test: bool = Field(default=False, description="Measure the baseline and the result on data.test, once, at the end.")
-    batch: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_BATCH,
-        description="Images per run while measuring accuracy. Default: 200, fewer where they take more than 1 GB.",
-    )
-    latency_repeats: int = Field(
-        default=100, ge=0, le=MOST_EPOCHS, description="Timed runs of each model; 0 measures no latency."
-    )
-    latency_batch: int = Field(default=1, ge=1, le=MOST_BATCH, description="Images per timed run.")
-    latency_threads: int = Field(default=1, ge=1, le=MOST_THREADS, description="Threads of a timed run.")
 
 
 class StageEntry(Options):

@@ -30,7 +30,7 @@ from onnxslim.errors import DataError, ModelError, OnnxSlimError, OptionError, R
 from onnxslim.evaluation import Evaluation, ModelSource, compare, digest_of, evaluate, open_session
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.onnx_io import read
-from onnxslim.options import fields_of, options_in, reworded
+from onnxslim.options import fields_of, options_in, options_of, reworded
 from onnxslim.recipe import Recipe, dump_recipe, input_paths, load_recipe, parse_recipe
 from onnxslim.recipe.schema import DataOptions, SourceOptions
 from onnxslim.report import Report, StageRow, accuracy_of, model_rows
@@ -305,12 +305,9 @@ class _Job:
             models,
             self.data.get(split) if split else self.samples(),
             self.data.preprocess,
-            batch=options.batch,
             threads=self.recipe.run.workers or 1,
-            latency_batch=options.latency_batch,
-            latency_threads=options.latency_threads,
-            latency_repeats=options.latency_repeats,
             progress=self.progress,
+            **{name: getattr(options, name) for name in options_of(compare)},
         )
         measured = tuple(replace(row, ort_bytes=ort_bytes.get(row.name)) for row in model_rows(found))
         split = split if measured[0].accuracy is not None else None
