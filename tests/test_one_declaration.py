@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import onnxslim
 from onnxslim import run
-from onnxslim.cli import COMMANDS, app, looks, models, pruning
+from onnxslim.cli import COMMANDS, app, inspection, models, pruning
 from onnxslim.cli.flags import SWITCHES, flag_of
 from onnxslim.cli.generated import with_options
 from onnxslim.errors import OptionError
@@ -25,7 +25,7 @@ TAKEN: dict[str, tuple[Callable[..., None], type, Callable[..., Any]]] = {
     "quantize": (models.quantize, Quantize, run.quantize),
     "prune": (pruning.prune, Prune, run.prune),
     "sensitivity": (pruning.sensitivity, Prune, run.sensitivity),
-    "evaluate": (looks.evaluate, EvaluateOptions, compare),
+    "evaluate": (inspection.evaluate, EvaluateOptions, compare),
 }
 
 
