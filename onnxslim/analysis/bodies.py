@@ -34,6 +34,7 @@ class Body:
 
 
 def has_bodies(node: Node) -> bool:
+    """Whether a node has subgraphs: If, Loop, Scan and the like."""
     return any(a.HasField("g") or a.graphs for a in node.attributes.values())
 
 

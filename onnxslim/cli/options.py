@@ -99,6 +99,7 @@ class Progress(Protocol):
 
 
 def print_view(view: RenderableType) -> None:
+    """Prints a table or a text as wide as the terminal is; into a file or a pipe, a row is a line."""
     from rich.console import Console
 
     console = Console()
@@ -109,6 +110,7 @@ def print_view(view: RenderableType) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
+    """A bar on a terminal, lines elsewhere, on standard error, while the block runs."""
     from rich.console import Console
 
     from onnxslim.data import ProgressBar
@@ -131,6 +133,7 @@ def preprocess_of(models: list[Path], mean: str | None, std: str | None, layout:
 
 
 def batch_of(text: str) -> int | str:
+    """The batch size that an option gives: a number of at least 1, or the name of a free axis for `dynamic`."""
     from onnxslim.errors import OptionError
 
     if text == "dynamic":
@@ -216,6 +219,7 @@ def frozen_of(texts: list[str] | None) -> dict[str, Any]:
 
 
 def numbers_of(option: str, text: str) -> tuple[float, ...]:
+    """Numbers with commas or spaces between them; OptionError naming the option where one is none."""
     from onnxslim.errors import OptionError
 
     try:

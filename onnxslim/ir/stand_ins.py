@@ -186,6 +186,7 @@ _RULES: Mapping[tuple[str, str], Rule] = {
 
 
 def has_stand_in(domain: str, op: str) -> bool:
+    """Whether the table has the op."""
     return (domain, op) in _RULES
 
 

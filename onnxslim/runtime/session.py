@@ -7,7 +7,7 @@ wait: a spinning pool would take the other session's core.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnxslim.ir.onnx_io.node_names import name_nodes
 from onnxslim.ir.verify import require_sound_attributes
 from onnxslim.runtime.installation import load_runtime
 
-__all__ = ["Model", "NodeArg", "Session", "model_name", "require_shallow", "run_batches"]
+__all__ = ["Model", "NodeArg", "Session", "model_name", "require_shallow"]
 
 Model: TypeAlias = "Graph | onnx.ModelProto | bytes"
 """A graph, a ModelProto, or the bytes of an .onnx or .ort file."""
@@ -198,13 +198,6 @@ def require_shallow(model: Model) -> None:
             f"{model_name(model)} has bodies of If, Loop or Scan {depth} deep; expected at most {MODEL_DEPTH}, because "
             "ONNX Runtime takes twice as long for each: fold or flatten them (without `check=True` they stay)"
         )
-
-
-def run_batches(session: Session, batches: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
-    """The outputs of each batch, one after the other; feeds the session has no input for are left out."""
-    names = [port.name for port in session.inputs]
-    for feeds in batches:
-        yield session.run({name: feeds[name] for name in names if name in feeds})
 
 
 def _options(runtime: Any, threads: int, optimize: bool, fuse_qdq: bool) -> Any:

@@ -53,6 +53,7 @@ class Plans:
 
 
 def plans(plan: UpdatePlan) -> Plans:
+    """The plan's state, results and updates, arranged in rows of memory."""
     state: Rows = {}
     results: Rows = {}
     moves: dict[Port, UpdatePlan] = {}

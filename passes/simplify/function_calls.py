@@ -16,12 +16,11 @@ import onnx
 from onnx import helper
 
 from onnxslim.errors import ModelError, UnsupportedError
+from onnxslim.ir.graph.calls import Key, call_key
 from onnxslim.ir.onnx_io.bodies import bodies_of, captured_names, local_names, renamed
 
-__all__ = ["Functions", "Key", "Written", "expanded", "function_key", "node_label", "written_out"]
+__all__ = ["Functions", "Written", "expanded", "node_label", "written_out"]
 
-Key: TypeAlias = tuple[str, str, str]
-"""(domain, name, overload) of a function."""
 Functions: TypeAlias = Mapping[Key, onnx.FunctionProto]
 
 
@@ -30,10 +29,6 @@ class Written(NamedTuple):
 
     node: onnx.NodeProto
     opsets: Mapping[str, int] | None
-
-
-def function_key(domain: str, name: str, overload: str) -> Key:
-    return ("" if domain == "ai.onnx" else domain, name, overload)
 
 
 def node_label(node: onnx.NodeProto) -> str:
@@ -61,7 +56,7 @@ def _written_out(
     around: Mapping[str, int] | None,
     within: tuple[Key, ...],
 ) -> list[Written]:
-    key = function_key(node.domain, node.op_type, node.overload)
+    key = call_key(node.domain, node.op_type, node.overload)
     function = functions.get(key)
     if function is None:
         for body in bodies_of(node.attribute):

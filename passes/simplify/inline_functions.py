@@ -10,11 +10,12 @@ import onnx
 
 from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Graph, Node
+from onnxslim.ir.graph.calls import call_key
 from onnxslim.ir.onnx_io import add_node_proto, node_proto
 from onnxslim.ir.onnx_io.bodies import bodies_of
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 from passes.simplify.convert_opset import convert_node
-from passes.simplify.function_calls import Functions, function_key, node_label, opsets_of, written_out
+from passes.simplify.function_calls import Functions, node_label, opsets_of, written_out
 
 __all__ = ["InlineFunctions"]
 
@@ -39,7 +40,7 @@ class InlineFunctions(Pass):
     def run(self, graph: Graph, context: Context) -> Outcome:
         if not graph.functions:
             return Outcome()
-        functions = {function_key(f.domain, f.name, f.overload): f for f in graph.functions}
+        functions = {call_key(f.domain, f.name, f.overload): f for f in graph.functions}
         opsets = dict(graph.opsets)
         for function in functions.values():
             for domain, version in opsets_of(function).items():
@@ -54,7 +55,7 @@ class InlineFunctions(Pass):
 
 def _inline(graph: Graph, node: Node, functions: Functions) -> int:
     """Replaces one node; how many calls that were."""
-    called = function_key(node.domain, node.op, node.overload) in functions
+    called = call_key(node.domain, node.op, node.overload) in functions
     if not called and not any(_calls(body, functions) for body in bodies_of(node.attributes.values())):
         return 0
     proto = node_proto(graph, node)
@@ -74,7 +75,7 @@ def _inline(graph: Graph, node: Node, functions: Functions) -> int:
 
 def _calls(body: onnx.GraphProto, functions: Functions) -> bool:
     return any(
-        function_key(n.domain, n.op_type, n.overload) in functions
+        call_key(n.domain, n.op_type, n.overload) in functions
         or any(_calls(inner, functions) for inner in bodies_of(n.attribute))
         for n in body.node
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxslim.calibration import ChannelMoments
 from onnxslim.ir.graph import Graph, Node, Role
-from onnxslim.ir.rewrite import Context, Outcome, Pass, Refusal
+from onnxslim.ir.rewrite import Context, LocalPass
 from onnxslim.ir.statistics import Statistic
 from passes.simplify.linear_layers import Linear, grid_obstacle, linear_layer
 
@@ -18,7 +18,7 @@ __all__ = ["RestoreBatchnorm"]
 
 
 @dataclass(frozen=True)
-class RestoreBatchnorm(Pass):
+class RestoreBatchnorm(LocalPass):
     """Conv(x, w, b)  →  BN(Conv(x, w); γ = √(v + ε), β = m, μ = m − b, v),  m and v measured.
 
     m and v are the mean and the biased variance of each channel of the convolution's output over
@@ -41,24 +41,17 @@ class RestoreBatchnorm(Pass):
     epsilon: float = 1e-5
     variance_floor: float = 1e-8
     name: ClassVar[str] = "restore_batchnorm"
+    ops: ClassVar[frozenset[str]] = frozenset({"Conv"})
 
     def requests(self, graph: Graph, context: Context) -> Sequence[Statistic[Any]]:
-        found = (_candidate(graph, node) for node in graph.nodes() if node.op == "Conv")
+        found = (_candidate(graph, node) for node in graph.nodes() if node.op in self.ops)
         layers = [layer for layer in found if isinstance(layer, Linear)]
         return [ChannelMoments(graph.result(layer.node).name) for layer in layers]
 
-    def run(self, graph: Graph, context: Context) -> Outcome:
-        count, refused = 0, []
-        for node in graph.nodes():
-            if node.op != "Conv" or node.domain:
-                continue
-            layer = _candidate(graph, node)
-            why = layer if isinstance(layer, str) else self._restore(graph, layer, context)
-            if why is None:
-                count += 1
-            else:
-                refused.append(Refusal(str(node), why))
-        return Outcome(count, tuple(refused))
+    def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
+        layer = _candidate(graph, node)
+        why = layer if isinstance(layer, str) else self._restore(graph, layer, context)
+        return 1 if why is None else why
 
     def _restore(self, graph: Graph, layer: Linear, context: Context) -> str | None:
         old = graph.result(layer.node)

@@ -15,7 +15,7 @@ from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.onnx_io import from_proto, read, to_bytes, to_proto, write
 from onnxslim.runtime import session as room
 from onnxslim.runtime.child import Child
-from onnxslim.runtime.session import Session, run_batches
+from onnxslim.runtime.session import Session
 
 
 def affine(rows: int = 3) -> Graph:
@@ -80,11 +80,6 @@ def test_unfused_quantisation_is_an_option() -> None:
     assert Session(affine(), fuse_qdq=False).raw.get_session_options().get_session_config_entry(key) == "1"
     with pytest.raises(RuntimeError, match="does not have configuration with key"):
         Session(affine()).raw.get_session_options().get_session_config_entry(key)
-
-
-def test_batches_leave_out_what_the_model_does_not_take() -> None:
-    batches = ({"x": np.full((n, 3), n, np.float32), "label": np.zeros(n)} for n in (1, 2, 5))
-    assert [len(found["y"]) for found in run_batches(Session(affine()), batches)] == [1, 2, 5]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ Key: TypeAlias = tuple[str, str, str]
 
 
 def call_key(domain: str, name: str, overload: str) -> Key:
+    """What tells functions apart, and the calls of them: ai.onnx is the domain without a name."""
     return ("" if domain == "ai.onnx" else domain, name, overload)
 
 

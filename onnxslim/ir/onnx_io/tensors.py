@@ -194,6 +194,7 @@ def load_tensors(attribute: onnx.AttributeProto, files: ExternalFiles) -> None:
 
 
 def load_sparse(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> None:
+    """Brings in what a sparse tensor keeps outside: its values and their places."""
     _load(sparse.values, files)
     _load(sparse.indices, files)
 
