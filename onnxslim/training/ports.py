@@ -138,6 +138,7 @@ STATE = (Kind.PARAMETER, Kind.STATISTIC, Kind.SCALE, Kind.LOSS_PARAMETER, Kind.M
 
 
 def parameter_port(value: Value) -> Port:
+    """Of a weight that is trained."""
     return Port(Kind.PARAMETER, value.name)
 
 

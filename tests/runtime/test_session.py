@@ -199,7 +199,7 @@ def test_many_large_weights_are_handed_over(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_initialiser_that_may_be_fed() -> None:
     graph = affine()
-    graph.add_input("b", DType.FLOAT, [2])
+    graph.feed(graph.value("b"))
     session = Session(graph)
     assert session.run(X)["y"].tolist() == [[7, 10]]
     assert session.run({**X, "b": np.zeros(2, np.float32)})["y"].tolist() == [[6, 9]]
