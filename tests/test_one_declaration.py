@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 import onnxslim
 from onnxslim import run
+from onnxslim.builders import small_cnn
 from onnxslim.cli import COMMANDS, app, inspection, models, pruning
 from onnxslim.cli.flags import SWITCHES, flag_of
 from onnxslim.cli.generated import with_options
-from onnxslim.errors import OptionError
+from onnxslim.errors import OptionError, RecipeError
 from onnxslim.evaluation import compare
+from onnxslim.ir.onnx_io import write
 from onnxslim.options import OneOf, fields_of, options_of, plain_type
 from onnxslim.recipe import EvaluateOptions, describe
+from onnxslim.run.job import in_keys
 from onnxslim.stages import STAGES, Prune, Quantize
 
 TAKEN: dict[str, tuple[Callable[..., None], type, Callable[..., Any]]] = {
@@ -140,3 +145,49 @@ def test_values_on_the_command_line_reach_the_function(monkeypatch: pytest.Monke
     }.items():
         assert seen[name] == value, name
     assert Prune(**{name: value for name, value in seen.items() if name in fields_of(Prune)}).mode == "masked"
+
+
+def test_errors_of_options_raised_low_down_are_not_called_recipe_errors() -> None:
+    """Only what reads recipes, or runs them, knows of recipes."""
+    root = Path(onnxslim.__file__).parents[1]
+    raising = {
+        file.relative_to(root).parts[:2]
+        for part in ("onnxslim", "passes")
+        for file in (root / part).rglob("*.py")
+        if "RecipeError" in file.read_text("utf-8")
+    }
+    assert raising == {("onnxslim", "errors.py"), ("onnxslim", "recipe"), ("onnxslim", "run")}
+
+
+def test_an_option_is_named_in_the_words_of_who_gave_it(tmp_path: Path) -> None:
+    """One fault found low down, in a stage: Python, a recipe and the command line each say it."""
+    model, where = tmp_path / "m.onnx", f"{tmp_path / 'runs'}"
+    write(small_cnn((8, 16), classes=6), model)
+    why = "'konv1' matches no channel group; near names: conv1, Conv, conv2"
+    options = {"macs": 0.5, "scope": ["konv1"]}
+    with pytest.raises(OptionError) as from_python:
+        onnxslim.prune(model, **options)
+    assert str(from_python.value) == f"scope: {why}"
+    assert from_python.value.faults == (("scope", why),)
+    images = {"image": np.zeros((4, 8, 8, 1), np.uint8)}
+    recipe = {"model": model, "data": {"train": images}, "run": {"folder": where}, "stages": [{"prune": options}]}
+    with pytest.raises(RecipeError) as from_recipe:
+        onnxslim.compress(recipe)
+    assert str(from_recipe.value) == f"stages.0.prune.scope: {why}"
+    said = CliRunner().invoke(app, ["prune", str(model), "--dry-run", "--macs", "0.5", "--scope", "konv1"])
+    assert (said.exit_code, said.stderr) == (2, f"Error: --scope: {why}\n")
+    assert not Path(where).exists()
+
+
+def test_an_option_that_a_message_names_is_reworded_too(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    write(small_cnn((8, 16), classes=6), model)
+    with pytest.raises(OptionError, match=r"^inputs: says what the model is run on: ask for `check=True`, too$"):
+        onnxslim.simplify(model, inputs={})
+    arguments = ["simplify", str(model), "-o", str(tmp_path / "o.onnx"), "--size", "x=3"]
+    said = CliRunner().invoke(app, arguments)
+    assert (said.exit_code, said.stderr) == (2, "Error: --size: says what the model is run on: ask for --check, too\n")
+    assert (
+        in_keys("give `sizes={'AXIS': NUMBER}`, or `weight_bits=7`")
+        == "give `sizes: {AXIS: NUMBER}`, or `weight_bits: 7`"
+    )

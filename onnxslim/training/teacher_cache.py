@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from onnxslim.data import Loader
-from onnxslim.errors import RecipeError, TrainingError
+from onnxslim.errors import OptionError, TrainingError
 from onnxslim.files import make_folder, write_atomic
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.onnx_io import to_bytes
@@ -47,7 +47,7 @@ class TeacherCache:
         """What the session calls a tap, which becomes one of its outputs."""
         value = self._teacher.find(name) if name else self._teacher.outputs[0]
         if value is None:
-            raise RecipeError(f"A loss reads the value '{name}' of the teacher, which has none of that name")
+            raise OptionError("", f"A loss reads the value '{name}' of the teacher, which has none of that name")
         if not self._teacher.is_output(value):
             self._teacher.add_output(value)
         return value.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Graph, Node, Value
 from onnxslim.ir.ops import axes_of, axis_of
 
@@ -73,17 +73,17 @@ def logits_of(graph: Graph, output: Value) -> Value:
 def require_logits(graph: Graph, output: Value, loss: str) -> Value:
     """`logits_of`, for a loss over classes that exclude each other.
 
-    Raises RecipeError where the output gives a probability of its own to every class, or to groups of them.
+    Raises UnsupportedError where the output gives a probability of its own to every class, or to groups of them.
     """
     node, _ = _through(graph, output)
     if node is not None and node.op in _ONE_BY_ONE and not node.domain:
-        raise RecipeError(
+        raise UnsupportedError(
             f"The loss '{loss}' is over classes of which one is right, but the output '{output.name}' is a {node.op}, "
             "which gives every class a probability of its own: train with mean_square (against the teacher) or an "
             "ONNX loss, or export the model without it"
         )
     if node is not None and softmax_behind(graph, output) is None and _softmax(graph, node) is not None:
-        raise RecipeError(
+        raise UnsupportedError(
             f"The loss '{loss}' is over one softmax of all classes, but {node} behind the output '{output.name}' is "
             "over a part of them: train with mean_square (against the teacher) or an ONNX loss"
         )

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.ir.onnx_io import read
 from onnxslim.options import LARGEST, InputPath, declared
@@ -76,7 +76,7 @@ class MeanSquare:
     def build(self, graph: Graph, taps: Taps) -> Value:
         target = taps.need(Tap(self.against), self.name)
         if not target.dtype.is_float:
-            raise RecipeError(
+            raise UnsupportedError(
                 f"The loss '{self.name}' compares numbers, but the labels are {target.dtype.name.lower()} classes"
             )
         student = taps.student
@@ -111,7 +111,7 @@ class SoftLabel:
         student = require_logits(graph, taps.student, self.name)
         samples, _ = _logits_shape(student, self.name)
         if teacher.shape != student.shape:
-            raise RecipeError(
+            raise UnsupportedError(
                 f"The loss '{self.name}' compares the student's output '{student.name}' of shape {student.shape} "
                 f"with the teacher's '{teacher.name}' of shape {teacher.shape}: they must be equal"
             )
@@ -152,9 +152,10 @@ class OnnxLoss:
         found = {name: Tap(*name.split(":", 1)) for name in names}
         odd = [tap for tap in found.values() if tap.source not in _SOURCES or (tap.name and tap.source == "label")]
         if odd or not any(tap.source == "student" for tap in found.values()):
-            raise RecipeError(
+            raise OptionError(
+                "",
                 f"The loss {self.path} has the inputs {names}; expected `student`, and maybe `teacher` and `label`, or "
-                "`student:NAME` and `teacher:NAME` for values inside of the models"
+                "`student:NAME` and `teacher:NAME` for values inside of the models",
             )
         return found
 
@@ -169,11 +170,11 @@ def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Val
     """Adds the weighted sum of the losses; returns it, and each unweighted term by the loss's name; of a second loss of
     one name, with a number.
 
-    A loss of weight 0 is left out, not multiplied: 0 · infinity is NaN. RecipeError where none is left.
+    A loss of weight 0 is left out, not multiplied: 0 · infinity is NaN. OptionError where none is left.
     """
     active = [loss for loss in losses if loss.weight > 0]
     if not active:
-        raise RecipeError("Every loss has the weight 0 or is missing: there is nothing to train towards")
+        raise OptionError("", "Every loss has the weight 0 or is missing: there is nothing to train towards")
     terms: dict[str, Value] = {}
     weighted = []
     for number, loss in enumerate(active):
@@ -194,7 +195,9 @@ def attach_losses(graph: Graph, losses: Sequence[Loss], taps: Taps) -> tuple[Val
 def _logits_shape(logits: Value, loss: str) -> tuple[int, int]:
     shape = logits.static_shape
     if len(shape) != 2:
-        raise RecipeError(f"The loss '{loss}' needs logits [batch, classes], but '{logits.name}' has the shape {shape}")
+        raise UnsupportedError(
+            f"The loss '{loss}' needs logits [batch, classes], but '{logits.name}' has the shape {shape}"
+        )
     return shape[0], shape[1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Graph, Role
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 
@@ -20,7 +20,7 @@ class MergeTeacher(Pass):
     or by position where the names differ. Its weights are constants, so ONNX Runtime optimises that half as for
     inference. Its outputs are not outputs of the merged graph: losses read them.
 
-    RecipeError where the inputs or the first outputs of the two do not fit. Exact: merging changes
+    OptionError where the inputs or the first outputs of the two do not fit. Exact: merging changes
     neither.
     """
 
@@ -32,22 +32,24 @@ class MergeTeacher(Pass):
         mine = [v for v in graph.inputs if v.array is None and v.role is Role.ACTIVATION]
         theirs = [v for v in teacher.inputs if v.array is None]
         if len(theirs) > len(mine):
-            raise RecipeError(f"The teacher has {len(theirs)} inputs, the student only {len(mine)} to feed it from")
+            raise OptionError("teacher", f"has {len(theirs)} inputs, the student only {len(mine)} to feed it from")
         by_name = {v.name: v for v in mine}
         feeds = {}
         for value, same_place in zip(theirs, mine):
             source = by_name.get(value.name, same_place)
             if _differ(value.shape, source.shape) or value.dtype != source.dtype:
-                raise RecipeError(
-                    f"The teacher's input '{value.name}' is {value.dtype.name} {value.shape}, but the student's "
-                    f"'{source.name}' is {source.dtype.name} {source.shape}: a teacher must take the same data"
+                raise OptionError(
+                    "teacher",
+                    f"its input '{value.name}' is {value.dtype.name} {value.shape}, but the student's "
+                    f"'{source.name}' is {source.dtype.name} {source.shape}: a teacher must take the same data",
                 )
             feeds[value.name] = source
         student_out, teacher_out = graph.outputs[0], teacher.outputs[0]
         if _differ(student_out.shape, teacher_out.shape):
-            raise RecipeError(
-                f"The teacher's output '{teacher_out.name}' has the shape {teacher_out.shape}, but the student's "
-                f"'{student_out.name}' has {student_out.shape}: expected equal sizes (the same classes)"
+            raise OptionError(
+                "teacher",
+                f"its output '{teacher_out.name}' has the shape {teacher_out.shape}, but the student's "
+                f"'{student_out.name}' has {student_out.shape}: expected equal sizes (the same classes)",
             )
         for value in teacher.initializers():
             teacher.set_role(value, Role.CONSTANT)

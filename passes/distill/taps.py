@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, NamedTuple, Protocol, TypeAlias, runtime
 import numpy as np
 from pydantic import Field
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Graph, Role, Value
 from onnxslim.options import LARGEST
 
@@ -51,9 +51,9 @@ class Taps:
         if value is not None:
             return value
         if tap.name and Tap(tap.source) in self.values:
-            raise RecipeError(f"The loss '{loss}' reads the {tap}, which has none of that name")
+            raise OptionError("", f"The loss '{loss}' reads the {tap}, which has none of that name")
         what = "labels" if tap == LABEL else f"a {tap.source}"
-        raise RecipeError(f"The loss '{loss}' needs {what}, but there is none")
+        raise OptionError("", f"The loss '{loss}' needs {what}, but there is none")
 
     def parameter(self, graph: Graph, name: str, shape: Sequence[int]) -> Value:
         """A parameter of the loss's own: float32, trained like the model's and never exported. It begins with normal

@@ -16,7 +16,7 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
-from onnxslim.errors import CheckpointError, DataError, RecipeError, TrainingError
+from onnxslim.errors import CheckpointError, DataError, OptionError, TrainingError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
@@ -310,7 +310,7 @@ def test_unlabelled_data_are_enough_for_distillation(trainer: Callable) -> None:
 
 
 def test_a_teacher_of_other_classes_is_refused(trainer: Callable) -> None:
-    with pytest.raises(RecipeError, match="the same classes"):
+    with pytest.raises(OptionError, match="the same classes"):
         trainer(options=DISTILLED, teacher=prepared(small_cnn((8,), classes=7))).run()
 
 

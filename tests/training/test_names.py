@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
-from onnxslim.errors import CheckpointError, RecipeError, TrainingError
+from onnxslim.errors import CheckpointError, OptionError, TrainingError
 from onnxslim.ir.graph import DType, Graph, Value
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.pruning.taylor import gradient_products
@@ -149,7 +149,7 @@ def test_errors_say_the_models_names() -> None:
     teacher.set_array(teacher.value("w"), np.ones((4, 5), np.float32))
     teacher.clear_shape(teacher.outputs[0])
     infer_shapes(teacher)
-    with pytest.raises(RecipeError, match=r"output 'grad.w' has the shape .*, but the student's 'grad.w' has"):
+    with pytest.raises(OptionError, match=r"output 'grad.w' has the shape .*, but the student's 'grad.w' has"):
         build_step(student_of(called, quantize=False), 8, StepOptions((SoftLabel(),), labelled=False), teacher)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from onnxslim.builders import small_cnn
 from onnxslim.data import Augment, Loader
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError
 from onnxslim.ir.graph import Array, DType, Graph, Value
 from onnxslim.ir.onnx_io import write
 from onnxslim.ir.shapes import infer_shapes
@@ -151,12 +151,12 @@ def test_cached_taps_are_the_merged_teachers(trainer: Callable[..., Trainer], tm
 def test_a_value_that_is_not_there_is_named(
     loss: Likeness, what: str, cached: bool, student: Callable[[bool], Graph]
 ) -> None:
-    with pytest.raises(RecipeError, match=what):
+    with pytest.raises(OptionError, match=what):
         build_step(student(False), 4, options(loss, teacher_as_input=cached), wide())
 
 
 def test_a_teacher_that_is_not_there_is_named(student: Callable[[bool], Graph]) -> None:
-    with pytest.raises(RecipeError, match="The loss 'likeness' needs a teacher, but there is none"):
+    with pytest.raises(OptionError, match="The loss 'likeness' needs a teacher, but there is none"):
         build_step(student(False), 4, options())
 
 

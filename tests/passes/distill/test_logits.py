@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxslim.builders import small_cnn
-from onnxslim.errors import RecipeError
+from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Array, DType, Graph, Value
 from onnxslim.ir.onnx_io import write
 from onnxslim.ir.shapes import infer_shapes
@@ -137,7 +137,9 @@ def test_other_numbers_are_left_as_they_are() -> None:
 @pytest.mark.parametrize("op", ["Sigmoid", "HardSigmoid"])
 @pytest.mark.parametrize("loss", [CrossEntropy(), SoftLabel()], ids=lambda loss: loss.name)
 def test_a_probability_for_every_class_is_refused(op: str, loss: Loss) -> None:
-    with pytest.raises(RecipeError, match=rf"is a {op}, which gives every class a probability of its own: train with"):
+    with pytest.raises(
+        UnsupportedError, match=rf"is a {op}, which gives every class a probability of its own: train with"
+    ):
         trained_on((loss,), lambda graph, x: graph.op(op, x), _identity)
     found = trained_on((MeanSquare(1.0, "teacher"),), lambda g, x: g.op(op, x), lambda g, x: g.op(op, x))
     assert np.isfinite(found["loss"])
@@ -149,7 +151,7 @@ def test_a_softmax_over_a_part_of_the_classes_is_refused() -> None:
         halves = graph.op("Reshape", wide, graph.add_constant("halves", np.array([SAMPLES, CLASSES, 2])))
         return graph.op("Flatten", graph.op("Softmax", halves, axis=2))
 
-    with pytest.raises(RecipeError, match=r"over one softmax of all classes, but node .* is over a part of them"):
+    with pytest.raises(UnsupportedError, match=r"over one softmax of all classes, but node .* is over a part of them"):
         trained_on((CrossEntropy(),), pairs, _identity)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim.errors import RecipeError
+from onnxslim.errors import OptionError, UnsupportedError
 from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.ir.onnx_io import write
 from onnxslim.ir.shapes import infer_shapes
@@ -117,14 +117,14 @@ def test_a_loss_of_the_users_own(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     s, t, y = case(4, 3, 0)
-    with pytest.raises(RecipeError, match="nothing to train towards"):
+    with pytest.raises(OptionError, match="nothing to train towards"):
         evaluated((CrossEntropy(0.0),), s, t, y)
-    with pytest.raises(RecipeError, match=r"'t' of shape \(4, 2\): they must be equal"):
+    with pytest.raises(UnsupportedError, match=r"'t' of shape \(4, 2\): they must be equal"):
         evaluated((SoftLabel(),), s, t[:, :2], y)
-    with pytest.raises(RecipeError, match="logits"):
+    with pytest.raises(UnsupportedError, match="logits"):
         evaluated((CrossEntropy(),), s[:, :, None], t, y)
     graph = Graph("other")
     graph.add_output(graph.op("Identity", graph.add_input("wrong", DType.FLOAT, ()), name="out"))
     write(graph, tmp_path / "loss.onnx")
-    with pytest.raises(RecipeError, match=r"inputs \['wrong'\]; expected `student`"):
+    with pytest.raises(OptionError, match=r"inputs \['wrong'\]; expected `student`"):
         evaluated((OnnxLoss(str(tmp_path / "loss.onnx")),), s, t, y)
