@@ -32,6 +32,8 @@ class Target:
     quantized_ops: ops with an integer kernel that multiply by weights: inputs and weights quantised.
     float_output_ops: those of them whose kernel can write float, so that the last layer's output stays float.
     integer_ops: other ops with an integer kernel; on integers where what they read and feed is.
+    saturating_sums: those of them that are written as a sum which saturates, and reads the same integers at another
+    scale.
     shared_scale_ops: ops that hand integers on unchanged: one scale on both sides.
     through_float_ops: ops that hand values on unchanged in float: one scale on both sides, to the same integers.
     float_by_choice: ops with an integer kernel that is not used, because float is faster.
@@ -51,6 +53,7 @@ class Target:
     quantized_ops: tuple[str, ...]
     float_output_ops: tuple[str, ...]
     integer_ops: tuple[str, ...]
+    saturating_sums: tuple[str, ...]
     shared_scale_ops: tuple[str, ...]
     through_float_ops: tuple[str, ...]
     float_by_choice: tuple[str, ...]

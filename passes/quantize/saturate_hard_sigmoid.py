@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxslim.ir.graph import Array, Graph, Node, Value
 from onnxslim.ir.rewrite import Context, LocalPass
+from onnxslim.targets import load_target
 
 __all__ = ["SaturateHardSigmoid"]
 
@@ -22,7 +23,8 @@ class SaturateHardSigmoid(LocalPass):
     whose β is an integer with a scale of its own, ONNX Runtime makes its integer kernel; it has none for HardSigmoid,
     and dequantising and quantising around a float one takes several times as long.
 
-    Retained: anything else around a HardSigmoid.
+    Retained: anything else around a HardSigmoid, and all where the target has a kernel for it, or takes no integers at
+    two scales (the profile's `saturating_sums`).
 
     Contract: at most one step of Q's grid (rounding of α·s to float32).
     """
@@ -31,7 +33,8 @@ class SaturateHardSigmoid(LocalPass):
     ops: ClassVar[frozenset[str]] = frozenset({"HardSigmoid"})
 
     def rewrite(self, graph: Graph, node: Node, context: Context) -> int | str:
-        return _rewrite(graph, node)
+        target = context.target or load_target("x64")
+        return node.op in target.saturating_sums and _rewrite(graph, node)
 
 
 def _rewrite(graph: Graph, node: Node) -> bool:

@@ -22,6 +22,7 @@ reduce_range: false
 quantized_ops: [Conv]
 float_output_ops: []
 integer_ops: []
+saturating_sums: []
 shared_scale_ops: []
 through_float_ops: []
 float_by_choice: []
@@ -38,6 +39,7 @@ def test_every_built_in_profile_loads() -> None:
         listed = [*target.quantized_ops, *target.integer_ops, *target.shared_scale_ops]
         listed += [*target.through_float_ops, *target.float_by_choice]
         assert len(set(listed)) == len(listed)
+        assert set(target.saturating_sums) <= set(target.integer_ops)
         assert target.ort_platform in ("arm", "amd64")
 
 

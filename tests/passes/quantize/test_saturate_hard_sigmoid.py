@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,13 @@ def test_retained(options: dict[str, float]) -> None:
     graph = between_pairs(**options)  # type: ignore[arg-type]
     assert SaturateHardSigmoid()(graph).rewrites == 0
     assert "HardSigmoid" in [node.op for node in graph.nodes()]
+
+
+def test_retained_where_the_target_has_a_kernel_for_it() -> None:
+    kernel = replace(load_target("x64"), saturating_sums=())
+    graph = between_pairs()
+    assert SaturateHardSigmoid()(graph, Context(target=kernel)).rewrites == 0
+    assert SaturateHardSigmoid()(graph, Context(target=load_target("arm"))).rewrites == 1
 
 
 def test_a_gate_that_is_read_in_float_too_is_retained() -> None:
