@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from onnxslim.ir.graph import CAPTURE, DType, Graph, Node, Use, Value
-from onnxslim.ir.op_facts import channel_axes, facts_of
+from onnxslim.ir.op_facts import bias_slot, channel_axes, facts_of, weight_slot
 from onnxslim.ir.ops import given_numbers, is_left_out, is_training
 from onnxslim.targets import Target
 
@@ -62,12 +62,13 @@ def weight_axis(node: Node, weight: Value) -> int | None:
 
 
 def bias_fits(graph: Graph, node: Node) -> bool:
-    """Whether a compute node's third input is a constant that adds one number to each output channel.
+    """Whether a compute node's bias is there, and a constant that adds one number to each output channel.
 
     Gemm's C may be any shape that broadcasts to [M, N]; a column [M, 1] adds one to each row, which no kernel's
     bias does, even where M equals N.
     """
-    bias, weight = graph.constant_of(graph.operand(node, 2)), graph.operand(node, 1)
+    slot, weight = bias_slot(node), graph.operand(node, weight_slot(node))
+    bias = None if slot is None else graph.constant_of(graph.input(node, slot))
     axis = weight_axis(node, weight)
     if bias is None or axis is None or weight.shape is None or axis >= len(weight.shape):
         return False
@@ -196,7 +197,7 @@ class _Finder:
         for value in self.graph.node_inputs(node)[:2]:
             if value is not None and not _may_be_float(value):
                 return f"'{value.name}' is {value.dtype.name.lower()}; only float32 is quantised"
-        weight = self.graph.operand(node, 1)
+        weight = self.graph.operand(node, weight_slot(node))
         if node.op != "MatMul" and self.graph.constant_of(weight) is None:
             return f"its weight '{weight.name}' is not a constant"
         if self.graph.constant_of(self.graph.operand(node, 0)) is not None:
@@ -268,10 +269,10 @@ class _Finder:
     def _weights(self, compute: list[Node]) -> tuple[Weight, ...]:
         found: dict[int, tuple[Value, list[Use], list[int | None]]] = {}
         for node in compute:
-            value = self.graph.operand(node, 1)
+            value = self.graph.operand(node, weight_slot(node))
             if self.graph.constant_of(value) is not None:
                 _, uses, axes = found.setdefault(value.id, (value, [], []))
-                uses.append(Use(node, 1))
+                uses.append(Use(node, weight_slot(node)))
                 axes.append(weight_axis(node, value) if self.target.weight_per_channel else None)
         return tuple(
             Weight(value, tuple(uses), axes[0] if len(set(axes)) == 1 else None) for value, uses, axes in found.values()

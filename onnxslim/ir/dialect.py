@@ -87,6 +87,7 @@ class FakeQuant:
 
     @classmethod
     def of(cls, node: Node) -> FakeQuant:
+        """What a node says; of what it leaves out, a signed grid of 8 bits."""
         return cls(
             int(node.attr("bits", 8)),
             bool(node.attr("signed", 1)),
@@ -96,6 +97,7 @@ class FakeQuant:
         )
 
     def attributes(self) -> dict[str, Any]:
+        """The same as ONNX attributes."""
         return {
             "bits": self.bits,
             "signed": int(self.signed),

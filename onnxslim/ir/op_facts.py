@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from onnxslim.ir.dialect import FAKE_QUANT
 from onnxslim.ir.graph import Dim, Node, Shape
 
-__all__ = ["FACTS", "OpFacts", "channel_axes", "channel_counts", "facts_of"]
+__all__ = ["FACTS", "OpFacts", "bias_slot", "channel_axes", "channel_counts", "facts_of", "weight_slot"]
 
 Elementwise: TypeAlias = Literal["unary", "limited", "broadcast"]
 
@@ -139,6 +139,18 @@ FACTS: Mapping[tuple[str, str], OpFacts] = {
 def facts_of(node: Node) -> OpFacts:
     """Of an op that the table does not have: that it has none of all this."""
     return FACTS.get((node.domain, node.op), _NOTHING)
+
+
+def weight_slot(node: Node) -> int:
+    """The slot of a layer's weights; the second one of an op that the table does not have."""
+    weights = facts_of(node).weights
+    return weights[0] if weights else 1
+
+
+def bias_slot(node: Node) -> int | None:
+    """The slot of a layer's bias; None for an op that takes none."""
+    biases = facts_of(node).biases
+    return biases[0] if biases else None
 
 
 def channel_axes(node: Node, rank: int) -> tuple[int, int] | None:

@@ -52,6 +52,7 @@ class TypedBuilder:
         return self._made[key]
 
     def const(self, array: Any, dtype: Any = np.int64) -> Value:
+        """A constant, once."""
         array = np.asarray(array, dtype)
         key = ("const", array.tobytes(), array.shape, array.dtype.str)
         return self.once(key, lambda: self.graph.add_constant("layout/const", array))
@@ -66,6 +67,7 @@ class TypedBuilder:
         return self.op("Reshape", value, self.const(target), shape=target, dtype=value.dtype, name=name)
 
     def transpose(self, value: Value, perm: Sequence[int], name: str = "") -> Value:
+        """The axes in another order."""
         shape = [value.static_shape[axis] for axis in perm]
         return self.op("Transpose", value, shape=shape, dtype=value.dtype, name=name, perm=list(perm))
 
@@ -89,6 +91,7 @@ class TypedBuilder:
         return self.op("MatMul", a, b, shape=[*lead, left[-2], right[-1]])
 
     def gemm(self, a: Value, b: Value, trans_a: bool = False, trans_b: bool = False) -> Value:
+        """Of matrices, either of them turned."""
         flags: dict[str, Any] = {name: 1 for name, wanted in (("transA", trans_a), ("transB", trans_b)) if wanted}
         shape = [a.static_shape[1 if trans_a else 0], b.static_shape[0 if trans_b else 1]]
         return self.op("Gemm", a, b, shape=shape, **flags)

@@ -72,9 +72,9 @@ def _lower_weight(graph: Graph, node: Node, scale: Array, zeros: _Zeros) -> None
 
 
 def _lower_bias(graph: Graph, layer: Layer, weight_scale: Array, zeros: _Zeros) -> None:
-    if layer.bias is None:
+    if layer.bias is None or layer.bias_slot is None:
         return
-    name, scale = graph.operand(layer.node, 2).name, bias_scale(layer, weight_scale)
+    name, scale = graph.operand(layer.node, layer.bias_slot).name, bias_scale(layer, weight_scale)
     integers = np.rint(layer.bias.astype(np.float64) / scale.astype(np.float64))
     if not np.abs(integers).max(initial=0) < 2.0**31:
         raise ModelError(f"{layer.node}: bias '{name}' does not fit int32 at scale {scale.min()}")
@@ -87,4 +87,4 @@ def _lower_bias(graph: Graph, layer: Layer, weight_scale: Array, zeros: _Zeros) 
     result = graph.fresh_name(f"{name}.dequantized")  # a bias may serve several layers, each at its own scale
     node = graph.add_node("DequantizeLinear", parts, [result], axis, name=result)
     graph.set_type(graph.result(node), DType.FLOAT, integers.shape)
-    graph.set_input(layer.node, 2, graph.result(node))
+    graph.set_input(layer.node, layer.bias_slot, graph.result(node))

@@ -14,6 +14,7 @@ from onnxslim.analysis.regions import bias_fits, weight_axis
 from onnxslim.analysis.scope import place
 from onnxslim.ir.dialect import FakeQuant, is_fake_quant
 from onnxslim.ir.graph import Array, Graph, Node
+from onnxslim.ir.op_facts import bias_slot, weight_slot
 from onnxslim.ir.quant_math import fitting_weight_scale
 from onnxslim.ir.rewrite import Refusal
 from onnxslim.targets import Target
@@ -25,12 +26,13 @@ __all__ = ["Layer", "bias_scale", "fitting_scale", "quantized_layers"]
 @dataclass(frozen=True)
 class Layer:
     """A compute node whose input and weight have grids. `weight` is the weight's FakeQuant node;
-    `bias` float32 [C] is None where the node has none."""
+    `bias`, float32 [C] in the slot `bias_slot`, is None where the node has none."""
 
     node: Node
     input: Grid
     weight: Node
     bias: Array | None
+    bias_slot: int | None
 
 
 def quantized_layers(graph: Graph, grids: Grids, target: Target) -> tuple[list[Layer], list[Refusal]]:
@@ -70,17 +72,18 @@ def _layer(graph: Graph, node: Node, grids: Grids) -> Layer | Refusal | None:
         return None  # a product of two activations: nothing stored
     if len(weights) != 1 or len(data) != 1 or data[0] is None:
         return Refusal(place(graph, node), "its input or its weight has no grid: it stays in float")
-    value = inputs[2] if len(inputs) > 2 else None
-    if value is None:
-        return Layer(node, data[0], weights[0], None)
+    slot = bias_slot(node)
+    value = None if slot is None else graph.input(node, slot)
+    if slot is None or value is None:
+        return Layer(node, data[0], weights[0], None, None)
     bias, channels = graph.constant_of(value), _channels(graph, node)
     if bias is None or not bias_fits(graph, node):
         return Refusal(place(graph, node), f"its bias '{value.name}' {value.shape} is not a constant of [{channels}]")
-    return Layer(node, data[0], weights[0], np.broadcast_to(bias.reshape(-1), (channels,)))
+    return Layer(node, data[0], weights[0], np.broadcast_to(bias.reshape(-1), (channels,)), slot)
 
 
 def _channels(graph: Graph, node: Node) -> int:
-    weight = graph.operand(node, 1)
+    weight = graph.operand(node, weight_slot(node))
     axis = weight_axis(node, weight)
     return weight.static_shape[-1 if axis is None else axis]
 

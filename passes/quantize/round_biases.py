@@ -44,16 +44,16 @@ class RoundBiases(Pass):
                 graph.set_array(graph.operand(weight, 1), scales[weight.id])
                 count += 1
         for layer in layers:
-            if layer.bias is None:
+            if layer.bias is None or layer.bias_slot is None:
                 continue
             step = bias_scale(layer, scales[layer.weight.id]).astype(np.float64)
             rounded = (np.rint(layer.bias / step) * step).astype(np.float32)
             if np.array_equal(rounded, layer.bias):
                 continue
             count += 1
-            bias = graph.operand(layer.node, 2)
+            bias = graph.operand(layer.node, layer.bias_slot)
             if len(graph.uses(bias)) == 1 and bias.static_shape == rounded.shape:
                 graph.set_array(bias, rounded)
             else:
-                graph.set_input(layer.node, 2, graph.add_constant(bias.name, rounded, role=bias.role))
+                graph.set_input(layer.node, layer.bias_slot, graph.add_constant(bias.name, rounded, role=bias.role))
         return Outcome(count, tuple(refused))
