@@ -202,8 +202,11 @@ def _described(kinds: tuple[tuple[Any, ...], tuple[str, ...]], prefix: str) -> I
             yield Key(path, _type_name(info.annotation), default, text)
             continue
         path += "[…]" if get_origin(info.annotation) is list else ""
-        yield Key(path, "keys", default, text)
         named = [mark for mark in info.metadata if isinstance(mark, OneOf) and mark.named]
+        if named and named[0].from_text is not None and not any(map(fields_of, inner)):  # its name says all
+            yield Key(path, " | ".join(cls.name for cls in named[0].table), named[0].table[0].name, text)
+            continue
+        yield Key(path, "keys", default, text)
         if named:
             inside = tuple(cls.name for cls in named[0].table)
             yield Key(f"{path}.name", " | ".join(inside), inside[0], "Which one.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -22,7 +22,6 @@ from onnxslim.ir.graph import Array, Graph
 from onnxslim.ir.verify import require_sound, verify
 from onnxslim.options import Entries, InputPath, OneOf, text_of
 from onnxslim.pruning.allocation import LatencyTarget
-from onnxslim.pruning.batchnorm import reestimate
 from onnxslim.pruning.criteria import L1, Criterion
 from onnxslim.pruning.footprint import Size
 from onnxslim.pruning.metric import Metric, Top1, require_trained
@@ -42,7 +41,7 @@ from onnxslim.stages.base import (
     sizes_in,
 )
 from onnxslim.stages.batchnorm import restore_batchnorm
-from onnxslim.stages.quantize import calibration_batches
+from onnxslim.stages.workspace import Batches, Workspace
 from passes.prune import CutChannels
 from passes.quantize import ExpandFakeQuant
 from passes.simplify import FoldBatchnorm, for_runtime, takes_any_batch
@@ -55,49 +54,6 @@ _GRADIENT_BATCH = 64
 _QUANTITIES = ("macs", "params", "bytes")
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """A graph to be cut, and what it came from. restored: whether batch norms were put back, and are to be folded
-    again. batches: unlabelled data for them. sizes: of free axes of the input; counted_at: the input's shape, where
-    they were found by trying. free: whether the graph's samples are independent, whatever batch is written into it."""
-
-    graph: Graph
-    digest: str
-    pruner: Pruner
-    restored: bool
-    batches: _Batches | None
-    sizes: Mapping[str, int]
-    counted_at: str | None
-    free: bool
-
-    def settle(self, graph: Graph) -> None:
-        """After a cut of `graph`: batch norm's statistics are measured anew, and what was put back is folded."""
-        if self.batches is not None:
-            reestimate(graph, self.batches(), free=self.free)
-        if self.restored:
-            FoldBatchnorm()(graph)
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Unlabelled feeds of data.train, the same each time."""
-
-    context: RunContext
-    input_name: str
-    samples: int
-    batch: int
-
-    @property
-    def digest(self) -> str:
-        return f"{self.context.data.get('train').digest()} {self.samples}"
-
-    def __call__(self) -> Iterator[dict[str, Array]]:
-        data = self.context.data
-        return calibration_batches(
-            data.get("train"), self.input_name, data.preprocess, self.samples, self.batch, self.context.seed
-        )
 
 
 class Prune(Stage):
@@ -279,7 +235,7 @@ class Prune(Stage):
         if self.restore_batchnorm and context.data.has("train"):
             train, preprocess = context.data.get("train"), context.data.preprocess
             batch = samples_within(work, _BATCH, sizes_in(work, train, preprocess))
-            batches = _Batches(context, only_data_input(work).name, self.samples, batch)
+            batches = Batches(context, only_data_input(work).name, self.samples, batch)
         if batches is not None and not dry:
             restored = restore_batchnorm(work, batches, context).rewrites
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)

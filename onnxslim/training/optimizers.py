@@ -32,7 +32,7 @@ class Sgd:
     """
 
     momentum: Annotated[float, Field(ge=0, lt=1, description="How much of the last direction stays.")] = 0.9
-    nesterov: Annotated[bool, Field(description="Nesterov's form of the momentum.")] = True
+    nesterov: Annotated[bool, Field(description="Whether the momentum has Nesterov's form.")] = True
     weight_decay: WeightDecay = 5e-4
     clip_norm: ClipNorm = None
     learning_rate: LearningRate = 0.05
