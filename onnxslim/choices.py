@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-__all__ = ["TARGETS", "AxisOrder"]
+__all__ = ["IMAGES", "TARGETS", "AxisOrder"]
 
 AxisOrder: TypeAlias = Literal["NCHW", "NHWC"]
 """The axes of a model's image input."""
@@ -22,3 +22,6 @@ def _targets() -> tuple[str, ...]:
 
 TARGETS = _targets()
 """What a model can be quantised for."""
+
+IMAGES = "Image folder, zip of one, .npz, or CIFAR-10 binary archive."
+"""What data may be: said in a recipe's documentation and in the help of every command."""

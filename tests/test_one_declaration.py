@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import onnxslim
 from onnxslim import run
 from onnxslim.builders import small_cnn
-from onnxslim.cli import COMMANDS, app, inspection, models, pruning
+from onnxslim.cli import COMMANDS, app, inspection, models, pruning, runs
 from onnxslim.cli.flags import SWITCHES, flag_of
 from onnxslim.cli.generated import with_options
 from onnxslim.errors import OptionError, RecipeError
@@ -83,6 +83,29 @@ def test_the_command_has_a_flag_for_every_option_of_its_function(name: str) -> N
         assert set((info.description or "").split()) <= {word.strip("│") for word in words}
         if get_origin(info.annotation) not in (list, dict) and not any(isinstance(m, OneOf) for m in info.metadata):
             assert shown[option].default == info.default
+
+
+PLAIN = {
+    "compress": (runs.compress, run.compress),
+    "simplify": (models.simplify, run.simplify),
+    "export": (models.export, run.export),
+}
+OWN = {"simplify": {"batch", "out", "force"}}  # Python's set_batch; Python gives the graph back
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_other_commands_take_what_their_function_takes(name: str) -> None:
+    """Under the same names, but for what a flag is called, and with the same defaults."""
+    command, function = PLAIN[name]
+    shown, taken = parameters(command), inspect.signature(function).parameters
+    called = {"set_": "overrides", "size": "sizes", "frozen": "freeze", "out": "folder"}
+    for option, parameter in shown.items():
+        if option in OWN.get(name, ()):
+            continue
+        own = called.get(option, option)
+        assert own in taken, option
+        given, default = parameter.default, taken[own].default
+        assert default is inspect.Parameter.empty or (given or None) == (default or None), option
 
 
 def test_no_command_repeats_an_option() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from onnxslim.choices import TARGETS, AxisOrder
+from onnxslim.choices import IMAGES, TARGETS, AxisOrder
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from rich.console import RenderableType
@@ -42,9 +42,7 @@ _PIPE = 10_000
 """Letters a line that is read by a program may have."""
 
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a finished run.", show_default=False)]
-DataPath = Annotated[
-    Path, typer.Option("--data", help="Image folder, zip of one, .npz, or CIFAR-10 binary archive.", show_default=False)
-]
+DataPath = Annotated[Path, typer.Option("--data", help=IMAGES, show_default=False)]
 Split = Annotated[
     str | None, typer.Option("--split", help="Part of the data: train, val, test, or a slice such as train[:512].")
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxslim.choices import IMAGES
 from onnxslim.cli.flags import in_flags
 from onnxslim.cli.generated import takes
 from onnxslim.cli.options import (
@@ -38,9 +39,7 @@ Seed = Annotated[int, typer.Option(help="Draws the samples, and what the criteri
 def prune(
     model: ModelFile,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Image folder, zip of one, .npz, or CIFAR-10 binary archive.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help=IMAGES)] = None,
     split: Calibration = None,
     val_split: ValSplit = None,
     mean: Mean = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import Field, PlainValidator, WithJsonSchema, create_model, model_validator
 
 from onnxslim.budget import MOST_PIXELS, MOST_SEED, MOST_THREADS
+from onnxslim.choices import IMAGES
 from onnxslim.data import AxisOrder
 from onnxslim.evaluation import CompareOptions
 from onnxslim.ir.graph import Graph
@@ -50,9 +51,7 @@ _ModelSource = PlainValidator(_model_source)
 class SourceOptions(Options):
     """Where samples come from. A path alone may stand for all of this: `train: cifar10.zip`."""
 
-    path: Annotated[str | None, InputPath()] = Field(
-        default=None, description="Image folder, zip of one, .npz, or CIFAR-10 binary archive."
-    )
+    path: Annotated[str | None, InputPath()] = Field(default=None, description=IMAGES)
     split: str | None = Field(
         default=None,
         description="Part of it: train, val, test, or a slice such as train[:45000]. "
