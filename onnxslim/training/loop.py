@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from onnxslim.errors import DataError, TrainingError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
 from onnxslim.training.nan_hunt import first_nonfinite, nonfinite_state
+from onnxslim.training.pace import Clock, Pace
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.ports import Kind, Port
 from onnxslim.training.schedules import Schedule
@@ -87,7 +87,7 @@ class Trainer:
     _stop: bool = field(default=False, init=False)
     _built: dict[tuple[int, bool, Layout], Step] = field(default_factory=dict, init=False)
     _best: State | None = field(default=None, init=False)
-    _pace: _Pace = field(default_factory=lambda: _Pace(), init=False)
+    _pace: Pace = field(default_factory=Pace, init=False)
 
     def __post_init__(self) -> None:
         self.student = self.student.copy()
@@ -101,7 +101,7 @@ class Trainer:
         Raises TrainingError naming where NaN or infinity began, DataError for labels out of range,
         Interrupted after Ctrl-C.
         """
-        self._pace = _Pace()
+        self._pace = Pace()
         run = {"batch": self.loader.batch, "seed": self.loader.seed, "workers": self.workers}
         checkpoints = Checkpoints(self.folder, self.label, self.keep, run) if self.folder is not None else None
         state = self.first_state()
@@ -192,7 +192,7 @@ class Trainer:
         self, engine: Engine, steps: list[Step], state: State, epoch: int, checkpoints: Checkpoints | None
     ) -> State:
         total, totals = self.loader.steps_per_epoch, dict(state.sums)
-        clock = _Clock(self.loader, state)
+        clock = Clock(self.loader, state)
         done = state.step_in_epoch
         self._pace.start(epoch * total + done)
         batches = self.loader.epoch(epoch, done)
@@ -372,37 +372,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-class _Clock:
-    """What the epoch under way has taken: the seconds of a process that was stopped in it and those since."""
-
-    def __init__(self, loader: Loader, state: State) -> None:
-        self._loader, self._spent, self._seconds = loader, state.spent, state.seconds
-        self._began, self._waited = time.perf_counter(), loader.waited_s
-
-    def noted(self, state: State) -> State:
-        """The state with the time until now."""
-        here, waited = time.perf_counter() - self._began, self._loader.waited_s - self._waited
-        spent = {
-            "seconds": self._spent.get("seconds", 0.0) + here,
-            "waited": self._spent.get("waited", 0.0) + waited,
-        }
-        return replace(state, spent=spent, seconds=self._seconds + here)
-
-
-class _Pace:
-    """How long training still takes, from what was done in this process."""
-
-    def __init__(self) -> None:
-        self._began: tuple[float, int] | None = None
-
-    def start(self, step: int) -> None:
-        """Of the first epoch here; later ones change nothing, so that validation between them counts."""
-        self._began = self._began or (time.perf_counter(), step)
-
-    def left(self, step: int, last: int) -> float:
-        """Seconds from that step to the last."""
-        assert self._began is not None
-        since, first = self._began
-        return (time.perf_counter() - since) / max(step - first, 1) * (last - step)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onnxslim.analysis.batch import with_batch
 from onnxslim.ir.graph import Array, Graph, Value
 from onnxslim.ir.rewrite import Checker, Pass, Pipeline
 from onnxslim.ir.verify import verify
@@ -146,17 +147,20 @@ def passes_of(batch: int, options: StepOptions, teachers: Sequence[str] = ()) ->
 
 
 def build_step(
-    student: Graph, batch: int, options: StepOptions, teacher: Graph | None = None, checker: Checker | None = None
+    student: Graph,
+    batch: int,
+    options: StepOptions,
+    teacher: Graph | Mapping[str, Graph] | None = None,
+    checker: Checker | None = None,
 ) -> Step:
-    """The step graph of a student in the working opset; `student` is not changed. checker: looks at the graph before
-    and after each pass, and names the one that changed the numbers.
+    """The step graph of a student in the working opset; `student` is not changed. teacher: one, or several by what
+    losses call them. checker: looks at the graph before and after each pass, and names what changed the numbers.
 
     Raises GradientError naming the node where something on the way has no gradient.
     """
-    graph, teachers = student.copy(), {} if teacher is None else {"teacher": teacher}
-    if teacher is not None and not options.teacher_as_input:
-        teachers["teacher"] = teacher.copy()
-        SetSizes(batch, options.sample)(teachers["teacher"])
+    graph, teachers = student.copy(), {"teacher": teacher} if isinstance(teacher, Graph) else dict(teacher or {})
+    if not options.teacher_as_input:
+        teachers = {name: with_batch(one, batch, options.sample) for name, one in teachers.items()}
     step = StepContext(graphs=teachers, seed=options.seed, checker=checker)
     step.updates.extend(updates_of(graph, frozen_batchnorm=options.frozen_batchnorm, scales=options.scales))
     step.taps.update({("student", value.name): value.name for value in graph.values()})

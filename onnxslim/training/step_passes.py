@@ -153,7 +153,9 @@ class FeedData(StepPass):
     name: ClassVar[str] = "feed_data"
 
     def edit(self, graph: Graph, step: StepContext) -> int:
-        step.ports.update({Port(Kind.DATA, v.name): v.name for v in graph.inputs if v.array is None})
+        inputs = [value.name for value in graph.inputs if value.array is None]
+        step.ports.update({Port(Kind.DATA, name): name for name in inputs})
+        step.taps.update({("data", name): name for name in inputs})
         if self.labelled:
             step.taps[LABEL] = step.give(graph, Port(Kind.LABEL), "label", DType.INT64, (self.batch,)).name
         return int(self.labelled)

@@ -27,7 +27,7 @@ from passes.distill.taps import LABEL, STUDENT, TEACHER, Loss, Tap, Taps, Weight
 __all__ = ["CrossEntropy", "MeanSquare", "OnnxLoss", "SoftLabel", "attach_losses"]
 
 
-_SOURCES = ("student", "teacher", "label")
+_SOURCES = ("student", "teacher", "data", "label")
 Temperature: TypeAlias = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
@@ -131,7 +131,7 @@ class SoftLabel:
 @declared
 class OnnxLoss:
     """The user's loss: an ONNX file whose first output is a float32 scalar, and whose inputs are named `student` and
-    maybe `teacher`, `label`, or `student:NAME` and `teacher:NAME` for other values of the models. It must use the
+    maybe `teacher`, `label`, or `student:NAME`, `teacher:NAME` and `data:NAME` for other values. It must use the
     working opset, 18. It reads the outputs as the models give them: probabilities, where a model ends in a softmax."""
 
     path: Annotated[
@@ -155,7 +155,7 @@ class OnnxLoss:
             raise OptionError(
                 "",
                 f"The loss {self.path} has the inputs {names}; expected `student`, and maybe `teacher` and `label`, or "
-                "`student:NAME` and `teacher:NAME` for values inside of the models",
+                "`student:NAME` and `teacher:NAME` for values inside of the models, `data:NAME` for an input",
             )
         return found
 

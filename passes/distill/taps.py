@@ -19,7 +19,8 @@ __all__ = ["LABEL", "STUDENT", "TEACHER", "Loss", "Tap", "Taps", "Weight"]
 
 
 class Tap(NamedTuple):
-    """A value that losses read. source: whose: `student`, `teacher`, `label`; name: which; "" for the first output."""
+    """A value that losses read. source: whose: `student`, `teacher` (or what another teacher is called),
+    `data`, `label`; name: which, of models "" for the first output."""
 
     source: str
     name: str = ""
@@ -52,7 +53,7 @@ class Taps:
             return value
         if tap.name and Tap(tap.source) in self.values:
             raise OptionError("", f"The loss '{loss}' reads the {tap}, which has none of that name")
-        what = "labels" if tap == LABEL else f"a {tap.source}"
+        what = {"label": "labels", "teacher": "a teacher"}.get(tap.source, f"the teacher '{tap.source}'")
         raise OptionError("", f"The loss '{loss}' needs {what}, but there is none")
 
     def parameter(self, graph: Graph, name: str, shape: Sequence[int]) -> Value:

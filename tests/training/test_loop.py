@@ -22,9 +22,10 @@ from onnxslim.ir.shapes import infer_shapes
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared
-from onnxslim.training.loop import Interrupted, _Pace
+from onnxslim.training.loop import Interrupted
 from onnxslim.training.nan_hunt import nonfinite_state
 from onnxslim.training.optimizers import AdamW, Sgd
+from onnxslim.training.pace import Pace
 from onnxslim.training.ports import Kind
 from onnxslim.training.schedules import Constant
 from onnxslim.training.state import State
@@ -181,7 +182,7 @@ def test_an_epoch_that_was_interrupted_counts_all_of_its_time(
 ) -> None:
     """A clock that goes on by a second a look: the epoch's steps take as long, in one process or in two."""
     ticks = itertools.count()
-    monkeypatch.setattr("onnxslim.training.loop.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("onnxslim.training.pace.time.perf_counter", lambda: float(next(ticks)))
     made = trainer(tmp_path, epochs=1)
     with pytest.raises(Interrupted):
         replace(made, progress=StopAt(4)).run()
@@ -216,8 +217,8 @@ def test_every_epoch_is_said(trainer: Callable, tmp_path: Path) -> None:
 
 def test_what_is_left_is_reckoned_from_what_was_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("onnxslim.training.loop.time.perf_counter", lambda: now)
-    pace = _Pace()
+    monkeypatch.setattr("onnxslim.training.pace.time.perf_counter", lambda: now)
+    pace = Pace()
     pace.start(900)
     now = 10.0
     assert pace.left(910, 1000) == 90.0

@@ -184,3 +184,31 @@ def test_two_losses_of_one_kind_have_a_term_each(student: Callable[[bool], Graph
     terms = [port for port in step.outputs if port.kind is Kind.TERM]
     assert terms == [Port(Kind.TERM, "likeness"), Port(Kind.TERM, "likeness_2")]
     assert set(step.initial) == {OWN, Port(Kind.LOSS_PARAMETER, "likeness_2", "projection")}
+
+
+@dataclass(frozen=True)
+class Between:
+    """The mean of the student's output times one teacher's, times the other's, times the mean of an image."""
+
+    weight: float = 1.0
+    name: ClassVar[str] = "between"
+    reads: ClassVar[tuple[Tap, ...]] = (Tap("large"), Tap("small", "logits"), Tap("data", "image"))
+
+    def build(self, graph: Graph, taps: Taps) -> Value:
+        *theirs, image = (taps.need(tap, self.name) for tap in self.reads)
+        bright = graph.op("ReduceMean", image, name="bright", keepdims=0)
+        product = graph.op("Mul", taps.student, graph.op("Mul", *theirs, name="both"), name="all")
+        return graph.op("Mul", graph.op("ReduceMean", product, name="product", keepdims=0), bright, name="dimmed")
+
+
+def test_several_teachers_and_the_data(student: Callable[[bool], Graph]) -> None:
+    graph, teachers = student(False), {"large": wide(), "small": prepared(small_cnn((2,), classes=6, seed=5))}
+    step = build_step(graph, 8, StepOptions((Between(),), labelled=False, watch=("logits",)), teachers)
+    feeds = random_feeds(step)
+    found = step.found(Session(step.graph).run(step.fed(feeds, State.of(graph, Sgd(), step).arrays)))
+    images = feeds[Port(Kind.DATA, "image")]
+    theirs = [Session(one).run({"image": images})["logits"] for one in teachers.values()]
+    expected = (found[Port(Kind.TAP, "logits")] * theirs[0] * theirs[1]).mean() * images.mean()
+    assert found[Port(Kind.TERM, "between")] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(RecipeError, match="The loss 'between' needs the teacher 'small', but there is none"):
+        build_step(graph, 8, StepOptions((Between(),), labelled=False), {"large": wide()})
