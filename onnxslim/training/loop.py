@@ -18,7 +18,7 @@ from onnxslim.data import Batch, Loader, ProgressCallback, Say, time_in_words
 from onnxslim.errors import DataError, TrainingError
 from onnxslim.ir.graph import Array, Graph
 from onnxslim.training.checkpoints import Checkpoints
-from onnxslim.training.nan_hunt import first_nonfinite, nonfinite_state
+from onnxslim.training.nan_hunt import first_nonfinite, nonfinite_state, watched
 from onnxslim.training.pace import Clock, Pace
 from onnxslim.training.parameters import mark_parameters
 from onnxslim.training.ports import Kind, Port
@@ -297,19 +297,15 @@ class Trainer:
         done: int,
         checkpoints: Checkpoints | None,
     ) -> str:
-        """The message of a loss that is not finite; the state from before the step is still the engine's.
-
-        The batch is replayed in the plain layout, in which the model's values are there under their names, and where
-        nothing is found there, in the one that runs.
-        """
-        where, state = None, engine.arrays()
-        plain = [self._step(step.batch, self._is_frozen(epoch), "plain") for step in steps]
-        for replayed in (plain, steps):
-            start = 0
-            for step in replayed:
-                part = {port: array[start : start + step.batch] for port, array in feeds.items()}
-                where = where or first_nonfinite(step, part, state)
-                start += step.batch
+        """The message of a loss that is not finite; the state from before the step is still the engine's. The batch is
+        replayed by the same steps, in which the student's values are watched before any layout."""
+        start, where, state = 0, None, engine.arrays()
+        options = replace(self.options, frozen_batchnorm=self._is_frozen(epoch), watch=watched(self.student))
+        for size in (step.batch for step in steps):
+            part = {port: array[start : start + size] for port, array in feeds.items()}
+            step = build_step(self.student, size, options, self.teacher)
+            where = where or first_nonfinite(step, part, state, self.student)
+            start += size
         where = where or "no single value (replayed one by one, every value is finite)"
         began = f"The loss is not finite in epoch {epoch + 1}, step {done + 1}. It began with {where}"
         return f"{began}. {self._advice(checkpoints)}"

@@ -6,16 +6,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxslim.ir.graph import Array, DType
+from onnxslim.ir.graph import Array, DType, Graph
 from onnxslim.runtime.session import Session
-from onnxslim.training.ports import Port
+from onnxslim.training.ports import Kind, Port
 from onnxslim.training.step import Step
 
-__all__ = ["first_nonfinite", "nonfinite_state"]
+__all__ = ["first_nonfinite", "nonfinite_state", "watched"]
 
 
-def first_nonfinite(step: Step, feeds: Mapping[Port, Array], state: Mapping[Port, Array]) -> str | None:
-    """Names the first value, in the order of the step graph, that is not finite; None where all are.
+def watched(student: Graph) -> tuple[str, ...]:
+    """What a step has to fetch so that `first_nonfinite` can name it: all that the student's nodes make, in order."""
+    made = [value for node in student.nodes() for value in student.node_outputs(node) if value is not None]
+    return tuple(value.name for value in made if value.dtype is DType.FLOAT)
+
+
+def first_nonfinite(step: Step, feeds: Mapping[Port, Array], state: Mapping[Port, Array], student: Graph) -> str | None:
+    """Names the first value that is not finite; None where all are: of what is fed, of the student in its own order (in
+    a step that watches it), of the whole step.
 
     feeds: one worker's share of the batch; state: from before the step. Gradients count too.
     """
@@ -25,14 +32,16 @@ def first_nonfinite(step: Step, feeds: Mapping[Port, Array], state: Mapping[Port
             origin = "fed by the data" if port in feeds else "of the training state"
             return f"the {port}, {origin}, {_what(array)}"
     graph = step.graph.copy()
-    nodes = graph.nodes()
-    seen = [v for node in nodes for v in graph.node_outputs(node) if v is not None and v.name]
+    seen = [v for node in graph.nodes() for v in graph.node_outputs(node) if v is not None and v.name]
     floats = [v for v in seen if v.dtype in (DType.FLOAT, DType.UNDEFINED)]
     for value in floats:
         if not graph.is_output(value):
             graph.add_output(value)
-    session = Session(graph, optimize=False, fuse_qdq=False)
-    found = session.run(step.fed(feeds, state))
+    found = Session(graph, optimize=False, fuse_qdq=False).run(step.fed(feeds, state))
+    for port in (port for port in step.outputs if port.kind is Kind.TAP):
+        array, tapped = found[step.ports[port]], student.value(str(port.owner))
+        if not _finite(array):
+            return f"'{tapped.name}', the output of {student.producer(tapped)}, {_what(array)}"
     for value in floats:
         array = found[value.name]
         if array.dtype.kind == "f" and not _finite(array):

@@ -304,15 +304,18 @@ class FetchStatistics(StepPass):
 
 @dataclass(frozen=True)
 class FetchTaps(StepPass):
-    """Values of the student's become outputs, by their names; before any layout, so that they keep their shapes."""
+    """Values of the student's become outputs, by their names, where they are still there; before any layout, so that
+    they keep their shapes."""
 
     names: tuple[str, ...]
     name: ClassVar[str] = "fetch_taps"
 
     def edit(self, graph: Graph, step: StepContext) -> int:
-        for name in self.names:
-            step.fetch(graph, Port(Kind.TAP, name), graph.value(step.taps["student", name]))
-        return len(self.names)
+        values = {name: graph.find(step.taps["student", name]) for name in self.names}
+        for name, value in values.items():
+            if value is not None:
+                step.fetch(graph, Port(Kind.TAP, name), value)
+        return len(values)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from onnxslim.training.pace import Pace
 from onnxslim.training.ports import Kind
 from onnxslim.training.schedules import Constant
 from onnxslim.training.state import State
-from onnxslim.training.step import StepOptions
+from onnxslim.training.step import LAYOUTS, Layout, StepOptions
 from onnxslim.training.teacher_cache import TeacherCache
 from passes.distill import CrossEntropy, SoftLabel
 
@@ -352,6 +352,24 @@ def test_a_loss_that_is_not_finite_is_traced_to_where_it_began(trainer: Callable
         TrainingError, match=r"It began with 'overflown', the output of node 'overflown' \(Mul\), is inf"
     ):
         replace(made, student=student).run()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_nan_is_traced_to_the_models_own_value_in_every_layout(trainer: Callable, layout: Layout) -> None:
+    """Between two convolutions, where a layout has no such value: what the model calls it is named, and its node."""
+    made = trainer(quantize=False, workers=1)
+    student = made.student.copy()
+    first = student.value("conv1.relu")
+    uses = student.uses(first)
+    large = student.op("Mul", first, student.add_constant("size", np.float32(1e30)), name="large")
+    overflown = student.op("Mul", large, large, name="overflown")
+    for value in (large, overflown):
+        student.set_type(value, first.dtype, first.shape)
+    student.replace_uses(first, overflown, only=uses)
+    with pytest.raises(
+        TrainingError, match=r"It began with 'overflown', the output of node 'overflown' \(Mul\), is inf"
+    ):
+        replace(made, student=student, options=replace(made.options, layout=layout)).run()
 
 
 class RateAt:
