@@ -25,8 +25,10 @@ __all__ = ["DamagedError", "RowFile", "write_rows"]
 
 _CHUNK = 1 << 20
 _HEADER_BYTES = 1 << 20  # at most
-_RESIDENT = 1 << 26
-"""Bytes that are read through a map before its pages are let go; the system keeps them while there is room."""
+_RESIDENT = 1 << 24
+"""Bytes of a map that may have come into memory before its pages are let go; the system keeps them while there is
+room."""
+_AROUND = 1 << 16  # bytes that come into memory where a page is read: those around it, too
 
 
 class DamagedError(Exception):
@@ -116,7 +118,7 @@ class RowFile:
     def rows(self, name: str, indices: Array) -> Array:
         """A copy of some rows, in that order."""
         found = self._arrays[name][indices]
-        self._touched += found.nbytes
+        self._touched += len(found) * _AROUND + found.nbytes
         if self._touched > _RESIDENT:
             self._touched = 0
             if hasattr(mmap, "MADV_DONTNEED"):

@@ -210,5 +210,5 @@ def test_several_teachers_and_the_data(student: Callable[[bool], Graph]) -> None
     theirs = [Session(one).run({"image": images})["logits"] for one in teachers.values()]
     expected = (found[Port(Kind.TAP, "logits")] * theirs[0] * theirs[1]).mean() * images.mean()
     assert found[Port(Kind.TERM, "between")] == pytest.approx(expected, rel=1e-3)
-    with pytest.raises(RecipeError, match="The loss 'between' needs the teacher 'small', but there is none"):
+    with pytest.raises(OptionError, match="The loss 'between' needs the teacher 'small', but there is none"):
         build_step(graph, 8, StepOptions((Between(),), labelled=False), {"large": wide()})
