@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ArgsKwargs, InitErrorDetails, PydanticCustomError, core_schema
 
@@ -35,6 +35,8 @@ Way: TypeAlias = tuple[str | int, ...]
 def fields_of(cls: type) -> Mapping[str, FieldInfo]:
     """The options that a declared class or a model takes, in order, but for those that only Python may give."""
     found: Mapping[str, FieldInfo] = getattr(cls, "__pydantic_fields__", {})
+    if issubclass(cls, BaseModel):
+        found = cls.model_fields
     return {name: info for name, info in found.items() if not info.exclude}
 
 
