@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import onnx
 
-from onnxslim.ir.graph import DType, Node, Shape, Value, shapes_agree, type_name
+from onnxslim.ir.graph import Dim, DType, Node, Shape, Value, shapes_agree, type_name
 
 __all__ = ["BLOCKED", "DIALECT", "FAKE_QUANT", "LANES", "OURS", "Attribute", "FakeQuant", "OwnOp", "is_fake_quant"]
 
@@ -23,6 +23,7 @@ OURS, LANES, BLOCKED = "onnxslim", "onnxslim.lanes", "onnxslim.blocked"
 
 _INT, _INTS, _STRING = onnx.AttributeProto.INT, onnx.AttributeProto.INTS, onnx.AttributeProto.STRING
 _MOST = (1 << 31) - 1
+_LARGEST = 1 << 62  # that an axis may be
 
 Shapes: TypeAlias = Sequence["Shape | None"]
 """Of the inputs, by slot."""
@@ -53,6 +54,17 @@ class OwnOp:
     result: int | Callable[[Node, Shapes], Shape | None]
     fits: Callable[[Node, Sequence[Value | None], Shapes], str | None]
     optional: int = 0
+
+    def result_shape(self, node: Node, shapes: Shapes) -> Shape | None:
+        """The shape of the result; None where it is not known, or the node is not what the op asks for."""
+        least = len(self.inputs) - self.optional
+        kinds = {name: attribute.type for name, attribute in node.attributes.items()}
+        formed = all(kinds.get(name) == a.kind for name, a in self.attributes.items() if a.required or name in kinds)
+        if not formed or not least <= len(shapes) <= len(self.inputs):
+            return None
+        shape = shapes[self.result] if isinstance(self.result, int) else self.result(node, shapes)
+        known = shape is not None and all(isinstance(axis, int) and 0 <= axis <= _LARGEST for axis in shape)
+        return shape if known else None
 
     def misfit(self, node: Node, values: Sequence[Value | None], shapes: Shapes) -> str | None:
         """Why the operands do not fit: their types, and what `fits` says of their shapes."""
@@ -161,24 +173,26 @@ def _image(node: Node, channels: Any, size: str) -> Shape:
     return (batch, channels, *pixels)
 
 
-def _channels(node: Node, shape: Shape) -> Any:
-    return shape[0 if node.domain == LANES else 1]
+def _channels(node: Node, image: Shape | None) -> Dim:
+    place = 0 if node.domain == LANES else 1
+    return None if image is None or len(image) <= place else image[place]
 
 
 def _made(node: Node, shapes: Shapes) -> Shape | None:
     """Of w [O, I/group, kh, kw]."""
     w = shapes[1]
-    return None if w is None else _image(node, w[0], "out_size")
+    return None if w is None or len(w) != 4 else _image(node, w[0], "out_size")
 
 
 def _read(node: Node, shapes: Shapes) -> Shape | None:
     w = shapes[1]
-    return None if w is None or not isinstance(w[1], int) else _image(node, w[1] * int(node.attr("group")), "size")
+    if w is None or len(w) != 4 or not isinstance(w[1], int):
+        return None
+    return _image(node, w[1] * int(node.attr("group")), "size")
 
 
 def _pooled(node: Node, shapes: Shapes) -> Shape | None:
-    x = shapes[0]
-    return None if x is None else _image(node, _channels(node, x), "out_size")
+    return _image(node, _channels(node, shapes[0]), "out_size")
 
 
 def _operands_fit(*roles: str) -> Callable[[Node, Sequence[Value | None], Shapes], str | None]:

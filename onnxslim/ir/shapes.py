@@ -352,8 +352,12 @@ def _rule_nodes(graph: Graph, node: Node) -> tuple[Sequence[onnx.NodeProto], set
     """What inference is given for a node, and which of the node's outputs that makes; None: all that the op's own rule
     knows."""
     if has_stand_in(node.domain, node.op) and not _is_local(graph, node):
-        protos = stand_in(graph, node)
-        return protos, {name for proto in protos for name in proto.output}
+        protos = list(stand_in(graph, node))
+        made = {name for proto in protos for name in proto.output}
+        left = [v for v in graph.node_outputs(node) if v is not None and v.name not in made]
+        if any(v.dtype is DType.UNDEFINED and graph.is_used(v) for v in left):  # inference knows that they are there
+            protos.append(onnx.NodeProto(op_type="Unknown", domain=node.domain, output=[v.name for v in left]))
+        return protos, made
     return [node_proto(graph, node)], None
 
 

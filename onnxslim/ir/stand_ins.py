@@ -22,6 +22,8 @@ __all__ = ["has_stand_in", "stand_in"]
 _SPLIT_BY_INPUT, _SPLIT_BY_COUNT, _AXES_BY_INPUT = 13, 18, 18
 """The opsets from which Split's sizes are an input, the number of equal parts is an attribute, and the axes of ReduceL2
 are an input."""
+_BLOCK = 16
+"""Channels side by side in ONNX Runtime's widest blocked kernels; the others' numbers divide it."""
 
 
 @dataclass
@@ -52,10 +54,10 @@ class _StandIn:
         return names
 
     def give(self, slot: int, value: str) -> None:
-        """An output of the node has the type of a value."""
+        """An output of the node has the type of a value; "" of one that is left out says nothing."""
         outputs = self.graph.node_outputs(self.node)
         target = outputs[slot] if slot < len(outputs) else None
-        if target is not None:
+        if target is not None and value:
             self.nodes.append(helper.make_node("Identity", [value], [target.name]))
 
     def kept(self, *names: str) -> dict[str, Any]:
@@ -105,9 +107,11 @@ def _fused_conv(w: _StandIn) -> None:
 
 
 def _reordered(w: _StandIn) -> None:
-    """Into blocks of channels, and back: of as many channels as before, where `channels` does not say otherwise."""
+    """Into blocks of channels, and back: of as many channels as before, where they fill their blocks."""
     shape = w.graph.operand(w.node, 0).shape
-    if w.node.attr("channels") is None or (shape is not None and shape[1:2] == (w.node.attr("channels"),)):
+    count = shape[1] if shape is not None and len(shape) == 4 else None
+    full = isinstance(count, int) and not count % _BLOCK and w.node.attr("channels", count) == count
+    if full and not w.node.attr("channels_last", 0):
         w.give(0, w.x())
 
 
@@ -155,8 +159,8 @@ def _own(own: OwnOp) -> Rule:
             w.give(0, w.x(own.result))
             return
         values = w.graph.node_inputs(w.node)
-        shape = own.result(w.node, [None if value is None else value.shape for value in values])
-        if shape is not None and all(isinstance(axis, int) for axis in shape):
+        shape = own.result_shape(w.node, [None if value is None else value.shape for value in values])
+        if shape is not None:
             w.give(0, w.op("ConstantOfShape", *w.op("Constant", value_ints=list(shape)))[0])
 
     return rule

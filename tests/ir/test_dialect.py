@@ -118,6 +118,37 @@ def test_a_fake_quant_holds_what_the_dialect_says(change: dict[str, Any], says: 
         verify(graph)
 
 
+@pytest.mark.parametrize(
+    ("domain", "op", "inputs", "attributes"),
+    [
+        (LANES, "Conv", ["x", "w"], {}),
+        (LANES, "Conv", ["x"], {"batch": 2}),
+        (LANES, "MaxPool", [], {"batch": "many"}),
+        (BLOCKED, "Conv", ["x", "vector"], dict.fromkeys(("batch", "lanes", "group"), 1 << 40)),
+        ("onnxslim", "FakeQuant", [], {}),
+        ("onnxslim", "FakeQuant", ["x"], {"axis": "first"}),
+    ],
+)
+def test_a_file_may_hold_anything_under_our_names(
+    domain: str, op: str, inputs: list[str], attributes: dict[str, Any]
+) -> None:
+    """Inference says nothing of it, and the verifier says what is wrong."""
+    graph = Graph("net", ir_version=9)
+    graph.opsets.update({"": 18, domain: 1})
+    graph.add_input("x", DType.FLOAT, ("N", 3, 4, 4))
+    graph.add_constant("w", np.zeros((2, 3, 1, 1), np.float32))
+    graph.add_constant("vector", np.zeros(2, np.float32))
+    if domain == BLOCKED:
+        attributes |= {name: [1, 1] for name in ("size", "out_size", "kernel_shape", "strides", "dilations", "pads")}
+    y = graph.op(op, *map(graph.value, inputs), name="own", domain=domain, **attributes)
+    graph.add_output(graph.op("Relu", y, name="y"))
+    infer_shapes(graph)
+    if inputs != ["x"] or op != "FakeQuant":
+        assert y.shape is None
+    with pytest.raises(VerifyError, match="node 'own'"):
+        verify(graph)
+
+
 def test_integers_are_no_operands_of_ours() -> None:
     graph = Graph("net")
     graph.opsets["onnxslim"] = 1

@@ -14,6 +14,7 @@ from onnxslim.analysis.cost import node_macs
 from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.onnx_io import from_proto
 from onnxslim.ir.shapes import infer_shapes
+from onnxslim.ir.verify import verify
 from onnxslim.runtime.session import Session
 from onnxslim.stages.base import prepared
 from onnxslim.stages.train import mark_roles
@@ -42,6 +43,20 @@ NODES: list[tuple[str, list[tuple[int, ...]], dict[str, Any]]] = [
 
 BATCHED = [node for node in NODES if not any(key in node[2] for key in ("transA", "transBatchA", "transBatchB"))]
 """Those whose first axis is the batch, in and out."""
+
+
+def test_what_a_stand_in_leaves_open_is_no_fault_of_what_reads_it() -> None:
+    """ReorderOutput that cuts channels off: nothing is said of its result, and a Relu may read it."""
+    graph = Graph("net", ir_version=9)
+    graph.opsets.update({"": 18, "com.microsoft.nchwc": 1})
+    x = graph.add_input("x", DType.FLOAT, ("N", 16, 4, 4))
+    whole = graph.op("ReorderOutput", x, name="whole", domain="com.microsoft.nchwc", channels=16)
+    cut = graph.op("ReorderOutput", x, name="cut", domain="com.microsoft.nchwc", channels=10)
+    for value in (whole, cut):
+        graph.add_output(graph.op("Relu", value))
+    infer_shapes(graph)
+    verify(graph)
+    assert (whole.shape, cut.shape) == (("N", 16, 4, 4), None)
 
 
 def graph_of(op: str, shapes: list[tuple[int, ...]], attributes: dict[str, Any], opset: int) -> Graph:

@@ -127,7 +127,7 @@ def test_other_domains_and_local_functions_are_retained(build) -> None:
 def test_an_overridable_initialiser_is_retained(build) -> None:
     b = build("N", 2)
     default = b.weight(2)
-    b.graph.add_input("w", DType.FLOAT, (2,))
+    b.graph.feed(default)
     graph = b.finish(b.graph.op("Add", b.x, b.graph.op("Neg", default)))
     assert FoldConstants()(graph).rewrites == 0
 
