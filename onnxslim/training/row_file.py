@@ -25,7 +25,7 @@ __all__ = ["DamagedError", "RowFile", "write_rows"]
 
 _CHUNK = 1 << 20
 _HEADER_BYTES = 1 << 20  # at most
-_RESIDENT = 1 << 24
+_RESIDENT = 1 << 23
 """Bytes of a map that may have come into memory before its pages are let go; the system keeps them while there is
 room."""
 _AROUND = 1 << 16  # bytes that come into memory where a page is read: those around it, too
