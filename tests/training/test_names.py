@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 from onnxslim.data import ArrayDataset, Augment, Loader, Preprocess
 from onnxslim.errors import CheckpointError, OptionError, TrainingError
 from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.onnx_io import read, write
 from onnxslim.ir.shapes import infer_shapes
 from onnxslim.pruning.taylor import gradient_products
+from onnxslim.run import compress
+from onnxslim.runtime.session import Session
 from onnxslim.stages.quantize import Quantize
 from onnxslim.stages.train import mark_roles
 from onnxslim.training.loop import Trainer
@@ -161,3 +166,36 @@ def test_taylor_finds_its_products() -> None:
     found = gradient_products(network(called), [({"label": feeds[0]}, feeds[1])], 4, 1)
     for name, product in plain[0].items():
         assert np.array_equal(found[0][called[name]], product), name
+
+
+def test_a_whole_job_with_the_names_that_training_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised, trained towards a teacher, interrupted, resumed and exported: it ships what any other names ship."""
+    monkeypatch.chdir(tmp_path)
+    odd = ("label", "loss", "correct", "lr", "step", "w0/x", "rows/a", "a.next", "factor", "loss.x", "1/grad", "op/w",
+           "grad.w", "teacher.y")  # fmt: skip
+    found = {}
+    for run, names in (("plain", mapped(PLAIN)), ("odd", mapped(odd))):
+        write(network(names), tmp_path / f"{run}.onnx")
+        images = np.random.default_rng(3).integers(0, 255, (32, 4, 4, 1)).astype(np.uint8)
+        train = {"epochs": 2, "batch": 8, "views": 2, "distill": {}, "optimizer": {"clip_norm": 1.0}, "layout": "plain"}
+        recipe = {
+            "model": f"{run}.onnx", "teacher": f"{run}.onnx", "run": {"name": run, "workers": 2},
+            "data": {"train": {"image": images, "label": np.arange(32) % 3}},
+            "stages": [{"quantize": {"samples": 8}}, {"train": train}, {"export": {"ort": False}}],
+            "evaluate": {"latency_repeats": 0},
+        }  # fmt: skip
+
+        def stop(label: str, done: int, total: int) -> None:
+            if (label, done) == ("1-train", 5):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        if run == "odd":
+            with pytest.raises(KeyboardInterrupt):
+                compress(recipe, progress=stop)
+        compress(recipe, resume=run == "odd")
+        feeds = {names["x"]: images.transpose(0, 3, 1, 2).astype(np.float32) / 255}
+        (found[run],) = Session(read(tmp_path / "runs" / run / "model.onnx"), fuse_qdq=False).run(feeds).items()
+        trained = read(tmp_path / "runs" / run / "stages" / "1.onnx")
+        assert {names[name] for name in ("x", "k", "w", "y")} <= {value.name for value in trained.values()}
+    assert (found["plain"][0], found["odd"][0]) == ("y", "teacher.y")
+    np.testing.assert_array_equal(found["odd"][1], found["plain"][1])
