@@ -19,6 +19,8 @@ __all__ = [
     "data_inputs",
     "forget_inferred",
     "free_axes",
+    "only_data_input",
+    "placed",
     "set_input_shapes",
     "sized",
     "sizes_at",
@@ -47,6 +49,15 @@ class FreeAxis:
 def data_inputs(graph: Graph) -> list[Value]:
     """The inputs that must be fed: initialisers among the inputs have a value of their own."""
     return [value for value in graph.inputs if value.array is None]
+
+
+def only_data_input(graph: Graph) -> Value:
+    """The one input of a model that the data feed; DataError where there are several or none."""
+    inputs = data_inputs(graph)
+    if len(inputs) != 1:
+        names = ", ".join(f"'{v.name}'" for v in inputs) or "none"
+        raise DataError(f"Graph '{graph.name}': expected one input to feed images to, got {names}")
+    return inputs[0]
 
 
 def free_axes(graph: Graph) -> list[FreeAxis]:
@@ -78,6 +89,13 @@ def sized(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Shape]:
             found = [given.get((value.name, axis)) for axis in range(len(value.shape))]
             shapes[value.name] = tuple(dim if size is None else size for dim, size in zip(value.shape, found))
     return shapes
+
+
+def placed(graph: Graph, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes axis by axis, by `input[axis]`; see `sized`."""
+    shapes = sized(graph, sizes)
+    found = {axis.place: shapes[axis.input][axis.axis] for axis in free_axes(graph)}
+    return {place: size for place, size in found.items() if isinstance(size, int)}
 
 
 def with_sizes(graph: Graph, sizes: Mapping[str, int]) -> Graph:

@@ -23,7 +23,10 @@ def compress(
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Run each training step before and after every pass that makes it, and compare."),
+        typer.Option(
+            "--check",
+            help="Run cuts and training steps before and after every pass that makes them, and compare.",
+        ),
     ] = False,
 ) -> None:
     """Run a recipe, stage by stage, into runs/NAME: model.onnx, model.ort, report.json.

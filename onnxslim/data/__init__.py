@@ -6,6 +6,7 @@ from onnxslim.data.iterables import from_iterable
 from onnxslim.data.loader import Batch, Loader, evaluation_batches, prefetch
 from onnxslim.data.opening import Source, check_fits, open_dataset
 from onnxslim.data.progress import ProgressBar, ProgressCallback, Say, time_in_words
+from onnxslim.data.samples import Samples
 from onnxslim.data.transforms import Augment, AxisOrder, Preprocess
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Preprocess",
     "ProgressBar",
     "ProgressCallback",
+    "Samples",
     "Say",
     "Source",
     "Subset",

@@ -31,7 +31,8 @@ class Footprint:
     def __init__(self, graph: Graph, groups: Mapping[str, Group], sizes: Mapping[str, int] | None = None) -> None:
         self._sketch, self._batch = one_sample(graph, sizes)
         self._groups = {name: _Touched(self._sketch, group) for name, group in groups.items()}
-        self.left = {name: group.units for name, group in groups.items()}
+        self.units = {name: group.units for name, group in groups.items()}
+        self.left = dict(self.units)
         macs = {node: node_macs(self._sketch, node) for node in self._sketch.nodes()}
         self._countable = not any(count is None and is_counted(node) for node, count in macs.items())
         self._macs = {node.id: count or 0 for node, count in macs.items()}

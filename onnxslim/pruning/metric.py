@@ -19,7 +19,7 @@ from onnxslim.evaluation import evaluate
 from onnxslim.ir.graph import Graph
 from onnxslim.options import declared, text_of
 
-__all__ = ["Function", "Metric", "Top1", "load_metric", "require_trained"]
+__all__ = ["Function", "Metric", "Top1", "load_metric"]
 
 
 class Metric(ABC):
@@ -36,6 +36,17 @@ class Metric(ABC):
     def check(self) -> None:
         """Raises OptionError where it cannot be called."""
         return
+
+    def of_whole(
+        self,
+        graph: Graph,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        threads: int = 1,
+        progress: ProgressCallback | None = None,
+    ) -> float:
+        """Of the whole model, measured alone. Raises DataError where losses relative to it would say nothing."""
+        return self(graph, dataset, preprocess)
 
     def __str__(self) -> str:
         """What tells its results from another's."""
@@ -54,6 +65,25 @@ class Top1(Metric):
     def __call__(self, graph: Graph, dataset: Dataset, preprocess: Preprocess) -> float:
         return evaluate(graph, dataset, preprocess, threads=1).top1
 
+    def of_whole(
+        self,
+        graph: Graph,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        threads: int = 1,
+        progress: ProgressCallback | None = None,
+    ) -> float:
+        """Raises DataError where it is near chance: sensitivities of an untrained model say nothing."""
+        found = evaluate(graph, dataset, preprocess, threads=threads, progress=progress)
+        chance = 1 / found.classes
+        if found.top1 < _ABOVE_CHANCE * chance or found.interval[0] <= chance:
+            raise DataError(
+                f"The model's top-1 is {100 * found.top1:.2f} % with {found.classes} classes, near chance: it looks "
+                "untrained, or its preprocessing (mean, std, layout) is not that of its training. Sensitivities would "
+                "say nothing"
+            )
+        return found.top1
+
 
 @declared
 class Function(Metric):
@@ -71,26 +101,6 @@ class Function(Metric):
 
     def __str__(self) -> str:
         return self.path
-
-
-def require_trained(
-    graph: Graph,
-    dataset: Dataset,
-    preprocess: Preprocess,
-    threads: int,
-    progress: ProgressCallback | None = None,
-) -> float:
-    """Top-1 of the whole model. Raises DataError where it is near chance: sensitivities of an untrained model say
-    nothing."""
-    found = evaluate(graph, dataset, preprocess, threads=threads, progress=progress)
-    chance = 1 / found.classes
-    if found.top1 < _ABOVE_CHANCE * chance or found.interval[0] <= chance:
-        raise DataError(
-            f"The model's top-1 is {100 * found.top1:.2f} % with {found.classes} classes, near chance: it looks "
-            "untrained, or its preprocessing (mean, std, layout) is not that of its training. Sensitivities would say "
-            "nothing"
-        )
-    return found.top1
 
 
 def load_metric(path: str) -> Callable[[Graph, Dataset, Preprocess], float]:

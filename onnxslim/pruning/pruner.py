@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from onnxslim.analysis.channels import Group, Groups, find_groups
-from onnxslim.analysis.scope import Names, label, matched, matches
 from onnxslim.brief import Brief
-from onnxslim.errors import OptionError, UnsupportedError
+from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Array, Graph
-from onnxslim.ir.rewrite import Outcome, Pass
+from onnxslim.ir.rewrite import Pass
 from onnxslim.pruning.allocation import (
     Ideal,
     LatencyTarget,
@@ -29,9 +28,10 @@ from onnxslim.pruning.allocation import (
 )
 from onnxslim.pruning.criteria import L1, Criterion, scores
 from onnxslim.pruning.footprint import Footprint, Size
+from onnxslim.pruning.scope import Scope
 from passes.prune import CutChannels, MaskChannels
 
-__all__ = ["GroupPlan", "Mode", "PrunePlan", "Pruner", "Scope", "Strategy"]
+__all__ = ["GroupPlan", "Mode", "PrunePlan", "Pruner", "Strategy"]
 
 Strategy: TypeAlias = Literal["uniform", "global", "sensitivity"]
 """How a cut is spread over the channel groups."""
@@ -40,22 +40,6 @@ Mode: TypeAlias = Literal["physical", "masked"]
 
 
 _USUAL = L1()
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Which groups may be cut, and how far.
-
-    only: patterns for group names, names of nodes and parameters, op types; empty: all. exclude: the same, left alone.
-    max_ratio: of a group's units that may go; limits: the same by pattern. multiple: what is left of a group's
-    channels is a multiple of it.
-    """
-
-    only: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    max_ratio: float = 0.9
-    limits: Mapping[str, float] = field(default_factory=dict)
-    multiple: int = 8
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,18 +81,16 @@ class PrunePlan(Brief):
         """Units to take away by group, as the passes want them."""
         return {plan.group.name: plan.gone for plan in self.groups if plan.gone}
 
-    def apply(self, graph: Graph, mode: Mode = "physical") -> Outcome:
-        """Cuts, or masks, in place."""
-        step: Pass = CutChannels(self.cuts) if mode == "physical" else MaskChannels(self.cuts)
-        return step(graph)
+    def carried_out(self, mode: Mode = "physical") -> Pass:
+        """The pass that cuts, or masks."""
+        return CutChannels(self.cuts) if mode == "physical" else MaskChannels(self.cuts)
 
 
 class Pruner:
     """Plans cuts of one graph, which has inferred shapes and is not changed.
 
     products: what a criterion may need, gradient · weight by parameter for each batch. sizes: of free axes of
-    the inputs, at which MACs are counted. Raises OptionError where
-    the scope is wrong or empty.
+    the inputs, at which MACs are counted. Raises OptionError where the scope is wrong or empty.
     """
 
     def __init__(
@@ -120,11 +102,12 @@ class Pruner:
         products: Sequence[Mapping[str, Array]] = (),
         sizes: Mapping[str, int] | None = None,
     ) -> None:
-        self.sizes = sizes
-        self.graph, self.scope, self.criterion, self.seed, self.products = graph, scope, criterion, seed, products
+        self.graph, self.criterion, self.seed = graph, criterion, seed
+        self.products, self.sizes = products, sizes
         self.groups: Groups = find_groups(graph)
-        self.chosen: tuple[Group, ...] = tuple(_in_scope(graph, self.groups, scope))
-        self.limits: Mapping[str, Limit] = limits_of(self.chosen, _ratios(graph, self.chosen, scope), scope.multiple)
+        ratios = scope.ratios(graph, self.groups)
+        self.chosen: tuple[Group, ...] = tuple(self.groups.by_name[name] for name in ratios)
+        self.limits: Mapping[str, Limit] = limits_of(self.chosen, ratios, scope.multiple)
 
     @property
     def pinned(self) -> dict[str, str]:
@@ -134,6 +117,16 @@ class Pruner:
     @cached_property
     def scores(self) -> dict[str, Array]:
         return scores(self.graph, self.chosen, self.criterion, seed=self.seed, products=self.products)
+
+    @property
+    def footprint(self) -> Footprint:
+        """Of the graph, all units left; there is one, counted once."""
+        self._counted.with_left(self._counted.units)
+        return self._counted
+
+    @cached_property
+    def _counted(self) -> Footprint:
+        return Footprint(self.graph, {group.name: group for group in self.chosen}, self.sizes)
 
     def lowest(self, name: str, count: int) -> tuple[int, ...]:
         """The `count` units of a group that matter least, ascending."""
@@ -161,7 +154,7 @@ class Pruner:
         graph), above 1 an absolute number. latency: of a cut model, measured.
         Raises UnsupportedError with the reachable range.
         """
-        footprint = Footprint(self.graph, {group.name: group for group in self.chosen}, self.sizes)
+        footprint = self.footprint
         before, macs = footprint.size, self._macs(footprint)
         measured: LatencyTarget[Mapping[str, int]] | None = None
         if latency is not None:
@@ -177,14 +170,14 @@ class Pruner:
     def require_reachable(self, targets: Mapping[str, float], whole: Size | None = None) -> None:
         """Raises UnsupportedError with the reachable range where a target is out of reach, before anything is
         scored or measured."""
-        footprint = Footprint(self.graph, {group.name: group for group in self.chosen}, self.sizes)
+        footprint = self.footprint
         before = footprint.size
         smallest = footprint.with_left({name: limit.least for name, limit in self.limits.items()})
         require_reachable(_bounds(targets, whole or before), smallest, before)
 
     def _savings(self) -> dict[str, float]:
         """MACs, or parameters where those cannot be counted, that go with all but one unit of each group alone."""
-        footprint = Footprint(self.graph, {group.name: group for group in self.chosen}, self.sizes)
+        footprint = self.footprint
         whole, saved = footprint.size, {}
         for group in self.chosen:
             footprint.set(group.name, 1)
@@ -212,34 +205,3 @@ def _bounds(targets: Mapping[str, float], whole: Size) -> list[SizeTarget]:
                 "unknown cost): give `sizes={'AXIS': NUMBER}`, or another target, such as params or bytes"
             )
     return [SizeTarget(q, value if value > 1 else value * float(getattr(whole, q))) for q, value in targets.items()]
-
-
-def _ratios(graph: Graph, groups: Sequence[Group], scope: Scope) -> dict[str, float]:
-    """The largest ratio of each group's units that may go."""
-    found = dict.fromkeys((group.name for group in groups), scope.max_ratio)
-    named = {group.name: _names(graph, group) for group in groups}
-    for pattern, ratio in scope.limits.items():
-        for name in matches(pattern, named, "limits", "channel group in scope"):
-            found[name] = ratio
-    return found
-
-
-def _names(graph: Graph, group: Group) -> Names:
-    weights = [m.value.name for m in group.members if m.value.array is not None and m.makes]
-    makers = [label(graph, node) for node in group.makers]
-    return Names((group.name, *makers, *weights), tuple(dict.fromkeys(node.op for node in group.makers)))
-
-
-def _in_scope(graph: Graph, groups: Groups, scope: Scope) -> list[Group]:
-    """The free groups that `only` and `exclude` leave, in order."""
-    named = {group.name: _names(graph, group) for group in groups.groups}
-    chosen = matched(scope.only, named, "scope", "channel group") if scope.only else list(named)
-    left_out = set(matched(scope.exclude, named, "exclude", "channel group"))
-    found = [g for g in groups.groups if g.name in chosen and g.name not in left_out and not g.pinned]
-    if not found:
-        why = [f"'{g.name}': {g.pinned[0]}" for g in groups.groups if g.name in chosen and g.pinned]
-        why += [f"{len(left_out)} are excluded"] if left_out else []
-        if not groups.groups:
-            raise UnsupportedError(f"Graph '{graph.name}' has no channels that a weight makes")
-        raise OptionError("scope", f"no channel group is left to be cut ({'; '.join(why)})")
-    return found

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxslim.analysis.sizes import only_data_input
 from onnxslim.data import Dataset, Preprocess, ProgressCallback, Say, check_fits, open_dataset, time_in_words
 from onnxslim.data.dataset import Subset, Unlabelled
 from onnxslim.errors import DataError, ModelError, OnnxSlimError, OptionError, RecipeError, UnsupportedError
@@ -38,7 +39,7 @@ from onnxslim.run.folder import Finished, RunFolder, files_of, machine
 from onnxslim.runtime.capabilities import require_sound
 from onnxslim.runtime.installation import require_own_passes
 from onnxslim.stages import Export, Prune, Quantize
-from onnxslim.stages.base import Data, Log, RunContext, Stage, classes_of, half_precision_note, only_data_input
+from onnxslim.stages.base import Data, Log, RunContext, Stage, classes_of, half_precision_note
 
 __all__ = ["compress", "open_data", "open_roles", "preprocess_in", "usual_workers"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxslim.analysis.sizes import only_data_input
 from onnxslim.brief import Brief
 from onnxslim.data import Preprocess, ProgressCallback, check_fits
 from onnxslim.errors import OptionError
@@ -18,7 +19,7 @@ from onnxslim.pruning.sensitivity import Sensitivities
 from onnxslim.recipe import RunOptions, parse_data
 from onnxslim.run.job import open_roles, preprocess_in, usual_workers
 from onnxslim.stages import Prune
-from onnxslim.stages.base import Data, RunContext, only_data_input
+from onnxslim.stages.base import Data, RunContext
 from onnxslim.stages.preprocessing import note_preprocess
 from passes.deploy import finish
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from onnxslim.analysis.sizes import only_data_input
 from onnxslim.brief import Brief
 from onnxslim.calibration import MinMax
 from onnxslim.collector import paused
@@ -24,7 +25,7 @@ from onnxslim.recipe import RunOptions
 from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
 from onnxslim.runtime.feeds import Sample, find_feeds
-from onnxslim.stages.base import half_precision_note, only_data_input
+from onnxslim.stages.base import half_precision_note
 from onnxslim.stages.export import Exported, export_model, lower, target_of
 from onnxslim.stages.preprocessing import noted_preprocess
 from onnxslim.stages.quantize import Quantize

@@ -11,14 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from onnxslim.analysis.sizes import sizes_at
 from onnxslim.data import Dataset, ModelInput, Preprocess, ProgressCallback, Say, fitted
-from onnxslim.data.dataset import input_array
-from onnxslim.errors import DataError, OptionError
+from onnxslim.errors import OptionError
 from onnxslim.files import append, read_regular
-from onnxslim.ir.graph import DType, Graph, Value
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.rewrite import Refusal
 from onnxslim.options import InputPath, Options, fields_of
 from passes.simplify import canonicalize
@@ -30,11 +26,8 @@ __all__ = [
     "Stage",
     "StageResult",
     "classes_of",
-    "data_shape",
     "half_precision_note",
-    "only_data_input",
     "prepared",
-    "sizes_in",
 ]
 
 
@@ -91,8 +84,8 @@ class RunContext:
     folder: of the run; label: of this stage ("1-train"), for files of its own. teacher: as read from
     its file. whole: the model as the run began, which fractions of its size refer to. resume: whether
     this stage may continue from checkpoints it finds. foreseen: whether `check` sees the channels that the stage will,
-    which it does not behind a cut. checked: whether each pass that makes a training step is checked by running the step
-    before and after it. say: takes lines that say what is being done.
+    which it does not behind a cut. checked: whether each pass of a cut, and each that makes a training step, is checked
+    by running what it edits before and after it. say: takes lines that say what is being done.
     """
 
     folder: Path
@@ -175,26 +168,6 @@ def _input_paths(options: object, prefix: str) -> Iterator[tuple[str, str]]:
             yield f"{prefix}.{name}", value
         elif fields_of(type(value)):
             yield from _input_paths(value, f"{prefix}.{name}")
-
-
-def only_data_input(graph: Graph) -> Value:
-    """The one input of a model that the data feed; DataError where there are several or none."""
-    inputs = [value for value in graph.inputs if value.array is None]
-    if len(inputs) != 1:
-        names = ", ".join(f"'{v.name}'" for v in inputs) or "none"
-        raise DataError(f"Graph '{graph.name}': expected one input to feed images to, got {names}")
-    return inputs[0]
-
-
-def data_shape(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> tuple[int, ...]:
-    """The shape of one sample as the graph's input gets it."""
-    return preprocess(input_array(dataset.read(np.zeros(1, np.int64)), only_data_input(graph).name)).shape[1:]
-
-
-def sizes_in(graph: Graph, dataset: Dataset, preprocess: Preprocess) -> dict[str, int]:
-    """The sizes that the data give the free axes of the graph's input."""
-    shape = data_shape(graph, dataset, preprocess)
-    return sizes_at(graph, {only_data_input(graph).name: (1, *shape)})
 
 
 def classes_of(graph: Graph) -> int | None:

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from onnxslim.analysis.cost import cost
 from onnxslim.analysis.memory import samples_within
-from onnxslim.analysis.precision import require_not_quantized
-from onnxslim.analysis.sizes import set_input_shapes, sized, sizes_at, unsized
+from onnxslim.analysis.sizes import only_data_input, placed, sizes_at, unsized, with_sizes
 from onnxslim.budget import MOST_SAMPLES
-from onnxslim.data import Batch, Dataset, Loader, ProgressCallback, check_fits
+from onnxslim.data import Dataset, ProgressCallback, Samples, check_fits
 from onnxslim.errors import DataError, OptionError
 from onnxslim.evaluation import digest_of, measure_latency
 from onnxslim.ir.graph import Array, Graph
-from onnxslim.ir.verify import require_sound, verify
+from onnxslim.ir.rewrite import Context, Pass, Pipeline
 from onnxslim.options import Entries, InputPath, OneOf, text_of
 from onnxslim.pruning.allocation import LatencyTarget
+from onnxslim.pruning.batchnorm import ReestimateBatchnorm
 from onnxslim.pruning.criteria import L1, Criterion
-from onnxslim.pruning.footprint import Size
-from onnxslim.pruning.metric import Metric, Top1, require_trained
-from onnxslim.pruning.pruner import Mode, PrunePlan, Pruner, Scope, Strategy
+from onnxslim.pruning.metric import Metric, Top1
+from onnxslim.pruning.opening import opening
+from onnxslim.pruning.pruner import Mode, PrunePlan, Pruner, Strategy
+from onnxslim.pruning.scope import Scope
 from onnxslim.pruning.sensitivity import Sensitivities, measure_sensitivities
 from onnxslim.pruning.tables import CRITERIA, METRICS, criterion_of, metric_of
 from onnxslim.pruning.taylor import gradient_products
+from onnxslim.runtime.checker import RunChecker
 from onnxslim.runtime.child import Child
-from onnxslim.runtime.feeds import find_feeds
-from onnxslim.stages.base import (
-    RunContext,
-    Stage,
-    StageResult,
-    classes_of,
-    only_data_input,
-    prepared,
-    sizes_in,
-)
-from onnxslim.stages.batchnorm import restore_batchnorm
-from onnxslim.stages.workspace import Batches, Workspace
+from onnxslim.runtime.feeds import Sample, find_feeds
+from onnxslim.stages.base import RunContext, Stage, StageResult, classes_of, prepared
+from onnxslim.stages.batchnorm import RestoreMeasured
+from onnxslim.stages.workspace import Workspace
 from passes.prune import CutChannels
-from passes.quantize import ExpandFakeQuant
-from passes.simplify import FoldBatchnorm, for_runtime, takes_any_batch
+from passes.simplify import FoldBatchnorm, runnable, takes_any_batch
 
 __all__ = ["Prune"]
 
@@ -146,7 +138,7 @@ class Prune(Stage):
         if context.foreseen:
             known = not unsized(graph, work.sizes)
             targets = {q: bound for q, bound in self.targets.items() if known or q != "macs"}
-            work.pruner.require_reachable(targets, _size(context.whole or graph, work.sizes))
+            work.pruner.require_reachable(targets, work.size)
 
     def check_measured(self, context: RunContext) -> None:
         """Finds a metric that is not there, and missing labels."""
@@ -160,7 +152,7 @@ class Prune(Stage):
             if not train.labelled:
                 raise OptionError("criterion", f"{self.criterion.name} needs labels, the data have none: choose l1")
             check_fits(train, only_data_input(graph), classes_of(graph), context.data.preprocess)
-        if self.criterion.reads_batchnorm and work.batches is None:
+        if self.criterion.reads_batchnorm and not self._measures_norms(context):
             _ = work.pruner.scores  # no batch norm will be put back: it says which group has none
 
     def writes(self, label: str) -> tuple[str, ...]:
@@ -169,9 +161,10 @@ class Prune(Stage):
     def run(self, graph: Graph, context: RunContext) -> StageResult:
         plan, work = self.plan(graph, context, context.folder / _own_sensitivities(context.label))
         cut, units = self.cut(plan, work)
-        whole = _size(context.whole or graph, work.sizes)
         left = {
-            f"{q}_left": round(getattr(plan.after, q) / getattr(whole, q), 4) for q in _QUANTITIES if getattr(whole, q)
+            f"{q}_left": round(getattr(plan.after, q) / getattr(work.size, q), 4)
+            for q in _QUANTITIES
+            if getattr(work.size, q)
         }
         summary = {
             "strategy": self.strategy,
@@ -198,10 +191,7 @@ class Prune(Stage):
 
     def cut(self, plan: PrunePlan, work: Workspace) -> tuple[Graph, int]:
         """The graph with the plan carried out, and how many units went."""
-        cut = work.graph.copy()
-        outcome = plan.apply(cut, self.mode)
-        work.settle(cut)
-        return cut, outcome.rewrites
+        return work.cut(plan.carried_out(self.mode), plan.cuts)
 
     @property
     def targets(self) -> dict[str, float]:
@@ -212,67 +202,68 @@ class Prune(Stage):
         """What would go; and the graph that it is to be cut from, batch norms put back. own: where sensitivities are
         kept if the options name no file; None: nowhere."""
         work = self.workspace(graph, context)
-        losses = None
+        losses, latency = None, None
         if self.strategy == "sensitivity":
-            path = own if self.sensitivities is None else Path(self.sensitivities)
-            losses = self.measure(work, context, path).losses
-        whole = context.whole or graph
-        latency = None
+            losses = self.measure(work, context, own if self.sensitivities is None else Path(self.sensitivities)).losses
         if self.latency is not None:
-            latency = LatencyTarget(self.latency, _ratio_to(whole, work.sizes, context.progress))
-        ideal = work.pruner.ideal(self.strategy, losses)
-        plan = work.pruner.plan(ideal, self.targets, latency, _size(whole, work.sizes))
+            latency = LatencyTarget(self.latency, _ratio_to(work, context.progress))
+        plan = work.pruner.plan(work.pruner.ideal(self.strategy, losses), self.targets, latency, work.size)
         return replace(plan, counted_at=work.counted_at), work
 
     def workspace(self, graph: Graph, context: RunContext, *, dry: bool = False) -> Workspace:
         """The graph prepared for cutting; `dry`: nothing is measured."""
-        require_not_quantized(graph, "pruned")
-        verify(graph, types=False)  # the rules take it to be a sound model
-        work = prepared(graph)
-        require_sound(work)
-        restored = 0
-        batches = None
-        if self.restore_batchnorm and context.data.has("train"):
-            train, preprocess = context.data.get("train"), context.data.preprocess
-            batch = samples_within(work, _BATCH, sizes_in(work, train, preprocess))
-            batches = Batches(context, only_data_input(work).name, self.samples, batch)
-        if batches is not None and not dry:
-            restored = restore_batchnorm(work, batches, context).rewrites
+        work = graph.copy()
+        Pipeline(opening())(work)
+        whole = work.copy() if context.whole is None or context.whole is graph else prepared(context.whole)
+        data = None
+        if context.data.has("train") or self.criterion.reads_gradients:
+            data = Samples.of(work, context.data.get("train"), context.data.preprocess)
+        sizes, counted_at = self._sizes(work, data, context.seed, dry)
+        checked = None
+        products: Sequence[Mapping[str, Array]] = ()
+        after: tuple[Pass, ...] = ()
+        if context.checked and not dry:
+            checked = RunChecker(_sample(work, sizes, context.seed).feeds, prepare=runnable)
+        if data is not None and not dry:
+            after = self._restored(work, data, context, checked)
+            products = self._products(work, data, context)
         scope = Scope(tuple(self.scope), tuple(self.exclude), self.max_ratio, dict(self.limits), self.multiple)
-        products = self._products(work, context) if self.criterion.reads_gradients and not dry else ()
-        sizes, counted_at = self._sizes(work, context, dry)
-        free = batches is not None and not dry and takes_any_batch(work)
         pruner = Pruner(work, scope, self.criterion, context.seed, products, sizes)
-        return Workspace(work, digest_of(graph), pruner, bool(restored), batches, sizes, counted_at, free)
+        return Workspace(work, whole, digest_of(graph), pruner, sizes, counted_at, after, checked)
 
-    def _sizes(self, graph: Graph, context: RunContext, dry: bool) -> tuple[dict[str, int], str | None]:
+    def _restored(
+        self, graph: Graph, data: Samples, context: RunContext, checker: RunChecker | None
+    ) -> tuple[Pass, ...]:
+        """Batch norms put back, in place; what is then to follow a cut: all measured anew, and folded again."""
+        if not self.restore_batchnorm:
+            return ()
+        feeds = partial(data.drawn, self.samples, samples_within(graph, _BATCH, data.sizes), context.seed)
+        free = takes_any_batch(graph)
+        restore = RestoreMeasured(feeds, free, context.workers, context.progress)
+        restored = restore(graph, Context(seed=context.seed, checker=checker))
+        return ReestimateBatchnorm(feeds, free), *((FoldBatchnorm(),) if restored.rewrites else ())
+
+    def _sizes(self, graph: Graph, data: Samples | None, seed: int, dry: bool) -> tuple[dict[str, int], str | None]:
         """Of the input's free axes, and, where they were found by trying, the shape at which the graph ran. `dry`:
         nothing is tried."""
-        sizes = dict(self.sizes)
-        sized(graph, sizes)  # knows whether there are such axes
-        if not unsized(graph, sizes):
-            return sizes, None
-        if context.data.has("train"):
-            return {**sizes_in(graph, context.data.get("train"), context.data.preprocess), **sizes}, None
-        if dry or (self.macs is None and self.latency is None):
-            return sizes, None
+        sizes = {**({} if data is None else data.sizes), **placed(graph, self.sizes)}
         free = ", ".join(map(str, unsized(graph, sizes)))
+        if not free or dry or (self.macs is None and self.latency is None):
+            return sizes, None
         if self.macs is not None and self.macs > 1:
             raise OptionError(
                 "macs",
                 f"a number of MACs depends on the sizes of {free}, which the model leaves free: give them, "
                 "`sizes={'AXIS': NUMBER}`, or a fraction",
             )
-        runnable = graph.copy()
-        ExpandFakeQuant()(runnable)
-        with Child() as child:
-            sample = find_feeds(for_runtime(runnable), child, sizes=sizes, seed=context.seed, start=_USUAL)[0]
+        sample = _sample(graph, sizes, seed)
         return sizes_at(graph, {name: array.shape for name, array in sample.feeds.items()}), str(sample)
 
     def measure(self, work: Workspace, context: RunContext, path: Path | None) -> Sensitivities:
         """The sensitivity of every group in scope on data.val; what the file has is not measured again."""
         metric, val, preprocess = self.metric, self._labels(context), context.data.preprocess
         pruner = work.pruner
+        calibration = f"{context.data.get('train').digest()} {self.samples}" if self._measures_norms(context) else None
         plan = Sensitivities(
             {
                 "model": work.digest,
@@ -280,7 +271,7 @@ class Prune(Stage):
                 "preprocess": f"mean {list(preprocess.mean)} std {list(preprocess.std)} {preprocess.layout}",
                 "metric": str(metric),
                 "criterion": text_of(self.criterion),
-                "calibration": None if work.batches is None else work.batches.digest,
+                "calibration": calibration,
                 "seed": context.seed,
             },
             0.0,
@@ -291,21 +282,13 @@ class Prune(Stage):
 
         def variant(name: str, ratio: float) -> Graph:
             units = pruner.groups.by_name[name].units
-            graph = work.graph.copy()
-            gone = min(round(units * ratio), units - 1)
-            CutChannels({name: pruner.lowest(name, gone)})(graph)
-            work.settle(graph)
-            return graph
-
-        def baseline() -> float:
-            if isinstance(metric, Top1):
-                return require_trained(work.graph, val, preprocess, context.workers, context.progress)
-            return metric(work.graph, val, preprocess)
+            cuts = {name: pruner.lowest(name, min(round(units * ratio), units - 1))}
+            return work.cut(CutChannels(cuts), cuts)[0]
 
         return measure_sensitivities(
             variant,
             lambda graph: metric(graph, val, preprocess),
-            baseline,
+            lambda: metric.of_whole(work.graph, val, preprocess, context.workers, context.progress),
             plan,
             self.ratios,
             path=path,
@@ -319,37 +302,35 @@ class Prune(Stage):
             raise DataError("Sensitivity needs labels on data.val: give it some, or a metric of your own")
         return val
 
-    def _products(self, graph: Graph, context: RunContext) -> Sequence[Mapping[str, Array]]:
-        train = context.data.get("train")
-        batch = min(_GRADIENT_BATCH, len(train))
-        loader = Loader(train, only_data_input(graph).name, context.data.preprocess, batch=batch, seed=context.seed)
-        count = min(-(-self.samples // batch), loader.steps_per_epoch)
+    def _measures_norms(self, context: RunContext) -> bool:
+        return self.restore_batchnorm and context.data.has("train")
 
-        def labelled(made: Batch) -> tuple[Mapping[str, Array], Array]:
-            assert made.labels is not None
-            return made.feeds, made.labels
-
-        with closing(loader.epoch(0, stop_step=count)) as batches:
-            return gradient_products(graph, map(labelled, batches), batch, count, context.progress)
+    def _products(self, graph: Graph, data: Samples, context: RunContext) -> Sequence[Mapping[str, Array]]:
+        if not self.criterion.reads_gradients:
+            return ()
+        batch = min(_GRADIENT_BATCH, len(data.dataset))
+        count = min(-(-self.samples // batch), len(data.dataset) // batch)
+        return gradient_products(graph, data.labelled(count, batch, context.seed), batch, count, context.progress)
 
 
-def _size(graph: Graph, sizes: Mapping[str, int]) -> Size:
-    """MACs are 0 where they cannot be counted."""
-    whole = cost(prepared(graph), sizes)
-    return Size(whole.macs or 0, whole.params, whole.bytes)
+def _sample(graph: Graph, sizes: Mapping[str, int], seed: int) -> Sample:
+    """Inputs at which the graph runs."""
+    with Child() as child:
+        return find_feeds(runnable(graph), child, sizes=sizes, seed=seed, start=_USUAL)[0]
 
 
-def _ratio_to(whole: Graph, sizes: Mapping[str, int], progress: ProgressCallback | None) -> Callable[[Graph], float]:
+def _ratio_to(work: Workspace, progress: ProgressCallback | None) -> Callable[[Graph], float]:
     """Measures which part of the whole model's time a cut one takes, the two taking turns."""
 
-    whole = prepared(whole)
-    FoldBatchnorm()(whole)
-    set_input_shapes(whole, sized(whole, sizes))
+    def ready(graph: Graph) -> Graph:
+        graph = with_sizes(graph, work.sizes)
+        FoldBatchnorm()(graph)
+        return graph
+
+    whole = ready(work.whole)
 
     def ratio(cut: Graph) -> float:
-        FoldBatchnorm()(cut)
-        set_input_shapes(cut, sized(cut, sizes))
-        return measure_latency({"whole": whole, "cut": cut}, progress=progress)["cut"].ratio
+        return measure_latency({"whole": whole, "cut": ready(cut)}, progress=progress)["cut"].ratio
 
     return ratio
 

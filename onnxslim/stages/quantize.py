@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
@@ -17,25 +16,25 @@ from onnxslim.analysis.memory import samples_within
 from onnxslim.analysis.precision import precision_of, require_not_quantized
 from onnxslim.analysis.regions import Regions
 from onnxslim.analysis.scope import label, place
+from onnxslim.analysis.sizes import only_data_input
 from onnxslim.budget import MOST_BATCH, MOST_SAMPLES
 from onnxslim.calibration import CALIBRATORS, Calibrator, MinMax, collect, gather, invented
 from onnxslim.choices import TARGETS
-from onnxslim.data import Dataset, Preprocess, ProgressCallback, evaluation_batches
-from onnxslim.data.dataset import Subset
+from onnxslim.data import Dataset, Preprocess, ProgressCallback, Samples
 from onnxslim.data.opening import check_fits
 from onnxslim.errors import OptionError, UnsupportedError
-from onnxslim.ir.graph import Array, Graph
+from onnxslim.ir.graph import Graph
 from onnxslim.ir.rewrite import Context, Pipeline, Refusal, grouped
 from onnxslim.ir.statistics import Statistic, Statistics
 from onnxslim.options import Choices, OneOf
 from onnxslim.runtime.capabilities import capabilities, host_target
-from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, sizes_in
+from onnxslim.stages.base import RunContext, Stage, StageResult
 from onnxslim.targets import load_target, target_names
 from passes.quantize import InsertFakeQuant, MeanToPool, SplitHardSwish
 from passes.quantize.insert_fake_quant import require_finite
 from passes.simplify import EliminateDead, FoldBatchnorm, FoldPad, FuseGemm, canonicalize
 
-__all__ = ["Quantize", "QuantizedShare", "TargetName", "calibration_batches", "ready_to_quantize"]
+__all__ = ["Quantize", "QuantizedShare", "TargetName", "ready_to_quantize"]
 
 
 def ready_to_quantize(skip: Sequence[str] = ()) -> Pipeline:
@@ -135,14 +134,12 @@ class Quantize(Stage):
     ) -> StageResult:
         """`run`, without a run: the graph with fake-quant nodes, calibrated on a data set."""
         graph, regions = self._prepared(graph, seed)
-        name = only_data_input(graph).name
-        sizes = sizes_in(graph, dataset, preprocess)
-        share = QuantizedShare.of(graph, regions, sizes)
-        batch = self.batch or samples_within(graph, _MOST, sizes)
+        data = Samples.of(graph, dataset, preprocess)
+        share = QuantizedShare.of(graph, regions, data.sizes)
+        batch = self.batch or samples_within(graph, _MOST, data.sizes)
 
         def measure(statistics: Sequence[Statistic[Any]]) -> Statistics:
-            batches = calibration_batches(dataset, name, preprocess, self.samples, batch, seed)
-            return gather(graph, statistics, batches, progress)
+            return gather(graph, statistics, data.drawn(self.samples, batch, seed), progress)
 
         insert, context = self._insert(), Context(target=load_target(self.target), seed=seed)
         inserted = insert(graph, collect(insert, graph, context, measure))
@@ -195,16 +192,3 @@ class Quantize(Stage):
         return InsertFakeQuant(
             self.weight_bits, self.activation_bits, self.per_channel, tuple(self.skip), self.calibrator
         )
-
-
-def calibration_batches(
-    dataset: Dataset, input_name: str, preprocess: Preprocess, samples: int, batch: int, seed: int
-) -> Iterator[dict[str, Array]]:
-    """Feeds of `samples` samples (or all there are) drawn by the seed, in the data set's order.
-
-    Raises DataError naming the first sample that holds NaN or infinity.
-    """
-    count = min(samples, len(dataset))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), count, replace=False))
-    for made in evaluation_batches(Subset(dataset, chosen), input_name, preprocess, batch):
-        yield made.feeds

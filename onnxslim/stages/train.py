@@ -13,17 +13,18 @@ from pydantic import Field, create_model, model_validator
 
 from onnxslim.analysis.batch import fixed_batch, freed
 from onnxslim.analysis.precision import require_not_quantized
+from onnxslim.analysis.sizes import only_data_input
 from onnxslim.budget import MOST_BATCH, MOST_EPOCHS, MOST_THREADS
 from onnxslim.data import Augment, Loader, load_all
 from onnxslim.errors import OptionError
 from onnxslim.evaluation import evaluate
 from onnxslim.ir.dialect import is_fake_quant
 from onnxslim.ir.graph import Array, Graph, Role
-from onnxslim.ir.rewrite import Outcome, Refusal
+from onnxslim.ir.rewrite import Context, Outcome, Refusal
 from onnxslim.options import OneOf, Options
 from onnxslim.runtime.capabilities import require_training
-from onnxslim.stages.base import RunContext, Stage, StageResult, only_data_input, prepared
-from onnxslim.stages.batchnorm import foresee_batchnorm, restore_batchnorm
+from onnxslim.stages.base import RunContext, Stage, StageResult, prepared
+from onnxslim.stages.batchnorm import RestoreMeasured, foresee_batchnorm
 from onnxslim.stages.outputs import output_notes, require_scores
 from onnxslim.training.layout import Plan, candidates, choose_layout
 from onnxslim.training.loop import Trainer, TrainingResult
@@ -168,7 +169,9 @@ class Train(Stage):
             context.tell(note)
         if self.restore_batchnorm:
             context.tell("measuring batch norms")
-            restored = restore_batchnorm(student, partial(self._some_feeds, loader), context)
+            feeds = partial(self._some_feeds, loader)
+            restore = RestoreMeasured(feeds, takes_any_batch(student), context.workers, context.progress)
+            restored = restore(student, Context(seed=context.seed))
         mark_roles(student)
         teacher = self.prepared_teacher(context)
         cache = None

@@ -1,58 +1,49 @@
-"""`Workspace`: a graph that is to be cut, its batch norms put back, and what it came from."""
+"""`Workspace`: a graph ready to be cut, and what was found where the stage began."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from onnxslim.ir.graph import Array, Graph
-from onnxslim.pruning.batchnorm import reestimate
+from onnxslim.analysis.cost import cost
+from onnxslim.ir.graph import Graph
+from onnxslim.ir.rewrite import Context, Pass, Pipeline
+from onnxslim.pruning.checker import PruneChecker
+from onnxslim.pruning.footprint import Size
 from onnxslim.pruning.pruner import Pruner
-from onnxslim.stages.base import RunContext
-from onnxslim.stages.quantize import calibration_batches
-from passes.simplify import FoldBatchnorm
+from onnxslim.runtime.checker import RunChecker
 
-__all__ = ["Batches", "Workspace"]
+__all__ = ["Workspace"]
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A graph to be cut, and what it came from. restored: whether batch norms were put back, and are to be folded
-    again. batches: unlabelled data for them. sizes: of free axes of the input; counted_at: the input's shape, where
-    they were found by trying. free: whether the graph's samples are independent, whatever batch is written into it."""
+    """A graph to be cut, and what was found of it and of the data where the stage began.
+
+    graph: prepared, batch norms put back. whole: prepared too, the model whose size fractions refer to. digest: of the
+    graph as it came. sizes: of free axes of the input; counted_at: the input's shape, where they were found by trying.
+    after: what follows a cut. checked: what tells whether its passes keep what the graph computes.
+    """
 
     graph: Graph
+    whole: Graph
     digest: str
     pruner: Pruner
-    restored: bool
-    batches: Batches | None
     sizes: Mapping[str, int]
     counted_at: str | None
-    free: bool
+    after: tuple[Pass, ...]
+    checked: RunChecker | None = None
 
-    def settle(self, graph: Graph) -> None:
-        """After a cut of `graph`: batch norm's statistics are measured anew, and what was put back is folded."""
-        if self.batches is not None:
-            reestimate(graph, self.batches(), free=self.free)
-        if self.restored:
-            FoldBatchnorm()(graph)
+    @cached_property
+    def size(self) -> Size:
+        """Of the whole model; MACs are 0 where they cannot be counted."""
+        found = cost(self.whole, self.sizes)
+        return Size(found.macs or 0, found.params, found.bytes)
 
-
-@dataclass(frozen=True)
-class Batches:
-    """Unlabelled feeds of data.train, the same each time."""
-
-    context: RunContext
-    input_name: str
-    samples: int
-    batch: int
-
-    @property
-    def digest(self) -> str:
-        return f"{self.context.data.get('train').digest()} {self.samples}"
-
-    def __call__(self) -> Iterator[dict[str, Array]]:
-        data = self.context.data
-        return calibration_batches(
-            data.get("train"), self.input_name, data.preprocess, self.samples, self.batch, self.context.seed
-        )
+    def cut(self, step: Pass, cuts: Mapping[str, Sequence[int]]) -> tuple[Graph, int]:
+        """A copy in which `step` takes those units away, and how many went."""
+        cut = self.graph.copy()
+        checker = None if self.checked is None else PruneChecker(self.checked, cuts)
+        outcome = Pipeline((step, *self.after))(cut, Context(checker=checker))
+        return cut, outcome.by_pass.get(step.name, 0)

@@ -12,7 +12,7 @@ from passes.simplify.fold_batchnorm import FoldBatchnorm
 from passes.simplify.fold_constants import FoldConstants
 from passes.simplify.fold_pad import FoldPad
 from passes.simplify.fold_shapes import FoldShapes
-from passes.simplify.for_runtime import for_runtime
+from passes.simplify.for_runtime import for_runtime, runnable
 from passes.simplify.freeze_initializers import FreezeInitializers
 from passes.simplify.freeze_inputs import FreezeInputs
 from passes.simplify.fuse_gelu import FuseGelu
@@ -62,6 +62,7 @@ __all__ = [
     "WithProvenShapes",
     "canonicalize",
     "for_runtime",
+    "runnable",
     "simplify",
     "takes_any_batch",
 ]

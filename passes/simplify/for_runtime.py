@@ -5,10 +5,11 @@ from __future__ import annotations
 from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Graph
 from onnxslim.runtime.probe import newest_read
+from passes.quantize.expand_fake_quant import ExpandFakeQuant
 from passes.simplify.convert_opset import ConvertOpset
 from passes.simplify.inline_functions import InlineFunctions
 
-__all__ = ["for_runtime"]
+__all__ = ["for_runtime", "runnable"]
 
 
 def for_runtime(graph: Graph, newest: tuple[int, int] | None = None) -> Graph:
@@ -32,3 +33,10 @@ def for_runtime(graph: Graph, newest: tuple[int, int] | None = None) -> Graph:
             ) from error
     twin.ir_version = min(twin.ir_version, ir)
     return twin
+
+
+def runnable(graph: Graph) -> Graph:
+    """A copy in which FakeQuant is expanded, as the installed ONNX Runtime reads it."""
+    twin = graph.copy()
+    ExpandFakeQuant()(twin)
+    return for_runtime(twin)

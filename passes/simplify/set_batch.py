@@ -10,8 +10,7 @@ from onnxslim.errors import ModelError, UnsupportedError
 from onnxslim.ir.graph import Graph
 from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.runtime.independence import require_independent
-from passes.quantize.expand_fake_quant import ExpandFakeQuant
-from passes.simplify.for_runtime import for_runtime
+from passes.simplify.for_runtime import runnable
 
 __all__ = ["SetBatch", "takes_any_batch"]
 
@@ -39,7 +38,7 @@ class SetBatch(Pass):
         original = None if fixed_batch(graph) in (None, self.batch) else graph.copy()
         count = set_batch(graph, self.batch)
         if original is not None:
-            require_independent(_runnable(original), _runnable(graph))
+            require_independent(runnable(original), runnable(graph))
         return Outcome(count or int(before != [v.shape for v in (*graph.inputs, *graph.outputs)]))
 
 
@@ -52,9 +51,3 @@ def takes_any_batch(graph: Graph) -> bool:
     except (ModelError, UnsupportedError):
         return False
     return True
-
-
-def _runnable(graph: Graph) -> Graph:
-    graph = graph.copy()
-    ExpandFakeQuant()(graph)
-    return for_runtime(graph)

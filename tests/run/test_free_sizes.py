@@ -96,6 +96,14 @@ def test_a_fraction_of_macs_is_met_whatever_is_free(
     assert onnxslim.prune(classifier(*names), macs=target, sizes=dict.fromkeys(names, 9)).plan.counted_at is None
 
 
+def test_a_size_that_is_given_goes_before_that_of_the_data() -> None:
+    """Whichever way its axis is named, and whether or not the other one is given too."""
+    whole = onnxslim.cost(classifier(20, 10)).macs
+    for sizes in ({"H": 20}, {"x[2]": 20}, {"H": 20, "W": 10}):
+        plan = onnxslim.plan_pruning(classifier("H", "W"), {"train": data(32, 10)}, macs=0.5, multiple=1, sizes=sizes)
+        assert plan.before.macs == whole
+
+
 def test_a_number_of_macs_needs_sizes() -> None:
     with pytest.raises(OptionError, match="macs: a number of MACs depends on the sizes of H, W"):
         onnxslim.prune(classifier("H", "W"), macs=100_000)

@@ -13,13 +13,17 @@ from onnx import helper, numpy_helper
 import onnxslim
 import onnxslim.recipe
 from onnxslim.analysis.cost import cost
+from onnxslim.builders import small_cnn
 from onnxslim.data import Preprocess
-from onnxslim.errors import ModelError, OptionError, RecipeError, UnsupportedError
+from onnxslim.errors import ModelError, OptionError, RecipeError, UnsupportedError, VerifyError
 from onnxslim.evaluation import open_session
 from onnxslim.ir.graph import DType, Graph, Role
 from onnxslim.ir.onnx_io import from_proto, read, to_bytes, write
+from onnxslim.ir.rewrite import Context, Outcome, Pass
 from onnxslim.stages import Prune
 from onnxslim.stages.preprocessing import noted_preprocess
+from passes.prune import CutChannels
+from passes.simplify import FoldBatchnorm, RestoreBatchnorm
 
 DATA = {"train": {"path": "data.npz", "split": "train"}, "normalize": {"mean": [100.0], "std": [50.0]}}
 
@@ -247,3 +251,42 @@ def test_large_sparse_weights_are_pinned() -> None:
     graph.add_output(graph.op("Conv", x, weight, name="large"))
     found = onnxslim.plan_pruning(graph, params=0.9, multiple=1)
     assert set(found.cuts) == {"conv_a", "conv_b"}
+
+
+def checked_recipe(**options: object) -> dict[str, object]:
+    """A cut of a network whose batch norms are folded, checked pass by pass where `compress` is told to."""
+    write(small_cnn((4, 8), classes=6, batchnorm=False), "folded.onnx")
+    return {
+        "model": "folded.onnx", "data": DATA, "run": {"name": "mine", "workers": 1},
+        "stages": [{"prune": {"macs": 0.5, "multiple": 1, "samples": 64, **options}}, {"export": {"ort": False}}],
+        "evaluate": {"latency_repeats": 0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["physical", "masked"])
+def test_a_cut_that_is_checked_is_found_to_be_right(job: Path, mode: str) -> None:
+    report = onnxslim.compress(checked_recipe(mode=mode), check=True)
+    assert report.stages[0].summary["units"] > 0
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "named"),
+    [(CutChannels, "cut_channels"), (RestoreBatchnorm, "restore_batchnorm"), (FoldBatchnorm, "fold_batchnorm")],
+)
+def test_a_recipe_that_is_checked_names_the_pass_of_a_cut(
+    job: Path, monkeypatch: pytest.MonkeyPatch, spoiled: type[Pass], named: str
+) -> None:
+    """One pass halves the logits too; a cut is held to what the same units masked give."""
+    run = spoiled.run
+
+    def halved(self: Pass, graph: Graph, context: Context) -> Outcome:
+        outcome = run(self, graph, context)
+        weight = graph.value("head.weight")
+        assert weight.array is not None
+        graph.set_array(weight, weight.array / 2)
+        return Outcome(outcome.rewrites + 1)
+
+    monkeypatch.setattr(spoiled, "run", halved)
+    with pytest.raises(VerifyError, match=f"After pass '{named}': '{named}' changed output 'logits'"):
+        onnxslim.compress(checked_recipe(), check=True)
+    assert not (job / "runs" / "mine").exists()

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from onnxslim.analysis.sizes import only_data_input
 from onnxslim.builders import mlp
 from onnxslim.data import Dataset
 from onnxslim.data.dataset import ArrayDataset
 from onnxslim.errors import DataError, OptionError
 from onnxslim.ir.graph import DType
 from onnxslim.stages import STAGES, Data, Quantize
-from onnxslim.stages.base import Log, only_data_input
+from onnxslim.stages.base import Log
 
 
 def test_data_are_opened_once_and_only_when_asked_for() -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnxslim.analysis.cost import cost
 from onnxslim.analysis.precision import TARGET_KEY
 from onnxslim.builders import small_cnn
-from onnxslim.data import Preprocess
+from onnxslim.data import Preprocess, Samples
 from onnxslim.data.dataset import ArrayDataset
 from onnxslim.errors import DataError, ModelError, OptionError
 from onnxslim.evaluation import open_session
@@ -21,7 +21,6 @@ from onnxslim.ir.rewrite import Context
 from onnxslim.runtime.capabilities import capabilities
 from onnxslim.stages import Data, Export, Quantize, RunContext
 from onnxslim.stages.export import target_of
-from onnxslim.stages.quantize import calibration_batches
 from onnxslim.targets import load_target
 from passes.quantize import InsertFakeQuant
 from tests.fixed_range import FixedRange
@@ -94,8 +93,8 @@ def test_wrong_data_and_wrong_skips_are_found_by_the_check(dataset: ArrayDataset
 
 def test_calibration_samples_are_drawn_by_the_seed(dataset: ArrayDataset) -> None:
     def drawn(samples: int, seed: int) -> np.ndarray:
-        batches = calibration_batches(dataset, "x", PREPROCESS, samples, 4, seed)
-        return np.concatenate([feeds["x"] for feeds in batches])
+        batches = Samples.of(small_cnn((4,)), dataset, PREPROCESS).drawn(samples, 4, seed)
+        return np.concatenate([feeds["image"] for feeds in batches])
 
     assert np.array_equal(drawn(10, 1), drawn(10, 1))
     assert not np.array_equal(drawn(10, 1), drawn(10, 2))
