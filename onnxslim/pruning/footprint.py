@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from onnxslim.analysis.channels import Axis, Group
 from onnxslim.analysis.cost import element_bits, is_counted, node_macs, one_sample, parameters, stored_in_bodies
+from onnxslim.errors import UnsupportedError
 from onnxslim.ir.graph import Graph, Node, Value
 
 __all__ = ["Footprint", "Size"]
@@ -26,6 +27,8 @@ class Footprint:
 
     A sketch of the graph has its shapes changed; its arrays stay, and nothing can run it. sizes: of free axes of its
     inputs; where MACs depend on others, none are counted.
+
+    Raises UnsupportedError where the model does not take these sizes.
     """
 
     def __init__(self, graph: Graph, groups: Mapping[str, Group], sizes: Mapping[str, int] | None = None) -> None:
@@ -96,6 +99,12 @@ class _Touched:
         nodes: dict[int, Node] = {}
         for member in group.members:
             value = Axis(member.value.id, member.axis).of(sketch)
+            if value.shape is None:
+                shapes = ", ".join(f"'{v.name}' {list(v.shape or ())}" for v in sketch.inputs if v.array is None)
+                raise UnsupportedError(
+                    f"With inputs of the shapes {shapes}, inference finds no shape of '{value.name}': the model does "
+                    "not take these sizes; give others, or data that fit it"
+                )
             self.axes.append((value, member.axis, member.index.shape[1]))
             if value.array is not None:
                 constants[value.id] = value

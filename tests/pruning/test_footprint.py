@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxslim.analysis.channels import find_groups
 from onnxslim.analysis.cost import cost
 from onnxslim.builders import small_cnn
-from onnxslim.ir.graph import Graph
+from onnxslim.errors import UnsupportedError
+from onnxslim.ir.graph import DType, Graph
 from onnxslim.ir.onnx_io import read
 from onnxslim.pruning.footprint import Footprint, Size
 from onnxslim.stages.base import prepared
@@ -38,6 +40,23 @@ def test_hand_count(network: Callable[..., Graph]) -> None:
     assert footprint.macs_of(graph.node_named("conv2")) == 4 * 4 * 9 * 5 * 7
     footprint.with_left({"conv1": 8, "conv2": 16})
     assert footprint.size == size_of(graph)
+
+
+def test_sizes_that_the_model_does_not_take_are_named() -> None:
+    """Of 8×8 images, windows of 3 leave 6×6, and a Reshape to 8×8 does not fit."""
+    graph = Graph()
+    x = graph.add_input("x", DType.FLOAT, ("n", 1, "h", "w"))
+    first = graph.add_constant("w1", np.ones((4, 1, 3, 3), np.float32))
+    second = graph.add_constant("w2", np.ones((6, 4, 3, 3), np.float32))
+    third = graph.add_constant("w3", np.ones((2, 6, 3, 3), np.float32))
+    square = graph.add_constant("square", np.array([-1, 4, 8, 8], np.int64))
+    inner = graph.op("Reshape", graph.op("Conv", x, first, name="conv1"), square, name="square")
+    graph.add_output(graph.op("Conv", graph.op("Conv", inner, second, name="conv2"), third, name="conv3"))
+    graph = prepared(graph)
+    groups = find_groups(graph).by_name
+    assert Footprint(graph, groups, {"h": 10, "w": 10}).size.params == 4 * 9 + 6 * 4 * 9 + 2 * 6 * 9
+    with pytest.raises(UnsupportedError, match=r"shapes 'x' \[1, 1, 8, 8\], inference finds no shape of 'conv2'"):
+        Footprint(graph, groups, {"h": 8, "w": 8})
 
 
 @given(st.data())
