@@ -96,7 +96,7 @@ def candidates(build: Build, wanted: str = "auto") -> tuple[dict[Layout, Sequenc
             continue
         why = _obstacle(name, found["plain"], wanted)
         try:
-            steps = [] if why is not None else _laid(build(name))
+            steps = [] if why is not None else _rewritten(build(name))
         except Exception as error:  # whatever it stumbles over: the plain layout is there, and the plan says why
             why = f"it cannot be built for this network: {str(error) or type(error).__name__}"
         else:
@@ -108,11 +108,11 @@ def candidates(build: Build, wanted: str = "auto") -> tuple[dict[Layout, Sequenc
     return found, refused
 
 
-def _laid(steps: Iterable[Step]) -> list[Step]:
+def _rewritten(steps: Iterable[Step]) -> list[Step]:
     """The steps; none, and no further one built, where the layout changes nothing."""
     found: list[Step] = []
     for step in steps:
-        if not step.laid:
+        if not step.rewritten:
             return []
         found.append(step)
     return found

@@ -73,7 +73,7 @@ class Step:
     """A step graph for `batch` samples, ready for a session.
 
     ports: what its inputs and outputs are called. updates: what its results are for. initial: what a loss's own
-    parameters begin with. laid: how many nodes the layout changed.
+    parameters begin with. rewritten: how many nodes the layout changed.
     """
 
     graph: Graph
@@ -81,7 +81,7 @@ class Step:
     ports: Mapping[Port, str]
     updates: tuple[Rule, ...]
     initial: Mapping[Port, Array] = field(default_factory=dict)
-    laid: int = 0
+    rewritten: int = 0
 
     @property
     def data(self) -> tuple[Port, ...]:

@@ -74,7 +74,7 @@ def test_every_layout_gives_the_same_step(trained_path: Path, frozen: bool) -> N
                              for which in ("plain", layout))  # fmt: skip
             assert np.linalg.norm(got - expected) <= 1e-3 * np.linalg.norm(expected), (layout, kind)
         assert judge.objection(steps[layout]) is None
-    assert steps["lanes"].laid > 20
+    assert steps["lanes"].rewritten > 20
 
 
 @needs_lanes
