@@ -45,7 +45,7 @@ def test_hand_count(network: Callable[..., Graph]) -> None:
 def test_sizes_that_the_model_does_not_take_are_named() -> None:
     """Of 8×8 images, windows of 3 leave 6×6, and a Reshape to 8×8 does not fit."""
     graph = Graph()
-    x = graph.add_input("x", DType.FLOAT, ("n", 1, "h", "w"))
+    x = graph.add_input("x", DType.FLOAT, (1, 1, "h", "w"))
     first = graph.add_constant("w1", np.ones((4, 1, 3, 3), np.float32))
     second = graph.add_constant("w2", np.ones((6, 4, 3, 3), np.float32))
     third = graph.add_constant("w3", np.ones((2, 6, 3, 3), np.float32))
