@@ -9,7 +9,7 @@ from pydantic import Field
 
 from onnxslim.ir.graph import Value
 from onnxslim.options import LARGEST, declared
-from onnxslim.training.update import Optimizer, Words
+from onnxslim.training.update import Optimizer, UpdateBuilder
 
 __all__ = ["AdamW", "Optimizer", "Sgd"]
 
@@ -40,14 +40,14 @@ class Sgd:
     moments: ClassVar[tuple[str, ...]] = ("momentum",)
 
     def update(
-        self, words: Words, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
+        self, builder: UpdateBuilder, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
     ) -> tuple[Value, list[Value]]:
-        op, const = words.op, words.const
+        op, const = builder.op, builder.const
         if decays and self.weight_decay:
             gradient = op("Add", gradient, op("Mul", parameter, const(self.weight_decay)))
         momentum = op("Add", op("Mul", moments[0], const(self.momentum)), gradient)
         direction = op("Add", gradient, op("Mul", momentum, const(self.momentum))) if self.nesterov else momentum
-        return op("Sub", parameter, op("Mul", direction, words.rate)), [momentum]
+        return op("Sub", parameter, op("Mul", direction, builder.rate)), [momentum]
 
 
 @declared
@@ -70,26 +70,26 @@ class AdamW:
     moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def update(
-        self, words: Words, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
+        self, builder: UpdateBuilder, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
     ) -> tuple[Value, list[Value]]:
-        op, const = words.op, words.const
-        corrections = [self._correction(words, beta) for beta in self.betas]
+        op, const = builder.op, builder.const
+        corrections = [self._correction(builder, beta) for beta in self.betas]
         news = [
             op("Add", op("Mul", moment, const(beta)), op("Mul", seen, const(1 - beta)))
             for moment, seen, beta in zip(moments, (gradient, op("Mul", gradient, gradient)), self.betas)
         ]
         mean, spread = (op("Div", new, correction) for new, correction in zip(news, corrections))
         direction = op("Div", mean, op("Add", op("Sqrt", spread), const(self.epsilon)))
-        change = op("Mul", direction, words.rate)
+        change = op("Mul", direction, builder.rate)
         if decays and self.weight_decay:
-            rate = op("Mul", words.rate, const(self.weight_decay))
+            rate = op("Mul", builder.rate, const(self.weight_decay))
             parameter = op("Sub", parameter, op("Mul", parameter, rate))
         return op("Sub", parameter, change), news
 
-    def _correction(self, words: Words, beta: float) -> Value:
+    def _correction(self, builder: UpdateBuilder, beta: float) -> Value:
         """1 − βᵗ, computed once for all parameters."""
 
         def make() -> Value:
-            return words.op("Sub", words.const(1.0), words.op("Pow", words.const(beta), words.step))
+            return builder.op("Sub", builder.const(1.0), builder.op("Pow", builder.const(beta), builder.step))
 
-        return words.once(("correction", beta), make)
+        return builder.once(("correction", beta), make)

@@ -12,7 +12,7 @@ import numpy as np
 from onnxslim.ir.graph import Shape, Value
 from onnxslim.ir.quant_math import SCALE_FLOOR, qrange
 from onnxslim.training.ports import Port
-from onnxslim.training.update import Rule, Sizes, Words
+from onnxslim.training.update import Rule, Sizes, UpdateBuilder
 
 __all__ = ["MOMENTUM", "FollowBatchnorm", "FollowMaximum", "FollowRange", "Optimise"]
 
@@ -52,14 +52,14 @@ class Optimise(Rule):
     def on_rows(self, rules: Sequence[Rule], row: Callable[[str], Port]) -> Rule:
         return replace(self, value=row("value"), shape=("n",))
 
-    def build(self, words: Words) -> None:
-        optimizer = words.plan.optimizer
-        gradient, value = words.gradient(self.value, self.shape), words.input(self.value, self.shape)
-        moments = [words.input(self.value.moment(name), self.shape) for name in optimizer.moments]
-        following, news = optimizer.update(words, value, gradient, moments, self.decays)
-        words.set_next(self.value, following, self.shape)
+    def build(self, builder: UpdateBuilder) -> None:
+        optimizer = builder.plan.optimizer
+        gradient, value = builder.gradient(self.value, self.shape), builder.input(self.value, self.shape)
+        moments = [builder.input(self.value.moment(name), self.shape) for name in optimizer.moments]
+        following, news = optimizer.update(builder, value, gradient, moments, self.decays)
+        builder.set_next(self.value, following, self.shape)
         for name, new in zip(optimizer.moments, news):
-            words.set_next(self.value.moment(name), new, self.shape)
+            builder.set_next(self.value.moment(name), new, self.shape)
 
 
 @dataclass(frozen=True)
@@ -95,23 +95,23 @@ class FollowBatchnorm(Rule):
     def _of_channels(self) -> Sequence[float]:
         return self.momentum if isinstance(self.momentum, tuple) else [self.momentum] * self.channels
 
-    def build(self, words: Words) -> None:
+    def build(self, builder: UpdateBuilder) -> None:
         shape = (self.channels,)
-        means, variances = words.parts(self.mean.batch, shape), words.parts(self.var.batch, shape)
+        means, variances = builder.parts(self.mean.batch, shape), builder.parts(self.var.batch, shape)
         if len(means) == 1:
             mean, var = means[0], variances[0]
         else:
-            mean = words.weighted(means)
-            raw = words.weighted([words.op("Add", v, words.op("Mul", m, m)) for m, v in zip(means, variances)])
-            var = words.op("Sub", raw, words.op("Mul", mean, mean))
+            mean = builder.weighted(means)
+            raw = builder.weighted([builder.op("Add", v, builder.op("Mul", m, m)) for m, v in zip(means, variances)])
+            var = builder.op("Sub", raw, builder.op("Mul", mean, mean))
         for port, batch in ((self.mean, mean), (self.var, var)):
-            words.set_next(port, words.moved(words.input(port, shape), batch, self._share_of_new(words)), shape)
+            builder.set_next(port, builder.moved(builder.input(port, shape), batch, self._share_of_new(builder)), shape)
 
-    def _share_of_new(self, words: Words) -> Value:
+    def _share_of_new(self, builder: UpdateBuilder) -> Value:
         """1 − momentum, of all channels or of each."""
         if isinstance(self.momentum, float):
-            return words.const(1 - self.momentum)
-        return words.array((1 - np.array(self.momentum)).astype(np.float32))
+            return builder.const(1 - self.momentum)
+        return builder.array((1 - np.array(self.momentum)).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -150,26 +150,26 @@ class FollowRange(Rule):
         ports = {what: row(what) for what in ("range", "scale", "zero_point")}
         return FollowRange(**ports, bits=self.bits, signed=self.signed, count=len(rules))
 
-    def build(self, words: Words) -> None:
-        op, size = words.op, 2 * self.count
-        parts = words.parts(self.range.batch, (size,))
+    def build(self, builder: UpdateBuilder) -> None:
+        op, size = builder.op, 2 * self.count
+        parts = builder.parts(self.range.batch, (size,))
         batch = parts[0]
         if len(parts) > 1:
             # Ends are merged as (−lo, hi), so that one maximum serves both.
-            sign = words.array(np.tile(np.array([-1, 1], np.float32), self.count))
+            sign = builder.array(np.tile(np.array([-1, 1], np.float32), self.count))
             batch = op("Mul", op("Max", *(op("Mul", part, sign) for part in parts)), sign)
-        moved = words.moved(words.input(self.range, (size,)), batch, words.const(1 - MOMENTUM))
+        moved = builder.moved(builder.input(self.range, (size,)), batch, builder.const(1 - MOMENTUM))
         ends = [np.array(end) if self.count == 1 else np.arange(end, size, 2) for end in (0, 1)]
-        lowest, highest = (op("Gather", moved, words.array(end), axis=0) for end in ends)
-        low, high = op("Min", lowest, words.const(0.0)), op("Max", highest, words.const(0.0))
+        lowest, highest = (op("Gather", moved, builder.array(end), axis=0) for end in ends)
+        low, high = op("Min", lowest, builder.const(0.0)), op("Max", highest, builder.const(0.0))
         qmin, qmax = qrange(self.bits, self.signed)
-        width = op("Div", op("Sub", high, low), words.const(qmax - qmin))
-        scale = op("Max", width, words.const(float(SCALE_FLOOR)))
-        offset = op("Sub", words.const(qmin), op("Div", low, scale))
-        zero_point = op("Clip", op("Round", offset), words.const(qmin), words.const(qmax))
-        words.set_next(self.range, moved, (size,))
-        words.set_next(self.scale, scale, self._sizes)
-        words.set_next(self.zero_point, zero_point, self._sizes)
+        width = op("Div", op("Sub", high, low), builder.const(qmax - qmin))
+        scale = op("Max", width, builder.const(float(SCALE_FLOOR)))
+        offset = op("Sub", builder.const(qmin), op("Div", low, scale))
+        zero_point = op("Clip", op("Round", offset), builder.const(qmin), builder.const(qmax))
+        builder.set_next(self.range, moved, (size,))
+        builder.set_next(self.scale, scale, self._sizes)
+        builder.set_next(self.zero_point, zero_point, self._sizes)
 
 
 @dataclass(frozen=True)
@@ -193,17 +193,17 @@ class FollowMaximum(Rule):
     def reads(self) -> Mapping[Port, Sizes]:
         return {}
 
-    def build(self, words: Words) -> None:
-        size = words.op("Abs", words.updated(self.weight, self.shape))
+    def build(self, builder: UpdateBuilder) -> None:
+        size = builder.op("Abs", builder.updated(self.weight, self.shape))
         if self.axis is None:
-            largest = words.op("ReduceMax", size, keepdims=0)
+            largest = builder.op("ReduceMax", size, keepdims=0)
         else:
             axis = self.axis % len(self.shape)
             blocks = (math.prod(self.shape[:axis]), self.shape[axis], math.prod(self.shape[axis + 1 :]))
-            cut = words.op("Reshape", size, words.ints(*blocks))
-            largest = words.op("ReduceMax", cut, words.ints(0, 2), keepdims=0)
+            cut = builder.op("Reshape", size, builder.ints(*blocks))
+            largest = builder.op("ReduceMax", cut, builder.ints(0, 2), keepdims=0)
         qmax = qrange(self.bits, True, narrow=True)[1]
-        step = words.op("Div", largest, words.const(qmax))
-        scale = words.op("Max", step, words.const(float(SCALE_FLOOR)))
+        step = builder.op("Div", largest, builder.const(qmax))
+        scale = builder.op("Max", step, builder.const(float(SCALE_FLOOR)))
         shape: Shape = () if self.axis is None else (self.shape[self.axis],)
-        words.set_next(self.scale, scale, tuple(d for d in shape if isinstance(d, int)))
+        builder.set_next(self.scale, scale, tuple(d for d in shape if isinstance(d, int)))

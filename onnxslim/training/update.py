@@ -26,7 +26,17 @@ from onnxslim.ir.shapes import infer_shapes
 from onnxslim.ir.verify import verify
 from onnxslim.training.ports import Kind, Port
 
-__all__ = ["Optimizer", "Rule", "Sizes", "UpdateGraph", "UpdatePlan", "Words", "build_norm", "build_update", "moves_of"]
+__all__ = [
+    "Optimizer",
+    "Rule",
+    "Sizes",
+    "UpdateBuilder",
+    "UpdateGraph",
+    "UpdatePlan",
+    "build_norm",
+    "build_update",
+    "moves_of",
+]
 
 Sizes: TypeAlias = tuple[int | str, ...]
 """A shape; ("n",) is a row of any length, which is the same wherever it has that name."""
@@ -48,7 +58,7 @@ class Optimizer(Protocol):
     def clip_norm(self) -> float | None: ...
 
     def update(
-        self, words: Words, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
+        self, builder: UpdateBuilder, parameter: Value, gradient: Value, moments: Sequence[Value], decays: bool
     ) -> tuple[Value, list[Value]]:
         """Adds the update of one parameter; returns its next value and its next moments."""
         ...
@@ -87,8 +97,8 @@ class Rule(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def build(self, words: Words) -> None:
-        """Adds the nodes; `words.set_next` says what comes out."""
+    def build(self, builder: UpdateBuilder) -> None:
+        """Adds the nodes; `builder.set_next` says what comes out."""
 
 
 def moves_of(rule: Rule, optimizer: Optimizer) -> dict[Port, Sizes]:
@@ -122,22 +132,22 @@ class UpdateGraph:
 
 def build_update(plan: UpdatePlan) -> UpdateGraph:
     """The update graph. Scalar output beside the next state: the gradients' norm, where they are clipped here."""
-    words = Words(plan)
+    builder = UpdateBuilder(plan)
     for rule in plan.rules:
-        rule.build(words)
-    return words.finished()
+        rule.build(builder)
+    return builder.finished()
 
 
 def build_norm(gradients: Sequence[Port], plan: UpdatePlan) -> UpdateGraph:
     """Each worker's gradients of those values  →  their norm, and the factor that clipping multiplies gradients by."""
-    words = Words(plan)
+    builder = UpdateBuilder(plan)
     sized = [(port.gradient, (f"n{number}",)) for number, port in enumerate(gradients)]
-    factor = words.clipping([words.merged(gradient, sizes) for gradient, sizes in sized])
-    words.fetch(Port(Kind.FACTOR), factor, ())
-    return words.finished()
+    factor = builder.clipping([builder.merged(gradient, sizes) for gradient, sizes in sized])
+    builder.fetch(Port(Kind.FACTOR), factor, ())
+    return builder.finished()
 
 
-class Words:
+class UpdateBuilder:
     """An update graph that is being written, and what rules and optimisers write it with."""
 
     def __init__(self, plan: UpdatePlan) -> None:
