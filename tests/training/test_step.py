@@ -108,7 +108,7 @@ def test_inputs_and_outputs_are_told_by_ports(
     assert {Port(Kind.LOSS), Port(Kind.CORRECT), Port(Kind.TERM, "cross_entropy")} <= set(step.outputs)
 
 
-@pytest.mark.parametrize(("quantize", "options", "teached"), VARIANTS)
+@pytest.mark.parametrize(("quantize", "options", "teached"), VARIANTS[1::4])
 def test_a_sound_step_passes_its_check(
     quantize: bool, options: dict[str, Any], teached: bool, student: Callable[[bool], Graph]
 ) -> None:
