@@ -54,6 +54,7 @@ class Tape:
         return dy
 
     def dys(self) -> Sequence[Value | None]:
+        """The gradients of the node's outputs, by slot; None where nothing depends on one."""
         return self._dys
 
     def has(self, slot: int) -> bool:
@@ -61,9 +62,11 @@ class Tape:
         return slot < len(self.inputs) and self.inputs[slot] is not None
 
     def x(self, slot: int = 0) -> Value:
+        """An input of the node."""
         return self.graph.operand(self.node, slot)
 
     def y(self, slot: int = 0) -> Value:
+        """An output of the node."""
         return self.graph.result(self.node, slot)
 
     def shape(self, slot: int = 0) -> tuple[int, ...]:
@@ -71,11 +74,13 @@ class Tape:
         return self.x(slot).static_shape
 
     def wants(self, slot: int) -> bool:
+        """Whether a gradient is wanted of the input in a slot."""
         return slot < len(self._wanted) and self._wanted[slot]
 
     # ------------------------------------------------------------------ words
 
     def op(self, op: str, *inputs: Value | None, domain: str = "", outputs: int = 1, **attributes: Any) -> Value:
+        """A node of the gradient: what it makes."""
         return self.graph.op(op, *inputs, name=f"{self._name}/{op}", domain=domain, outputs=outputs, **attributes)
 
     def node_of(
@@ -91,27 +96,35 @@ class Tape:
         return self.graph.add_node(op, inputs, names, attributes, domain=domain)
 
     def const(self, array: Any, dtype: Any = np.float32) -> Value:
+        """A constant of the gradient."""
         return self.graph.add_constant(f"{self._name}/const", np.asarray(array, dtype))
 
     def ints(self, *numbers: int) -> Value:
+        """A constant of whole numbers, int64."""
         return self.const(numbers, np.int64)
 
     def add(self, a: Value, b: Value) -> Value:
+        """a + b."""
         return self.op("Add", a, b)
 
     def sub(self, a: Value, b: Value) -> Value:
+        """a − b."""
         return self.op("Sub", a, b)
 
     def mul(self, a: Value, b: Value) -> Value:
+        """a · b."""
         return self.op("Mul", a, b)
 
     def scale(self, a: Value, factor: float) -> Value:
+        """a · factor."""
         return a if factor == 1 else self.mul(a, self.const(factor))
 
     def div(self, a: Value, b: Value) -> Value:
+        """a / b."""
         return self.op("Div", a, b)
 
     def neg(self, a: Value) -> Value:
+        """−a."""
         return self.op("Neg", a)
 
     def as_float(self, condition: Value) -> Value:
@@ -148,6 +161,7 @@ class Tape:
         return self.reshape(made, sizes)
 
     def sum(self, a: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
+        """Σ over axes; the value itself where there are none."""
         return self.op("ReduceSum", a, self.ints(*axes), keepdims=int(keepdims)) if axes else a
 
     def dots(self, a: Value, b: Value, rows: int, length: int) -> Value:
@@ -187,6 +201,7 @@ class Tape:
         return self.reshape(made, shape)
 
     def reshape(self, a: Value, shape: Sequence[int]) -> Value:
+        """The same numbers in another shape."""
         return self.op("Reshape", a, self.ints(*shape))
 
     def split(self, a: Value, parts: int, size: int, axis: int) -> list[Value]:

@@ -72,6 +72,7 @@ class Graph:
         return frozen
 
     def item(self, id: int) -> Node | Value:
+        """The node or value of an id; KeyError for one that is gone."""
         return self._network.items[id]
 
     def holds(self, item: Node | Value) -> bool:
@@ -80,10 +81,12 @@ class Graph:
 
     @property
     def inputs(self) -> list[Value]:
+        """What is fed from outside, in the order of the file; initialisers that may be replaced among them."""
         return [self._network.value(i) for i in self._inputs]
 
     @property
     def outputs(self) -> list[Value]:
+        """What is handed out, in the order of the file; a value may stand there twice."""
         return [self._network.value(i) for i in self._outputs]
 
     def nodes(self) -> list[Node]:
@@ -115,6 +118,7 @@ class Graph:
         return self._network.value(self._by_name[name])
 
     def find(self, name: str) -> Value | None:
+        """The value of that name; None where there is none."""
         id = self._by_name.get(name)
         return None if id is None else self._network.value(id)
 
@@ -126,6 +130,7 @@ class Graph:
         raise KeyError(name)
 
     def producer(self, value: Value) -> Node | None:
+        """The node that makes a value; None for inputs and initialisers."""
         return self._network.producer(value)
 
     def uses(self, value: Value) -> list[Use]:
@@ -141,6 +146,7 @@ class Graph:
         return list(self._network.reads(node))
 
     def node_outputs(self, node: Node) -> list[Value | None]:
+        """What a node makes, by slot; None in slots that are left out."""
         return list(self._network.makes(node))
 
     def reads(self, node: Node) -> list[Value]:
@@ -172,12 +178,15 @@ class Graph:
         return self._network.captures(node)
 
     def is_input(self, value: Value) -> bool:
+        """Whether it is fed from outside."""
         return value.id in self._inputs
 
     def is_output(self, value: Value) -> bool:
+        """Whether it is handed out."""
         return value.id in self._output_ids
 
     def is_used(self, value: Value) -> bool:
+        """Whether a node reads it, or it is handed out."""
         return value.id in self._output_ids or self._network.is_read(value)
 
     def has_source(self, value: Value) -> bool:
@@ -247,11 +256,13 @@ class Graph:
         self._touch(value)
 
     def add_output(self, value: Value) -> None:
+        """Hands a value out, behind the other outputs."""
         self._outputs.append(value.id)
         self._output_ids.add(value.id)
         self._touch(value)
 
     def remove_output(self, value: Value) -> None:
+        """Hands a value out no longer, once where it stood several times."""
         self._outputs.remove(value.id)
         self._output_ids = set(self._outputs)
         self._touch(value)
@@ -279,6 +290,7 @@ class Graph:
         self._touch(value)
 
     def set_type(self, value: Value, dtype: DType | None = None, shape: Iterable[Dim] | None = None) -> None:
+        """Declares an element type, a shape, or both; what is not given stays."""
         if dtype is not None:
             value.dtype = dtype
         if shape is not None:
@@ -291,6 +303,7 @@ class Graph:
         self._touch(value)
 
     def set_role(self, value: Value, role: Role, owner: str = "") -> None:
+        """Says what a value is for, and whose it is."""
         value.role, value.owner = role, owner
         self._touch(value)
 
@@ -359,6 +372,7 @@ class Graph:
         self._touch(node)
 
     def set_name(self, node: Node, name: str, doc: str = "") -> None:
+        """Gives a node another name and doc string."""
         node.name, node.doc = name, doc
         self._touch(node)
 
@@ -370,6 +384,7 @@ class Graph:
         self._touch(item)
 
     def set_op(self, node: Node, op: str, domain: str = "") -> None:
+        """Makes a node apply another op; its domain gets version 1 where the graph does not import it."""
         node.op, node.domain = op, domain
         self.opsets.setdefault(domain, 1)
         self._touch(node)
@@ -439,6 +454,7 @@ class Graph:
         self._touch(old, new)
 
     def rename(self, value: Value, name: str) -> None:
+        """Gives a value another name; ModelError where it is taken."""
         if name == value.name:
             return
         if name in self._by_name:
@@ -547,6 +563,7 @@ class Graph:
         return self._network.written.get(node.id)
 
     def keep_written(self, node: Node, proto: onnx.NodeProto) -> None:
+        """Keeps a node's ONNX form until it is edited."""
         self._network.written[node.id] = proto
 
     def note(self, what: str, found: Any) -> None:

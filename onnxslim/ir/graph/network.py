@@ -46,11 +46,13 @@ class Network:
         return twin
 
     def value(self, id: int) -> Value:
+        """The value of an id."""
         item = self.items[id]
         assert isinstance(item, Value)
         return item
 
     def node(self, id: int) -> Node:
+        """The node of an id."""
         item = self.items[id]
         assert isinstance(item, Node)
         return item
@@ -72,9 +74,11 @@ class Network:
         return found
 
     def is_read(self, value: Value) -> bool:
+        """Whether a node reads it."""
         return any(True for _ in self.net.successors(value.id))
 
     def producer(self, value: Value) -> Node | None:
+        """The node that makes it, if any."""
         try:
             return self._producers[value.id]
         except KeyError:
@@ -114,6 +118,7 @@ class Network:
         return {name: self.value(source) for _, name, source in sorted(found)}
 
     def uses(self, value: Value) -> tuple[Use, ...]:
+        """Who reads it, and in which slots, in the order of the nodes."""
         kept = self._uses.get(value.id)
         if kept is None:
             readers = sorted(self.net.successors(value.id))
