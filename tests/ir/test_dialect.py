@@ -53,7 +53,8 @@ def test_inference_finds_what_the_layouts_say_of_their_ops(domain: str) -> None:
     assert all(None not in (shape or (None,)) for _, shape in said.values())
     verify(graph)
     for node in own:
-        graph.set_type(graph.result(node), DType.UNDEFINED, None)
+        graph.set_type(graph.result(node), DType.UNDEFINED)
+        graph.clear_shape(graph.result(node))
     infer_shapes(graph)
     assert {name: (graph.value(name).dtype, graph.value(name).shape) for name in said} == said
 
