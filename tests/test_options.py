@@ -74,6 +74,10 @@ def test_keys_give_the_same_object_again() -> None:
         ({"first": {"spots": [1, "2"]}}, "first.spots.1: expected a whole number, got text '2'"),
         ({"first": "ball"}, "first: expected keys and values, got text 'ball'"),
         ({"first": None}, "first: expected keys and values, got nothing"),
+        (
+            {"first": {"name": "box", "radius": 1, "height": 2}},
+            "first.radius: an option of ball; box takes side\nunknown key 'height' in first; known keys: name, side",
+        ),
         ({"only": {"name": "box"}}, "unknown key 'name' in only; known keys: side"),
         ({"count": 0, "first": 1}, "first: expected keys and values, got 1\ncount: expected at least 1, got 0"),
     ],

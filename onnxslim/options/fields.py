@@ -111,19 +111,23 @@ class OneOf:
             raise PydanticCustomError("dict_type", "keys and values")
         cls = self.class_in(given)
         if cls is None:
-            raise _fault("name", given["name"], "literal_error", " or ".join(f"'{one.name}'" for one in self.table))
+            names = " or ".join(f"'{one.name}'" for one in self.table)
+            raise _faulty([_fault("name", given["name"], "literal_error", names)])
         rest = {key: value for key, value in given.items() if key != "name" or not self.named}
-        own = fields_of(cls)
-        for key, value in rest.items():
-            others = [one.name for one in self.table if one is not cls and key in fields_of(one)]
-            if key not in own and others:
-                text = f"an option of {' and '.join(others)}; {cls.name} takes {', '.join(own)}"
-                raise _fault(key, value, "option_of_another", text)
-            if key not in own:
-                raise _fault(key, value, "extra_forbidden", "an option that there is")
+        faults = [self._misplaced(cls, key, value) for key, value in rest.items() if key not in fields_of(cls)]
+        if faults:
+            raise _faulty(faults)
         made = object.__new__(cls)
         cls.__pydantic_validator__.validate_python(ArgsKwargs((), rest), self_instance=made)
         return made
+
+    def _misplaced(self, cls: Any, key: str, given: Any) -> InitErrorDetails:
+        """That a key is no option of a class, and of which it is one."""
+        others = [one.name for one in self.table if one is not cls and key in fields_of(one)]
+        if not others:
+            return _fault(key, given, "extra_forbidden", "an option that there is")
+        takes = ", ".join(fields_of(cls)) or "nothing"
+        return _fault(key, given, "option_of_another", f"an option of {' and '.join(others)}; {cls.name} takes {takes}")
 
     def _dumped(self, value: Any) -> Any:
         if value is None:
@@ -134,9 +138,13 @@ class OneOf:
         return {"name": value.name, **keys} if self.named else keys
 
 
-def _fault(key: str, given: Any, kind: str, text: str) -> ValidationError:
+def _fault(key: str, given: Any, kind: str, text: str) -> InitErrorDetails:
     error = PydanticCustomError(kind, "{expected}", {"expected": text})
-    return ValidationError.from_exception_data("options", [InitErrorDetails(type=error, loc=(key,), input=given)])
+    return InitErrorDetails(type=error, loc=(key,), input=given)
+
+
+def _faulty(faults: list[InitErrorDetails]) -> ValidationError:
+    return ValidationError.from_exception_data("options", faults)
 
 
 def named(table: Sequence[Any], text: str, *others: str) -> Any:
